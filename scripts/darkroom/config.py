@@ -1,0 +1,102 @@
+"""Check a configuration against the schema and fill in its defaults."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darkroom.errors import DarkroomError
+
+STAGES = ("prompts", "edits")
+
+
+def load_config(config: dict[str, Any], schema: str | Path, root: str | Path = ".") -> dict[str, Any]:
+    """A copy of `config`, checked against the JSON schema in the YAML file `schema`, every default filled in.
+
+    Also checks that the named files and model folders exist; relative paths are taken from `root`. Raises
+    DarkroomError: one line that names the key and says what is expected.
+    """
+    import copy
+
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    schema = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
+    config = copy.deepcopy(config)
+    for name, sub in schema["properties"].items():  # `generate:` with nothing under it is an empty section
+        if sub.get("type") == "object" and config.get(name, ...) is None:
+            config[name] = {}
+    if error := best_match(Draft202012Validator(schema).iter_errors(config)):
+        raise DarkroomError("config: " + _explain(error))
+    _fill(config, schema)
+    _check_files(config, Path(root))
+    if config["judge"]["tensor_parallel_size"] is None:
+        config["judge"]["tensor_parallel_size"] = config["judge"]["gpus"]
+    return config
+
+
+def _fill(value: dict[str, Any], schema: dict[str, Any]) -> None:
+    for name, sub in schema.get("properties", {}).items():
+        if name not in value and "default" in sub:
+            default = sub["default"]
+            value[name] = dict(default) if isinstance(default, dict) else default
+        if isinstance(value.get(name), dict):
+            _fill(value[name], sub)
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema["properties"])
+        unknown = sorted(set(error.instance) - set(known))[0]
+        name = f"{where}.{unknown}" if where else unknown
+        near = difflib.get_close_matches(unknown, known, n=1)
+        return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    got = repr(error.instance)
+    got = got if len(got) <= 60 else got[:57] + "..."
+    expected = {
+        "type": lambda: "expected " + _either(error.validator_value),
+        "enum": lambda: "expected one of " + ", ".join(error.validator_value),
+        "minimum": lambda: f"must be at least {error.validator_value}",
+        "maximum": lambda: f"must be at most {error.validator_value}",
+        "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
+        "minLength": lambda: "must not be empty",
+    }.get(error.validator, lambda: error.message)()
+    return f"{where}: {expected}, got {got}"
+
+
+def _either(types: str | list[str]) -> str:
+    names = {"object": "a section", "string": "text", "integer": "a whole number", "number": "a number"}
+    names |= {"boolean": "true or false", "null": "null", "array": "a list"}
+    return " or ".join(names[name] for name in ([types] if isinstance(types, str) else types))
+
+
+def is_folder_name(model: str) -> bool:
+    """Whether `model` names a folder rather than owner/name on the hub."""
+    return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
+
+
+def _check_files(config: dict[str, Any], root: Path) -> None:
+    if config["prompts"] is None and config["edits"] is None:
+        raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
+    for stage in STAGES:
+        path = config[stage]
+        if path is None:
+            continue
+        if not (root / path).exists():
+            raise DarkroomError(f"config: {stage}: no such file: {path}")
+        if not (root / path).is_file():
+            raise DarkroomError(f"config: {stage}: not a file: {path}")
+    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
+    for section in (name for name, use in used.items() if use):
+        for key in ("model", "local_dir"):
+            model = config[section].get(key)
+            if model and (key == "local_dir" or is_folder_name(model)) and not (root / model).is_dir():
+                raise DarkroomError(
+                    f"config: {section}.{key}: no such folder: {model} (a hub model is written owner/name)"
+                )
+    if not (root / config["judge"]["rubric"]).is_file():
+        raise DarkroomError(f"config: judge.rubric: no such file: {config['judge']['rubric']}")

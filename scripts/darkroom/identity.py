@@ -1,0 +1,35 @@
+"""Hashes that name things: row ids, seeds, keys and digests.
+
+Everything is hashed as canonical JSON (sorted keys, no spaces, UTF-8), so that the same content has the same
+name on every machine and in every process.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+SEED_BITS = 53  # a seed survives CSV, JSON and JavaScript, whose numbers are float64
+
+
+def canonical(value: Any) -> bytes:
+    """`value` as canonical JSON bytes. Raises ValueError for NaN, infinities and lone surrogates."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8")
+
+
+def digest(value: Any, length: int = 32) -> str:
+    """The first `length` hex digits (4 bits each) of the SHA-256 of `value` as canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:length]
+
+
+def request_seed(root: int, row: str, item: int, sample: int, own: int | None = None) -> int:
+    """The seed of one request, below 2**53: a hash of (root seed, row id, sample), never of a position or a time.
+
+    `item` counts the prompts or the source images of a row and enters only where there are several. A row's
+    `own` seed is taken as it is for its first image and replaces root seed and row id for the others.
+    """
+    if own is not None and item == 0 and sample == 0:
+        return own
+    parts: list[Any] = [root, row] if own is None else [own]
+    parts += [sample] if item == 0 else [sample, item]
+    return int(digest(parts, 16), 16) >> (64 - SEED_BITS)

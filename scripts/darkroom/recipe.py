@@ -1,0 +1,63 @@
+"""What decides the pixels of an image, and the scores of a judge, apart from the request itself."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from darkroom.config import is_folder_name
+from darkroom.identity import digest
+
+# Raise one of these when a change of the code changes what it makes from the same input: the digests of all
+# shards of that stage change with it, and their requests are made again.
+IMAGE_RECIPE_VERSION = 1
+JUDGE_RECIPE_VERSION = 1
+
+_WHOLE_FILE = 16 * 2**20
+_ENDS = 2**20
+
+_IMAGE_KEYS = ("family", "dtype", "width", "height", "steps", "guidance", "true_cfg", "max_sequence_length")
+_JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pixels", "max_pixels")
+
+
+def model_identity(section: dict[str, Any], root: str | Path = ".") -> str:
+    """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
+
+    A folder's digest covers its file list, the sizes, small files whole and the two ends of large ones, so
+    that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
+    """
+    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    if folder is None:
+        return f"{section['model']}@{section['revision'] or 'main'}"
+    base = Path(root) / folder
+    files = sorted(path for path in base.rglob("*") if path.is_file() and not _is_side_file(path.relative_to(base)))
+    return "folder:" + digest([[path.relative_to(base).as_posix(), _file_digest(path)] for path in files])
+
+
+def _is_side_file(path: Path) -> bool:
+    return path.suffix in (".md", ".txt") and path.name != "merges.txt" or path.parts[0].startswith(".")
+
+
+def _file_digest(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        if size <= _WHOLE_FILE:
+            return [size, hashlib.file_digest(stream, "sha256").hexdigest()]
+        head = stream.read(_ENDS)
+        stream.seek(-_ENDS, os.SEEK_END)
+        return [size, hashlib.sha256(head + stream.read()).hexdigest()]
+
+
+def image_recipe(section: dict[str, Any], root: str | Path = ".") -> dict[str, Any]:
+    """The recipe of `generate` or `edit`: model identity and sampler settings, without what cannot change a pixel."""
+    recipe = {key: section[key] for key in _IMAGE_KEYS}
+    recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section, root)}
+    return json.loads(json.dumps(recipe))
+
+
+def judge_recipe(section: dict[str, Any], rubric_digest: str, root: str | Path = ".") -> dict[str, Any]:
+    """The recipe of the judge: model identity, settings and the digest of the rubric's questions."""
+    recipe = {key: section[key] for key in _JUDGE_KEYS}
+    recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section, root), "rubric": rubric_digest}
+    return json.loads(json.dumps(recipe))

@@ -1,0 +1,134 @@
+"""Rubrics: what the judge is asked about a picture, and how its reply becomes numbers.
+
+A rubric is a YAML file; `config/rubrics/default.yaml` explains its form. Each question makes columns of the
+score tables:
+
+    yes_no  `name` (P(yes), 0..1), `name`_mass (p(yes) + p(no)), `name`_reply, `name`_error
+    json    one column per field (a whole number, or text), `name`_reply (raw), `name`_error
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darkroom.errors import DarkroomError
+from darkroom.identity import digest
+
+KINDS = ("images", "edited")
+# Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
+# characters into the text and the reply is not JSON.
+_TEXT_PATTERN = r"^[ !#-\[\]-~]{1,%d}$"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a rubric. `fields` of a json question: name -> {"minimum", "maximum"} or {"max_length"}."""
+
+    name: str
+    type: str
+    text: str
+    fields: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def ask(self, prompt: str) -> str:
+        """The question about a picture made for `prompt`. Braces in the prompt stay what they are."""
+        return self.text.replace("{prompt}", prompt)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the reply to a json question."""
+        properties = {}
+        for name, limits in self.fields.items():
+            if "max_length" in limits:
+                properties[name] = {"type": "string", "pattern": _TEXT_PATTERN % limits["max_length"]}
+            else:
+                properties[name] = {"type": "integer", "minimum": limits["minimum"], "maximum": limits["maximum"]}
+        required = list(properties)
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns this question makes: name -> "float", "int" or "text"."""
+        if self.type == "yes_no":
+            scores = {self.name: "float", f"{self.name}_mass": "float"}
+        else:
+            scores = {name: "text" if "max_length" in limits else "int" for name, limits in self.fields.items()}
+        return scores | {f"{self.name}_reply": "text", f"{self.name}_error": "text"}
+
+    def parse(self, reply: str) -> tuple[dict[str, Any], str | None]:
+        """The fields of a json reply, or why it cannot be used: (values, None) or ({}, reason)."""
+        try:
+            values = json.loads(reply)
+        except ValueError as error:
+            return {}, f"reply is not JSON: {error}"
+        if not isinstance(values, dict):
+            return {}, "reply is not a JSON object"
+        for name, limits in self.fields.items():
+            value = values.get(name)
+            if "max_length" in limits:
+                if not isinstance(value, str):
+                    return {}, f"reply has no text {name}"
+            elif isinstance(value, bool) or not isinstance(value, int):
+                return {}, f"reply has no whole number {name}"
+            elif not limits["minimum"] <= value <= limits["maximum"]:
+                return {}, f"{name} is {value}, outside {limits['minimum']} to {limits['maximum']}"
+        return {name: values[name] for name in self.fields}, None
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """The questions of a rubric file by kind of picture, and the digest of what they ask."""
+
+    questions: dict[str, list[Question]]
+    digest: str
+
+    def columns(self, kind: str) -> dict[str, str]:
+        """All score columns of a kind ("images" or "edited"), in order."""
+        return {name: type_ for question in self.questions[kind] for name, type_ in question.columns.items()}
+
+    def scores(self, kind: str) -> list[str]:
+        """The numeric columns of a kind that a selection can name."""
+        return [name for name, type_ in self.columns(kind).items() if type_ != "text" and not name.endswith("_mass")]
+
+
+def load_rubric(path: str | Path) -> Rubric:
+    """Read a rubric file. Raises DarkroomError: one line that names the file and the question."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DarkroomError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise DarkroomError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict) or set(content) - set(KINDS):
+        raise DarkroomError(f"{path}: expected the sections images and edited, each a list of questions")
+    questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in KINDS}
+    for kind, asked in questions.items():
+        columns = [name for question in asked for name in question.columns]
+        if double := {name for name in columns if columns.count(name) > 1}:
+            raise DarkroomError(f"{path}: {kind}: column {sorted(double)[0]} is made by two questions")
+    asked = {kind: [[q.name, q.type, q.text, q.fields] for q in questions[kind]] for kind in KINDS}
+    return Rubric(questions, digest(asked))
+
+
+def _question(path: str | Path, kind: str, entry: Any) -> Question:
+    if not isinstance(entry, dict) or set(entry) - {"name", "type", "text", "fields"}:
+        raise DarkroomError(f"{path}: {kind}: a question has name, type, text and, for type json, fields")
+    name, type_, text, fields = entry.get("name"), entry.get("type"), entry.get("text"), entry.get("fields") or {}
+    where = f"{path}: {kind}: question {name}"
+    if not isinstance(name, str) or not name.isidentifier():
+        raise DarkroomError(f"{where}: its name must be letters, digits and underscores")
+    if type_ not in ("yes_no", "json"):
+        raise DarkroomError(f"{where}: type must be yes_no or json, got {type_}")
+    if not isinstance(text, str) or "{prompt}" not in text:
+        raise DarkroomError(f"{where}: text must hold {{prompt}}")
+    if (type_ == "json") != bool(fields):
+        raise DarkroomError(f"{where}: fields go with type json, and type json needs some")
+    for column, limits in fields.items():
+        whole = isinstance(limits, dict) and all(isinstance(n, int) for n in limits.values())
+        if not whole or set(limits) not in ({"minimum", "maximum"}, {"max_length"}):
+            raise DarkroomError(f"{where}: field {column} needs minimum and maximum, or max_length, in whole numbers")
+    return Question(name, type_, text, fields)
