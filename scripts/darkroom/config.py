@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from darkroom.errors import DarkroomError
 STAGES = ("prompts", "edits")
 
 
-def load_config(config: dict[str, Any], schema: str | Path, root: str | Path = ".") -> dict[str, Any]:
+def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str | Path] = (".",)) -> dict[str, Any]:
     """A copy of `config`, checked against the JSON schema in the YAML file `schema`, every default filled in.
 
-    Also checks that the named files and model folders exist; relative paths are taken from `root`. Raises
-    DarkroomError: one line that names the key and says what is expected.
+    Files and folders that it names must exist; relative ones are looked for in `roots` in turn (the working folder,
+    then the workflow's own) and replaced by where they were found. Raises DarkroomError: one line that names the
+    key and says what is expected.
     """
     import copy
 
@@ -32,7 +34,7 @@ def load_config(config: dict[str, Any], schema: str | Path, root: str | Path = "
     if error := best_match(Draft202012Validator(schema).iter_errors(config)):
         raise DarkroomError("config: " + _explain(error))
     _fill(config, schema)
-    _check_files(config, Path(root))
+    _find_files(config, [Path(root) for root in roots])
     if config["judge"]["tensor_parallel_size"] is None:
         config["judge"]["tensor_parallel_size"] = config["judge"]["gpus"]
     return config
@@ -79,24 +81,26 @@ def is_folder_name(model: str) -> bool:
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
 
 
-def _check_files(config: dict[str, Any], root: Path) -> None:
+def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     if config["prompts"] is None and config["edits"] is None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
+
+    def find(section: dict[str, Any], key: str, where: str, what: str, hint: str = "") -> None:
+        found = next((root / section[key] for root in roots if (root / section[key]).exists()), None)
+        if found is None:
+            raise DarkroomError(f"config: {where}: no such {what}: {section[key]}{hint}")
+        if found.is_dir() != (what == "folder"):
+            raise DarkroomError(f"config: {where}: not a {what}: {section[key]}")
+        section[key] = str(found)
+
     for stage in STAGES:
-        path = config[stage]
-        if path is None:
-            continue
-        if not (root / path).exists():
-            raise DarkroomError(f"config: {stage}: no such file: {path}")
-        if not (root / path).is_file():
-            raise DarkroomError(f"config: {stage}: not a file: {path}")
+        if config[stage] is not None:
+            find(config, stage, stage, "file")
     used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    for section in (name for name, use in used.items() if use):
-        for key in ("model", "local_dir"):
-            model = config[section].get(key)
-            if model and (key == "local_dir" or is_folder_name(model)) and not (root / model).is_dir():
-                raise DarkroomError(
-                    f"config: {section}.{key}: no such folder: {model} (a hub model is written owner/name)"
-                )
-    if not (root / config["judge"]["rubric"]).is_file():
-        raise DarkroomError(f"config: judge.rubric: no such file: {config['judge']['rubric']}")
+    for name in (name for name, use in used.items() if use):
+        section = config[name]
+        if section.get("local_dir"):
+            find(section, "local_dir", f"{name}.local_dir", "folder")
+        elif is_folder_name(section["model"]):
+            find(section, "model", f"{name}.model", "folder", " (a hub model is written owner/name)")
+    find(config["judge"], "rubric", "judge.rubric", "file")

@@ -100,6 +100,14 @@ class Plan:
                 for _ in range(shard.rows + shard.rejected):
                     yield name, json.loads(stream.readline())
 
+    def first_rejected(self) -> tuple[int, str] | None:
+        """(line of the user's file, reason) of the first row that cannot be used, or None."""
+        for name, shard in self.shards.items():
+            if shard.rejected:
+                rejected = next(line for line in map(json.loads, self.read(name).splitlines()) if "rejected" in line)
+                return shard.first_line + rejected["line"], rejected["rejected"]
+        return None
+
     def earlier_shards(self, name: str) -> list[str]:
         """Shards of this and earlier plans, newest first, that held rows of shard `name`: images may wait there."""
         import numpy as np

@@ -21,7 +21,7 @@ _IMAGE_KEYS = ("family", "dtype", "width", "height", "steps", "guidance", "true_
 _JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pixels", "max_pixels")
 
 
-def model_identity(section: dict[str, Any], root: str | Path = ".") -> str:
+def model_identity(section: dict[str, Any]) -> str:
     """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
 
     A folder's digest covers its file list, the sizes, small files whole and the two ends of large ones, so
@@ -30,7 +30,7 @@ def model_identity(section: dict[str, Any], root: str | Path = ".") -> str:
     folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
     if folder is None:
         return f"{section['model']}@{section['revision'] or 'main'}"
-    base = Path(root) / folder
+    base = Path(folder)
     files = sorted(path for path in base.rglob("*") if path.is_file() and not _is_side_file(path.relative_to(base)))
     return "folder:" + digest([[path.relative_to(base).as_posix(), _file_digest(path)] for path in files])
 
@@ -49,15 +49,21 @@ def _file_digest(path: Path) -> list[Any]:
         return [size, hashlib.sha256(head + stream.read()).hexdigest()]
 
 
-def image_recipe(section: dict[str, Any], root: str | Path = ".") -> dict[str, Any]:
+def image_recipe(section: dict[str, Any]) -> dict[str, Any]:
     """The recipe of `generate` or `edit`: model identity and sampler settings, without what cannot change a pixel."""
     recipe = {key: section[key] for key in _IMAGE_KEYS}
-    recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section, root)}
+    recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section)}
     return json.loads(json.dumps(recipe))
 
 
-def judge_recipe(section: dict[str, Any], rubric_digest: str, root: str | Path = ".") -> dict[str, Any]:
+def judge_recipe(section: dict[str, Any], rubric_digest: str) -> dict[str, Any]:
     """The recipe of the judge: model identity, settings and the digest of the rubric's questions."""
     recipe = {key: section[key] for key in _JUDGE_KEYS}
-    recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section, root), "rubric": rubric_digest}
+    recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section), "rubric": rubric_digest}
     return json.loads(json.dumps(recipe))
+
+
+def model_bytes(section: dict[str, Any]) -> int | None:
+    """The size of a model folder's weights in bytes, None for a model on the hub."""
+    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    return None if folder is None else sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))

@@ -1,0 +1,26 @@
+# Darkroom: prompts -> images -> edited images -> scores -> a selected, exported set, shard by shard.
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/images.smk"
+include: "workflow/rules/scores.smk"
+include: "workflow/rules/tables.smk"
+
+
+# Every file of every shard is a target: Snakemake would not miss a deleted image shard whose scores are there.
+rule all:
+    default_target: True
+    input:
+        [row for kind in KINDS for row in shard_files(kind)],
+        TABLES,
+        DATASET.values(),

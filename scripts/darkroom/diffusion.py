@@ -1,0 +1,220 @@
+"""Make images with diffusers: FLUX, FLUX Kontext, and any other pipeline that takes prompts and generators as lists.
+
+The engines take batches whose requests share size, steps and guidance, and return one float array per request.
+They never see shards or files.
+"""
+
+import gc
+import inspect
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from darkroom.config import is_folder_name
+from darkroom.errors import DarkroomError
+from darkroom.requests import Request
+from darkroom.runtime import say
+
+KONTEXT_AREA = 1024**2  # pixels; the area Kontext was trained at, larger sources are worked on at this size
+
+
+def resolve_device(wanted: str, section: str) -> torch.device:
+    """cpu, cuda, or auto: CUDA where there is one. Raises DarkroomError for cuda where torch sees none."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DarkroomError(f"{section}.device is cuda, but torch sees no GPU; ask for one, or set device: cpu")
+    return torch.device(wanted)
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on CUDA, float32 on the CPU (where half precision is slow)."""
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, wanted)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def batch_key(request: Request, size: tuple[int, int]) -> tuple[Any, ...]:
+    """What the requests of one batch have in common; size: (width, height) worked at, in pixels."""
+    return (*size, request.steps, request.guidance, request.true_cfg, request.negative_prompt is None)
+
+
+class Engine:
+    """A diffusers pipeline behind one call. section: `generate` or `edit` of the config; name: which of the two."""
+
+    def __init__(self, section: dict[str, Any], name: str):
+        self.section, self.name = section, name
+        self.device = resolve_device(section["device"], name)
+        self.dtype = resolve_dtype(section["dtype"], self.device)
+        torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
+        torch.backends.cudnn.deterministic = True
+        self.edits = name == "edit"
+
+    def load(self, cls: Any, **parts: Any) -> Any:
+        """`cls.from_pretrained` with the config's model, revision and folders; parts: components left out (None)."""
+        section = self.section
+        folder = section["local_dir"] or (section["model"] if is_folder_name(section["model"]) else None)
+        where = {} if folder else {"revision": section["revision"], "cache_dir": section["cache_dir"]}
+        try:
+            pipe = cls.from_pretrained(
+                folder or section["model"], dtype=self.dtype, use_safetensors=True, **where, **parts
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DarkroomError(f"{self.name}.model: cannot load {folder or section['model']}: {reason}") from error
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            return pipe.to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise DarkroomError(
+                f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
+            ) from error
+
+    def prepare(self, requests: list[Request]) -> None:
+        """Called once with all requests before the first batch."""
+
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) worked at for an image of this size: what the model's grid allows, at least as large."""
+        multiple = self.multiple
+        return -(-width // multiple) * multiple, -(-height // multiple) * multiple
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        """float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: PIL images of `size`."""
+        raise NotImplementedError
+
+    def generators(self, requests: list[Request]) -> list[torch.Generator]:
+        # On the CPU, so that the noise is the same on every device.
+        return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+
+
+class FluxEngine(Engine):
+    """FluxPipeline or FluxKontextPipeline in two halves: all prompts are encoded, the encoders freed, then denoised."""
+
+    def __init__(self, section: dict[str, Any], name: str):
+        super().__init__(section, name)
+        from diffusers import FluxKontextPipeline, FluxPipeline
+
+        self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
+        if self.edits and section["family"] != "flux-kontext":
+            raise DarkroomError("edit.family: flux makes images from text alone; use flux-kontext")
+        self.multiple = 16
+        self.pipe = None
+
+    def prepare(self, requests: list[Request]) -> None:
+        texts = {request.prompt for request in requests}
+        texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
+        self._encode(sorted(texts))
+        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        self.pipe = self.load(self.cls, **nothing)
+        self.multiple = self.pipe.vae_scale_factor * 2
+        say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
+
+    def _encode(self, texts: list[str]) -> None:
+        """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
+        pipe = self.load(self.cls, transformer=None, vae=None)
+        self.places = {text: place for place, text in enumerate(texts)}
+        # Embeddings of a shard's prompts can take gigabytes (4 MB each for T5-XXL at 512 tokens): keep them in a file.
+        self.spool = tempfile.NamedTemporaryFile(prefix="darkroom-prompts-")  # noqa: SIM115
+        self.embeds = self.pooled = None
+        length = self.section["max_sequence_length"]
+        cut = 0
+        with torch.no_grad():
+            for place, text in enumerate(texts):
+                cut += len(pipe.tokenizer_2(text, truncation=False).input_ids) > length
+                embeds, pooled, _ = pipe.encode_prompt(
+                    prompt=text, prompt_2=None, device=self.device, max_sequence_length=length
+                )
+                if self.embeds is None:
+                    rows, columns = embeds.shape[1:]
+                    self.embeds = torch.from_file(
+                        self.spool.name, shared=True, size=len(texts) * rows * columns, dtype=self.dtype
+                    ).view(len(texts), rows, columns)
+                    self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.dtype)
+                self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
+        say(f"{self.name}: {len(texts)} prompts encoded")
+        if cut:
+            say(f"{self.name}: {cut} prompts are longer than max_sequence_length {length} tokens and were cut")
+        del pipe
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        places = [self.places[text] for text in texts]
+        return self.embeds[places].to(self.device), self.pooled[places].to(self.device)
+
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        if self.edits and width * height > KONTEXT_AREA:
+            scale = (KONTEXT_AREA / (width * height)) ** 0.5
+            width, height = int(width * scale), int(height * scale)
+            return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
+        return super().work_size(width, height)
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        first, (width, height) = requests[0], size
+        embeds, pooled = self._embeddings([request.prompt for request in requests])
+        call: dict[str, Any] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+        if first.true_cfg > 1:
+            negative, negative_pooled = self._embeddings([request.negative_prompt or "" for request in requests])
+            call |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
+            call["true_cfg_scale"] = first.true_cfg
+        if sources is not None:
+            # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
+            call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
+        return self.pipe(
+            **call,
+            width=width,
+            height=height,
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance,
+            generator=self.generators(requests),
+            output_type="np",
+        ).images
+
+
+class AutoEngine(Engine):
+    """Any diffusers pipeline that takes a list of prompts and a list of generators."""
+
+    def __init__(self, section: dict[str, Any], name: str):
+        super().__init__(section, name)
+        from diffusers import DiffusionPipeline
+
+        self.pipe = self.load(DiffusionPipeline)
+        self.takes = set(inspect.signature(self.pipe.__call__).parameters)
+        needs = ["prompt", "generator"] + (["image"] if self.edits else [])
+        if missing := [part for part in needs if part not in self.takes]:
+            raise DarkroomError(f"{name}.model: {type(self.pipe).__name__} takes no {missing[0]}; use another model")
+        self.multiple = getattr(self.pipe, "vae_scale_factor", 8) * 2
+        say(f"{name}: {type(self.pipe).__name__} on {device_name(self.device)} as {self.dtype}")
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        first, (width, height) = requests[0], size
+        call = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": first.steps,
+            "guidance_scale": first.guidance,
+            "max_sequence_length": self.section["max_sequence_length"],
+        }
+        if first.negative_prompt is not None:
+            call["negative_prompt"] = [request.negative_prompt for request in requests]
+        if first.true_cfg > 1:
+            call["true_cfg_scale"] = first.true_cfg
+        call = {name: value for name, value in call.items() if name in self.takes}
+        if sources is not None:
+            call["image"] = sources
+        prompts = [request.prompt for request in requests]
+        return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+
+
+def open_engine(section: dict[str, Any], name: str) -> Engine:
+    """The engine for `generate` or `edit` of the config, its model loaded as far as it can be."""
+    engines: dict[str, Callable[..., Engine]] = {"flux": FluxEngine, "flux-kontext": FluxEngine, "auto": AutoEngine}
+    return engines[section["family"]](section, name)

@@ -1,0 +1,319 @@
+"""Make one image shard: carry over what is still good, make the rest, write the shard file.
+
+The same steps serve text to image and edits. A finished image goes to the scratch folder at once, under its
+key; the shard file is put together from there at the end. So a killed job loses at most the batch in hand, and
+memory does not grow with the shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.images import encode_png, open_picture, read_file
+from darkroom.plan import Plan
+from darkroom.requests import Request, expand, request_key
+from darkroom.rows import further_fields
+from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
+from darkroom.scratch import Scratch
+from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, write_shard
+
+if TYPE_CHECKING:
+    from darkroom.diffusion import Engine
+
+PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+
+
+@dataclass
+class Stage:
+    """What a job of a stage works with.
+
+    name: "generate" or "edit"; folder: the user's rows' folder; outputs: where the stage's shard files lie; images:
+    the image shards that edits of this shard start from, by name.
+    """
+
+    name: str
+    section: dict[str, Any]
+    recipe: dict[str, Any]
+    digest: str
+    seed: int
+    samples: int
+    folder: Path
+    outputs: Path
+    scratch: Scratch
+    strict: bool = False
+    images: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return EDITED_COLUMNS if self.name == "edit" else IMAGE_COLUMNS
+
+
+def read_requests(lines: bytes, stage: Stage) -> list[Request]:
+    """The requests of a prompts file's lines; rejected rows have none."""
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return [
+        request
+        for row in rows
+        if "rejected" not in row
+        for request in expand(row, stage.section, stage.seed, stage.samples)
+    ]
+
+
+class Sources:
+    """The images that requests start from: the user's files, and images of this run in their shard files."""
+
+    def __init__(self, stage: Stage):
+        self.folder = stage.folder
+        self.readers = {name: RecordReader(path) for name, path in stage.images.items()}
+        self.places: dict[tuple[str, int, int], tuple[str, int]] = {}
+        for name, path in stage.images.items():
+            for position, record in enumerate(iter_records(path, ["row", "item", "sample"])):
+                self.places[record["row"], record["item"], record["sample"]] = (name, position)
+
+    def read(self, reference: dict[str, Any]) -> Any:
+        """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason."""
+        if "path" in reference:
+            name = reference["path"]
+            return open_picture(read_file(str(self.folder / name)), name)
+        place = reference["row"], reference["item"], reference["sample"]
+        if place not in self.places:
+            raise RowError(f"source {source_name(reference)} is not among the images of this run")
+        shard, position = self.places[place]
+        record = self.readers[shard][position]
+        if record["image"] is None:
+            raise RowError(f"source {source_name(reference)} was not made: {record['error']}")
+        return open_picture(record["image"]["bytes"], source_name(reference))
+
+
+def source_name(reference: dict[str, Any]) -> str:
+    """A source as a reader of the tables wants it: the file's path, or row/item/sample."""
+    return reference.get("path") or f"{reference['row']}/{reference['item']}/{reference['sample']}"
+
+
+def make_shard(
+    requests: list[Request],
+    path: Path,
+    stage: Stage,
+    old_files: list[Path],
+    moved: Callable[[str], bool],
+    open_engine: Callable[[dict[str, Any], str], "Engine"],
+) -> dict[str, int]:
+    """Write the shard file of `requests` and return the counts made, carried, given and failed.
+
+    old_files: shard files that may hold images under these keys. moved: whether a row id belongs to another shard
+    now, so that its images in the old file of this shard must be kept for that one. open_engine is called only
+    where something is to be made. Raises DarkroomError where the environment is broken (no model, no memory), and
+    Interrupted after SIGTERM with all finished images kept.
+    """
+    sources = Sources(stage)
+    failures: dict[int, str] = {}
+    sizes = _identify(requests, stage, sources, failures)
+    wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
+    _carry_over(wanted, path, old_files, stage, moved)
+    given = {r.key for place, r in enumerate(requests) if r.given and place not in failures}
+    todo: dict[str, int] = {}
+    for place, request in enumerate(requests):
+        if place not in failures and request.key not in given and not stage.scratch.has(request.key):
+            todo.setdefault(request.key, place)
+    carried = len(wanted) - len(given) - len(todo)
+    say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {len(given)} given")
+    broken: dict[str, str] = {}
+    if todo:
+        _make([requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine)
+    for place, request in enumerate(requests):
+        if request.key in broken:
+            failures.setdefault(place, broken[request.key])
+    if failures and stage.strict:
+        place = min(failures)
+        raise DarkroomError(f"strict: {requests[place].name} failed: {failures[place]}")
+    counts = {"made": len(todo) - len(broken), "carried": carried, "given": len(given), "failed": len(failures)}
+    meta = {
+        "digest": stage.digest,
+        "rule": "edit_images" if stage.name == "edit" else "generate_images",
+        "recipe": stage.recipe,
+        "versions": versions(*PACKAGES),
+        "device": device_kind(stage.section["device"]),
+        "failed": len(failures),
+    }
+    write_shard(path, stage.columns, _records(requests, failures, stage, sources), meta)
+    stage.scratch.discard(wanted)
+    say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    return counts
+
+
+def _identify(
+    requests: list[Request], stage: Stage, sources: Sources, failures: dict[int, str]
+) -> dict[str, tuple[int, int]]:
+    """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
+    sizes = {}
+    for place, request in enumerate(requests):
+        hashes: dict[str, str | None] = {"source": None, "given": None}
+        for part in hashes:
+            if reference := getattr(request, part):
+                try:
+                    picture = sources.read(reference)
+                except RowError as error:
+                    failures.setdefault(place, str(error))
+                    continue
+                hashes[part] = picture.sha256
+                if part == "given" or request.width is None:
+                    request.width = picture.image.width
+                if part == "given" or request.height is None:
+                    request.height = picture.image.height
+        if request.given:
+            request.steps = request.guidance = request.true_cfg = request.seed = None
+        request.key = request_key(request, stage.recipe, hashes["source"], hashes["given"])
+        sizes[request.key] = (request.width, request.height)
+    return sizes
+
+
+def _carry_over(
+    wanted: dict[str, int], path: Path, old_files: list[Path], stage: Stage, moved: Callable[[str], bool]
+) -> None:
+    """Copy images that are still good from old shard files into the scratch folder.
+
+    Also keeps those images of this shard's own old file whose rows now belong to another shard: the file is about
+    to be replaced, and that shard's job may come later.
+    """
+    for old in old_files:
+        if not old.exists():
+            continue
+        try:
+            places = [
+                place
+                for place, record in enumerate(iter_records(old, ["key", "row", "origin", "error"]))
+                if record["error"] is None and record["origin"] != "given"
+                and (record["key"] in wanted or old == path and moved(record["row"]))
+            ]
+            reader = RecordReader(old)
+            for place in places:
+                record = reader[place]
+                data = record["image"]["bytes"]
+                if hashlib.sha256(data).hexdigest() != record["sha256"]:
+                    say(f"{old}: the image of row {record['row']} is damaged and will be made again")
+                elif not stage.scratch.has(record["key"]):
+                    stage.scratch.put(record["key"], data)
+        except DarkroomError as error:
+            say(f"nothing carried over: {error}")
+
+
+def _make(
+    todo: list[Request],
+    sizes: dict[str, tuple[int, int]],
+    stage: Stage,
+    sources: Sources,
+    broken: dict[str, str],
+    open_engine: Callable[[dict[str, Any], str], "Engine"],
+) -> None:
+    """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason)."""
+    section = stage.section
+    say(f"model {stage.recipe['model']} ({section['model']}, revision {section['revision']})")
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
+    engine = open_engine(section, stage.name)
+    say(f"device {engine.device}, dtype {engine.dtype}, batch size {section['batch_size']}")
+    engine.prepare(todo)
+    progress = Progress(len(todo), "images")
+    for batch, size in _batches(todo, sizes, engine, section["batch_size"]):
+        if stop_requested.is_set():
+            raise Interrupted(f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there")
+        for request, result in _run(engine, batch, size, sources):
+            if isinstance(result, str):
+                broken[request.key] = result
+                say(f"{request.name}: {result}")
+            else:
+                stage.scratch.put(request.key, encode_png(result))
+        progress.add(len(batch))
+
+
+def _batches(
+    todo: list[Request], sizes: dict[str, tuple[int, int]], engine: "Engine", batch_size: int
+) -> Iterator[tuple[list[Request], tuple[int, int]]]:
+    """Batches of requests that can share a call, with the size worked at."""
+    from darkroom.diffusion import batch_key
+
+    groups: dict[Any, list[Request]] = {}
+    for request in todo:
+        size = engine.work_size(*sizes[request.key])
+        groups.setdefault(batch_key(request, size), []).append(request)
+    for group in groups.values():
+        size = engine.work_size(*sizes[group[0].key])
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size], size
+
+
+def _run(
+    engine: "Engine", batch: list[Request], size: tuple[int, int], sources: Sources
+) -> Iterator[tuple[Request, Image.Image | str]]:
+    """One batch: an image of the request's own size, or the reason why not, for each of its requests."""
+    import torch
+
+    pictures = None
+    if engine.edits:
+        pictures = [sources.read(request.source).image.resize(size, Image.Resampling.LANCZOS) for request in batch]
+    try:
+        arrays = engine.run(batch, size, pictures)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise DarkroomError(
+                f"{engine.name}: out of memory with a single image of {size[0]} x {size[1]} pixels;"
+                " use a larger GPU, a smaller size or a smaller model"
+            ) from error
+        say(f"out of memory with {len(batch)} images at once; going on with half")
+        half = len(batch) // 2
+        yield from _run(engine, batch[:half], size, sources)
+        yield from _run(engine, batch[half:], size, sources)
+        return
+    for request, array in zip(batch, arrays, strict=True):
+        yield request, _finish_image(array, (request.width, request.height), engine.edits)
+
+
+def _finish_image(array: Any, size: tuple[int, int], edited: bool) -> Image.Image | str:
+    """[height, width, 3] floats 0..1 as an image of exactly `size`, or what is wrong with them."""
+    import numpy as np
+
+    if not np.isfinite(array).all():
+        return "the model returned NaN (a numerical overflow; try another dtype)"
+    pixels = (array * 255).round().astype("uint8")
+    if not pixels.any():
+        return "the model returned an all-black image"
+    image = Image.fromarray(pixels)
+    if image.size == size:
+        return image
+    if edited:  # the work was done at a size of the model's grid: back to the source's own
+        return image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _records(
+    requests: list[Request], failures: dict[int, str], stage: Stage, sources: Sources
+) -> Iterator[dict[str, Any]]:
+    for place, request in enumerate(requests):
+        record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
+        record["origin"] = "given" if request.given else "generated"
+        record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
+        record["image"] = record["sha256"] = None
+        record["error"] = failures.get(place)
+        if stage.name == "edit":
+            record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
+        if place not in failures:
+            data = sources.read(request.given).data if request.given else stage.scratch.get(request.key)
+            record["image"] = {"bytes": data, "path": f"{request.key}.png"}
+            record["sha256"] = hashlib.sha256(data).hexdigest()
+            if request.source:
+                picture = sources.read(request.source)
+                record["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
+                record["source_sha256"] = picture.sha256
+        yield record
+
+
+def old_shard_files(plan: Plan, shard: str, outputs: Path) -> list[Path]:
+    """Shard files of this stage that may hold images of the rows now in `shard`, its own first."""
+    return [outputs / f"{name}.parquet" for name in plan.earlier_shards(shard)]

@@ -1,0 +1,22 @@
+"""What a job asks the cluster for, as functions of the model, the work and the attempt."""
+
+HUB_MODEL_BYTES = 34 * 10**9  # FLUX.1-dev in bfloat16 with its text encoders; also above Qwen2.5-VL-7B
+_BASE_MB = 3_000  # Python with torch, diffusers or vLLM, without a model
+_START_MINUTES = 15  # imports and a cold read of the weights over a network file system
+
+
+def memory_mb(model_bytes: int | None, attempt: int) -> int:
+    """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry."""
+    need = _BASE_MB + 1.3 * (HUB_MODEL_BYTES if model_bytes is None else model_bytes) / 10**6
+    return int(need * (1 + 0.5 * (attempt - 1)))
+
+
+def image_minutes(requests: int, steps: int, pixels: int, attempt: int) -> int:
+    """Minutes for a shard of images: 0.5 s per step and megapixel covers FLUX on an 80 GB card; doubled per retry."""
+    seconds = requests * steps * 0.5 * max(pixels / 2**20, 0.01)
+    return int((_START_MINUTES + seconds / 60) * 2 ** (attempt - 1)) + 1
+
+
+def judge_minutes(requests: int, attempt: int) -> int:
+    """Minutes for a shard of scores: a 7B judge answers a picture's questions in about half a second."""
+    return int((_START_MINUTES + requests * 0.5 / 60) * 2 ** (attempt - 1)) + 1

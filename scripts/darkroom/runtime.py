@@ -1,0 +1,86 @@
+"""What every job needs: a log, progress, a way to stop in order, and what it ran on."""
+
+import contextlib
+import importlib.metadata
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from darkroom.errors import DarkroomError
+
+stop_requested = threading.Event()
+
+
+@contextlib.contextmanager
+def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
+    """Run the body with its output in the file `log`; a DarkroomError becomes one line there and on stderr, and exit 1.
+
+    SIGTERM (what Slurm sends before a job's end) sets `stop_requested`; the body finishes what it has in hand.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    terminal = os.dup(2)
+    if log:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "wb") as stream:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+    try:
+        yield
+    except DarkroomError as error:
+        line = f"error: {error}\n"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        if log:
+            os.write(terminal, line.encode("utf-8", "replace"))
+        os._exit(1)  # an engine's threads must not keep a failed job alive, nor hide the line with a traceback
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """One line into the job's log, with the time."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages; those that are not installed are left out."""
+    found = {}
+    for name in packages:
+        for distribution in (name, f"{name}-cpu"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[distribution] = importlib.metadata.version(distribution)
+    return found
+
+
+def device_kind(wanted: str) -> str:
+    """ "cuda" or "cpu" for a `device` of the config, told from the device files, without importing torch."""
+    if wanted == "auto":
+        wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    return wanted
+
+
+class Progress:
+    """Says how far a job is: done, total, rate and time left, at most every `every` seconds and at the end."""
+
+    def __init__(self, total: int, unit: str, every: float = 10.0):
+        self.total, self.unit, self.every = total, unit, every
+        self.done, self.started, self.said = 0, time.monotonic(), time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.said < self.every and self.done < self.total:
+            return
+        self.said = now
+        rate = self.done / max(now - self.started, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / max(rate, 1e-9)))
+        say(f"{self.done} of {self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left} left")

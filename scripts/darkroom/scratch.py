@@ -1,0 +1,35 @@
+"""Finished images of unfinished shards, under their keys, so that a killed job loses nothing."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Scratch:
+    """A folder of PNG files by key. Every file in it is whole: written to a temporary name and renamed."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.png"
+
+    def has(self, key: str) -> bool:
+        return self.path(key).exists()
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{key}.{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes:
+        return self.path(key).read_bytes()
+
+    def discard(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.path(key).unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""Shard files: one Parquet file per shard and stage.
+
+Written to a temporary name and renamed, streamed in small row groups, and byte-identical when made twice: the
+file's metadata holds the digest it was made for, the recipe, package versions and the kind of device, but no
+time, host or path. Image columns are structs of bytes and path, marked so that Hugging Face `datasets` shows
+them as pictures.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from darkroom.errors import DarkroomError
+
+GROUP_ROWS = 64
+GROUP_BYTES = 32 * 2**20
+_META = b"darkroom"
+
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "picture": _PICTURE}
+
+IMAGE_COLUMNS = {
+    "key": "text",
+    "row": "text",
+    "item": "int",
+    "sample": "int",
+    "prompt": "text",
+    "negative_prompt": "text",
+    "seed": "int",
+    "width": "int",
+    "height": "int",
+    "steps": "int",
+    "guidance": "float",
+    "true_cfg": "float",
+    "origin": "text",
+    "sha256": "text",
+    "error": "text",
+    "fields": "text",
+    "image": "picture",
+}
+EDITED_COLUMNS = IMAGE_COLUMNS | {"source_name": "text", "source_sha256": "text", "source": "picture"}
+
+
+def arrow_schema(columns: dict[str, str]) -> pa.Schema:
+    """The Arrow schema of columns named with "text", "int", "float" or "picture", with `datasets`' features."""
+    features = {}
+    for name, kind in columns.items():
+        value = {"text": "string", "int": "int64", "float": "float64"}.get(kind)
+        features[name] = {"_type": "Image"} if kind == "picture" else {"dtype": value, "_type": "Value"}
+    marks = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()], metadata=marks)
+
+
+def write_shard(
+    path: str | Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any]
+) -> int:
+    """Stream `records` into the shard file `path` and return their number. `meta` must be plain JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    schema = arrow_schema(columns)
+    count = 0
+    pictures = [name for name, kind in columns.items() if kind == "picture"]
+    plain = [name for name, kind in columns.items() if kind != "picture"]
+    try:
+        with pq.ParquetWriter(
+            temporary,
+            schema,
+            use_dictionary=plain,
+            compression={name: "zstd" for name in plain} | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")},
+            write_statistics=plain,
+        ) as writer:
+            group: list[dict[str, Any]] = []
+            size = 0
+            for record in records:
+                group.append(record)
+                size += sum(len(record[name]["bytes"]) for name in pictures if record.get(name))
+                count += 1
+                if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
+                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    group, size = [], 0
+            if group or not count:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            writer.add_key_value_metadata({_META: json.dumps(meta | {"records": count}, sort_keys=True)})
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The metadata of a shard file. Raises DarkroomError where it is missing or damaged."""
+    with _opened(path) as file:
+        meta = (file.metadata.metadata or {}).get(_META)
+    if meta is None:
+        raise DarkroomError(f"{path}: not a shard of this workflow; move it away and run again")
+    return json.loads(meta)
+
+
+def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
+    """The metadata of the shard file `path`, which must have been made for the digest `expected`."""
+    meta = read_meta(path)
+    if meta["digest"] != expected:
+        raise DarkroomError(
+            f"{path}: stale, made for digest {meta['digest'][:12]} where {expected[:12]} is planned;"
+            f" run `snakemake --forcerun {meta['rule']}`, which keeps every image that is still good"
+        )
+    return meta
+
+
+def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a shard file in order, one row group in memory at a time."""
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            yield from _table(path, file, group, columns).to_pylist()
+
+
+class RecordReader:
+    """Random access to the records of a shard file by position, keeping the row group read last."""
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        self.file = _opened(path)
+        self.starts = [0]
+        for group in range(self.file.num_row_groups):
+            self.starts.append(self.starts[-1] + self.file.metadata.row_group(group).num_rows)
+        self.group, self.table = -1, None
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        group = next(g for g in range(len(self.starts)) if self.starts[g + 1] > position)
+        if group != self.group:
+            self.group, self.table = group, _table(self.path, self.file, group, None)
+        return self.table.slice(position - self.starts[group], 1).to_pylist()[0]
+
+
+def _opened(path: str | Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise DarkroomError(f"{path}: no such file; run snakemake again") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DarkroomError(_damaged(path, error)) from error
+
+
+def _table(path: str | Path, file: pq.ParquetFile, group: int, columns: list[str] | None) -> pa.Table:
+    try:
+        return file.read_row_group(group, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DarkroomError(_damaged(path, error)) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> str:
+    return f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run again"

@@ -1,0 +1,248 @@
+"""Read all shards together: check them against the plan, select, and write the final tables."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from darkroom.errors import DarkroomError
+from darkroom.judge import SCORE_COLUMNS
+from darkroom.plan import Plan
+from darkroom.rubric import Rubric
+from darkroom.shardfile import check_digest, iter_records
+
+TABLE_GROUP_ROWS = 16_384
+_ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+# Columns of the final tables before the rubric's; those of edits alone are null for generated images.
+TABLE_COLUMNS = {
+    "kind": "text",
+    "shard": "text",
+    "key": "text",
+    "row": "text",
+    "item": "int",
+    "sample": "int",
+    "prompt": "text",
+    "negative_prompt": "text",
+    "seed": "int",
+    "width": "int",
+    "height": "int",
+    "steps": "int",
+    "guidance": "float",
+    "true_cfg": "float",
+    "origin": "text",
+    "sha256": "text",
+    "error": "text",
+    "source_name": "text",
+    "source_sha256": "text",
+}
+
+
+@dataclass
+class Kind:
+    """All shards of one kind: "images" (of the prompts) or "edited" (of the edits).
+
+    name -> digest maps of the image and score shards that are planned; images and scores: their folders; prompts: the
+    folder of the prompts files.
+    """
+
+    name: str
+    plan: Plan
+    samples: int
+    image_digests: dict[str, str]
+    score_digests: dict[str, str]
+    prompts: Path
+    images: Path
+    scores: Path
+
+    def check(self) -> None:
+        """Every shard file is there, was made for what is planned, and holds as many requests as its rows ask for."""
+        for name in self.plan.shards:
+            images = check_digest(self.images / f"{name}.parquet", self.image_digests[name])
+            scores = check_digest(self.scores / f"{name}.parquet", self.score_digests[name])
+            if images["records"] != scores["records"]:
+                raise DarkroomError(
+                    f"{self.scores / name}.parquet: {scores['records']} scores for {images['records']} images;"
+                    " delete it and run again"
+                )
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record per request in the order of the rows: image columns without pictures, then scores."""
+        for name in self.plan.shards:
+            path = self.images / f"{name}.parquet"
+            columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
+            if self.name == "images":
+                columns = [c for c in columns if not c.startswith("source")]
+            scores = iter_records(self.scores / f"{name}.parquet")
+            for image, score in zip(iter_records(path, columns), scores, strict=True):
+                if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                    raise DarkroomError(
+                        f"{self.scores / name}.parquet: row {image['row']}: the scores are of another picture;"
+                        " delete it and run again"
+                    )
+                kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
+                yield {"kind": self.name, "shard": name} | image | kept
+
+    def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""
+        for name, shard in self.plan.shards.items():
+            path = self.prompts / f"{name}.jsonl"
+            count = 0
+            with open(path, "rb") as stream:
+                for raw in stream:
+                    count += 1
+                    yield name, shard.first_line, json.loads(raw)
+            if count != shard.rows + shard.rejected:
+                raise DarkroomError(
+                    f"{path}: {count} rows where {shard.rows + shard.rejected} are planned; delete it and run again"
+                )
+
+
+def is_selected(record: dict[str, Any], thresholds: dict[str, float]) -> bool:
+    """Whether an image was made and reaches every threshold; a null score reaches none."""
+    if record["error"] is not None:
+        return False
+    return all(record.get(name) is not None and record[name] >= least for name, least in thresholds.items())
+
+
+def select_rows(
+    records: Iterator[dict[str, Any]], thresholds: dict[str, float], per_row: int | None
+) -> Iterator[dict[str, Any]]:
+    """The records with `selected`; per_row: at most so many samples of an item, the best by the first threshold."""
+
+    def finish(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for record in group:
+            record["selected"] = is_selected(record, thresholds)
+        if per_row is not None:
+            by = next(iter(thresholds), None)
+            chosen = [record for record in group if record["selected"]]
+            chosen.sort(key=lambda record: (-record[by] if by else 0, record["sample"]))
+            for record in chosen[per_row:]:
+                record["selected"] = False
+        return group
+
+    group: list[dict[str, Any]] = []
+    for record in records:
+        if group and (group[0]["row"], group[0]["item"]) != (record["row"], record["item"]):
+            yield from finish(group)
+            group = []
+        group.append(record)
+    yield from finish(group)
+
+
+def merge_scores(kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path) -> dict[str, int]:
+    """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
+
+    Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    """
+    for kind in kinds:
+        kind.check()
+    columns = dict(TABLE_COLUMNS)
+    for kind in kinds:
+        columns |= rubric.columns(kind.name)
+    columns["selected"] = "bool"
+    fields = _field_columns(kinds, columns)
+    schema = pa.schema(
+        [(name, _ARROW[type_]) for name, type_ in columns.items()] + [(column, type_) for column, type_ in fields.values()]
+    )
+    counts: dict[str, int] = {}
+
+    def records() -> Iterator[dict[str, Any]]:
+        for kind in kinds:
+            expected = sum(shard.rows for shard in kind.plan.shards.values())
+            rows, last = 0, None
+            for record in select_rows(kind.records(), select[kind.name], select["per_row"]):
+                rows, last = rows + (record["row"] != last), record["row"]
+                for state in ("requests", "failed" if record["error"] else "made", *(["selected"] * record["selected"])):
+                    counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
+                own = json.loads(record.pop("fields"))
+                for name, (column, type_) in fields.items():
+                    value = own.get(name)
+                    as_text = type_ == pa.string() and value is not None and not isinstance(value, str)
+                    record[column] = json.dumps(value, ensure_ascii=False) if as_text else value
+                yield record
+            if rows != expected:
+                raise DarkroomError(f"{kind.images}: images of {rows} rows where {expected} are planned")
+
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in (parquet, table)]
+    try:
+        with (
+            pq.ParquetWriter(temporary[0], schema, compression="zstd") as writer,
+            open(temporary[1], "w", encoding="utf-8", newline="") as stream,
+        ):
+            lines = csv.DictWriter(stream, schema.names, lineterminator="\n", extrasaction="ignore")
+            lines.writeheader()
+            group: list[dict[str, Any]] = []
+
+            def flush() -> None:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                lines.writerows(group)
+                group.clear()
+
+            for record in records():
+                group.append(record)
+                if len(group) >= TABLE_GROUP_ROWS:
+                    flush()
+            flush()
+        for path, final in zip(temporary, (parquet, table), strict=True):
+            os.replace(path, final)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return counts
+
+
+def _field_columns(kinds: list[Kind], columns: dict[str, str]) -> dict[str, tuple[str, pa.DataType]]:
+    """The user's own fields as columns: field -> (column, type). Mixed or nested values become JSON text.
+
+    A field that has the name of a column of ours is called row_<name>.
+    """
+    types: dict[str, pa.DataType | None] = {}
+    for kind in kinds:
+        for name in kind.plan.shards:
+            for record in iter_records(kind.images / f"{name}.parquet", ["fields"]):
+                for field, value in json.loads(record["fields"]).items():
+                    type_ = _scalar_type(value)
+                    types[field] = _common_type(types.get(field), type_) if field in types else type_
+    return {
+        field: (f"row_{field}" if field in columns else field, type_ or pa.string()) for field, type_ in types.items()
+    }
+
+
+def _scalar_type(value: Any) -> pa.DataType | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
+    return pa.float64() if isinstance(value, float) else pa.string()
+
+
+def _common_type(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    if one is None or other is None or one == other:
+        return one or other
+    numbers = {pa.int64(), pa.float64()}
+    return pa.float64() if {one, other} <= numbers else pa.string()
+
+
+def write_rejected(kinds: list[Kind], path: Path) -> int:
+    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    with open(temporary, "w", encoding="utf-8") as out:
+        for kind in kinds:
+            source = "prompts" if kind.name == "images" else "edits"
+            for _, first, line in kind.lines():
+                if "rejected" in line:
+                    count += 1
+                    record = {"file": source, "line": first + line["line"], "reason": line["rejected"]}
+                    out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+    return count

@@ -1,0 +1,151 @@
+"""One run of the workflow: its checked config, the plans of its rows, and the digest of every file it makes.
+
+The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from darkroom.config import load_config
+from darkroom.errors import DarkroomError
+from darkroom.identity import digest
+from darkroom.plan import Plan, load_plan, make_plan
+from darkroom.recipe import image_recipe, judge_recipe, model_bytes
+from darkroom.requests import edited_digest, image_digest, score_digest
+from darkroom.rubric import Rubric, load_rubric
+
+if TYPE_CHECKING:
+    from darkroom.tables import Kind
+
+ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
+SECTIONS = {"images": "generate", "edited": "edit"}
+TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
+
+
+@dataclass
+class Workflow:
+    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan."""
+
+    config: dict[str, Any]
+    plans: dict[str, Plan]
+    rubric: Rubric
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False) -> "Workflow":
+        """Check the config and plan the rows; planned: take the plan that is there, without a look at the rows.
+
+        Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
+        """
+        config = load_config(config, schema, roots)
+        rubric = load_rubric(config["judge"]["rubric"])
+        _check_selection(config["select"], rubric)
+        plans: dict[str, Plan] = {}
+        for kind, rows in ROWS.items():
+            if config[rows] is None:
+                continue
+            if planned:
+                plans[kind] = load_plan(config["results"], rows)
+                continue
+            plans[kind] = make_plan(
+                config[rows],
+                rows,
+                config["shards"]["size"],
+                config["results"],
+                config["samples_per_prompt"],
+                plans.get("images") if kind == "edited" else None,
+            )
+            if config["strict"] and (bad := plans[kind].first_rejected()):
+                raise DarkroomError(f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)")
+        recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
+        recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
+        return cls(config, plans, rubric, recipes)
+
+    @cached_property
+    def image_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest its image file is made for."""
+        seed, samples = self.config["seed"], self.config["samples_per_prompt"]
+        digests: dict[str, dict[str, str]] = {}
+        for kind, plan in self.plans.items():
+            recipe = self.recipes[kind]
+            if kind == "images":
+                digests[kind] = {name: image_digest(s, recipe, seed, samples) for name, s in plan.shards.items()}
+            else:
+                made_by = self.recipes.get("images")
+                digests[kind] = {
+                    name: edited_digest(s, recipe, seed, samples, made_by) for name, s in plan.shards.items()
+                }
+        return digests
+
+    @cached_property
+    def score_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest its score file is made for."""
+        recipe = self.recipes["judge"]
+        return {
+            kind: {name: score_digest(images, recipe) for name, images in digests.items()}
+            for kind, digests in self.image_digests.items()
+        }
+
+    def merge_digest(self) -> str:
+        plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
+        return digest([TABLE_VERSION, plans, self.score_digests, self.config["select"]])
+
+    def dataset_digest(self) -> str:
+        return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
+
+    def requests(self, kind: str, shard: str) -> int:
+        return self.plans[kind].shards[shard].requests(self.config["samples_per_prompt"])
+
+    def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
+        """(requests, steps, pixels) of an image shard, as the config has them; an edit counts as a megapixel."""
+        section = self.config[SECTIONS[kind]]
+        pixels = (section["width"] or 1024) * (section["height"] or 1024)
+        return self.requests(kind, shard), section["steps"], pixels
+
+    def model_bytes(self, section: str) -> int | None:
+        return model_bytes(self.config[section])
+
+    def source_shards(self, shard: str) -> list[str]:
+        """The image shards that hold the images of this run which a shard of edits starts from, in order."""
+        return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
+
+    def results(self, *parts: str) -> Path:
+        return Path(self.config["results"], *parts)
+
+    def dataset_files(self) -> dict[str, Path]:
+        """kind -> the file of rows in the data set, in the format of the user's file."""
+        files = {}
+        for kind in self.plans:
+            rows = ROWS[kind]
+            name = PurePosixPath(self.config[rows]).name
+            ending = name[len(name.removesuffix(".gz").rpartition(".")[0]) :]
+            files[kind] = self.results("dataset", rows + ending)
+        return files
+
+    def kinds(self) -> "list[Kind]":
+        """What the tables are made from."""
+        from darkroom.tables import Kind
+
+        return [
+            Kind(
+                name=kind,
+                plan=plan,
+                samples=self.config["samples_per_prompt"],
+                image_digests=self.image_digests[kind],
+                score_digests=self.score_digests[kind],
+                prompts=self.results(ROWS[kind]),
+                images=self.results(kind),
+                scores=self.results("scores", kind),
+            )
+            for kind, plan in self.plans.items()
+        ]
+
+
+def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
+    for kind in ("images", "edited"):
+        known = rubric.scores(kind)
+        for name in select[kind]:
+            if name not in known:
+                raise DarkroomError(f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}")

@@ -1,0 +1,47 @@
+"""Make the images of one shard (rules generate_images and edit_images)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.generate import Stage, make_shard, old_shard_files, read_requests
+from darkroom.runtime import job
+from darkroom.scratch import Scratch
+from darkroom.workflow import ROWS, SECTIONS, Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def open_engine(section, name):
+    from darkroom import diffusion  # torch and diffusers: only where something is to be made
+
+    return diffusion.open_engine(section, name)
+
+
+with job(snakemake.log[0], snakemake.threads):
+    repository = Path(snakemake.scriptdir).parent
+    schema = repository / "workflow/schemas/config.schema.yaml"
+    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
+    plan = workflow.plans[kind]
+    stage = Stage(
+        name=SECTIONS[kind],
+        section=workflow.config[SECTIONS[kind]],
+        recipe=workflow.recipes[kind],
+        digest=snakemake.params.digest,
+        seed=workflow.config["seed"],
+        samples=workflow.config["samples_per_prompt"],
+        folder=Path(workflow.config[ROWS[kind]]).absolute().parent,
+        outputs=path.parent,
+        scratch=Scratch(workflow.results(".darkroom", "scratch", kind)),
+        strict=workflow.config["strict"],
+        images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
+    )
+    make_shard(
+        read_requests(Path(snakemake.input.rows).read_bytes(), stage),
+        path,
+        stage,
+        old_shard_files(plan, shard, path.parent),
+        lambda row: plan.shard_of_row(row) not in (shard, None),
+        open_engine,
+    )

@@ -1,0 +1,22 @@
+"""Put all shards together into the final tables (rule merge_scores)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.runtime import job, say
+from darkroom.tables import merge_scores, write_rejected
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake.log[0]):
+    repository = Path(snakemake.scriptdir).parent
+    schema = repository / "workflow/schemas/config.schema.yaml"
+    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    output = snakemake.output
+    counts = merge_scores(
+        workflow.kinds(), workflow.rubric, workflow.config["select"], Path(output.scores), Path(output.table)
+    )
+    counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected))
+    say(", ".join(f"{name}: {number}" for name, number in counts.items()))

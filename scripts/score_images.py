@@ -1,0 +1,36 @@
+"""Judge the images of one shard (rule score_images)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.judge import judge_shard
+from darkroom.runtime import job
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def open_judge(section, kind, rubric):
+    from darkroom import vlm  # vLLM: only where something is to be asked
+
+    return vlm.open_judge(section, kind, rubric)
+
+
+with job(snakemake.log[0], snakemake.threads):
+    repository = Path(snakemake.scriptdir).parent
+    schema = repository / "workflow/schemas/config.schema.yaml"
+    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
+    judge_shard(
+        images=Path(snakemake.input.images),
+        images_digest=snakemake.params.images,
+        kind=kind,
+        rubric=workflow.rubric,
+        section=workflow.config["judge"],
+        recipe=workflow.recipes["judge"],
+        path=Path(snakemake.output[0]),
+        stage_digest=snakemake.params.digest,
+        journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
+        open_engine=open_judge,
+    )

@@ -1,0 +1,25 @@
+"""Give the user's rows back with images and scores (rule write_dataset)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.dataset import write_dataset
+from darkroom.runtime import job, say
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake.log[0]):
+    repository = Path(snakemake.scriptdir).parent
+    schema = repository / "workflow/schemas/config.schema.yaml"
+    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    counts = write_dataset(
+        workflow.kinds(),
+        workflow.rubric,
+        workflow.config["select"],
+        workflow.config["judge"]["reply_column"],
+        workflow.results("dataset"),
+        workflow.dataset_files(),
+    )
+    say(", ".join(f"{name}: {number} rows" for name, number in counts.items()))

@@ -1,0 +1,71 @@
+# Configuration, plans and digests. Everything here is light, and the same at every parse.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+
+from darkroom import resources as needs
+from darkroom.errors import DarkroomError
+from darkroom.workflow import Workflow
+
+try:
+    DARKROOM = Workflow.open(
+        config,
+        schema=Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
+        roots=[Path.cwd(), Path(workflow.basedir)],
+        # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
+        planned=not workflow.is_main_process,
+    )
+except DarkroomError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = DARKROOM.config["results"]
+KINDS = list(DARKROOM.plans)
+ROWS = {"images": "prompts", "edited": "edits"}
+TABLES = [
+    f"{RESULTS}/scores.parquet",
+    f"{RESULTS}/scores.csv",
+    f"{RESULTS}/rejected.jsonl",
+]
+DATASET = {kind: str(path) for kind, path in DARKROOM.dataset_files().items()}
+
+
+wildcard_constraints:
+    shard="[0-9a-f]{12}x*",
+    kind="images|edited",
+
+
+def shard_files(kind):
+    """Every file of every shard of a kind."""
+    return expand(
+        [
+            f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
+            f"{RESULTS}/{kind}/{{shard}}.parquet",
+            f"{RESULTS}/scores/{kind}/{{shard}}.parquet",
+        ],
+        shard=DARKROOM.plans[kind].names,
+    )
+
+
+def gpus(section):
+    """GPUs of a stage's jobs: none where the config says cpu."""
+    wanted = DARKROOM.config[section]
+    return 0 if wanted["device"] == "cpu" else wanted["gpus"]
+
+
+def job_threads(section):
+    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU's job feeds it with a few."""
+    return 1 if DARKROOM.config[section]["device"] == "cpu" else 4
+
+
+def memory(section):
+    size = DARKROOM.model_bytes(section)
+    return lambda wildcards, attempt: needs.memory_mb(size, attempt)
+
+
+def image_minutes(kind, section):
+    return lambda wildcards, attempt: needs.image_minutes(
+        *DARKROOM.image_work(kind, wildcards.shard), attempt
+    )

@@ -1,0 +1,57 @@
+# REQUIRED INPUTS: {results}/prompts/{shard}.jsonl, {results}/edits/{shard}.jsonl
+# OUTPUTS: {results}/images/{shard}.parquet, {results}/edited/{shard}.parquet: the images of each shard
+#
+# update(): the old shard file stays while the job runs, so that every image that is still good is carried over.
+
+if "images" in KINDS:
+
+    rule generate_images:
+        input:
+            rows=f"{RESULTS}/prompts/{{shard}}.jsonl",
+        output:
+            update(f"{RESULTS}/images/{{shard}}.parquet"),
+        params:
+            digest=lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard],
+            kind="images",
+        log:
+            f"{RESULTS}/logs/generate_images/{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/generate_images/{{shard}}.tsv"
+        conda:
+            "../../envs/generate.yaml"
+        threads: job_threads("generate")
+        resources:
+            gpu=gpus("generate"),
+            mem_mb=memory("generate"),
+            runtime=image_minutes("images", "generate"),
+        script:
+            "../../scripts/make_images.py"
+
+
+if "edited" in KINDS:
+
+    rule edit_images:
+        input:
+            rows=f"{RESULTS}/edits/{{shard}}.jsonl",
+            images=lambda wildcards: [
+                f"{RESULTS}/images/{name}.parquet"
+                for name in DARKROOM.source_shards(wildcards.shard)
+            ],
+        output:
+            update(f"{RESULTS}/edited/{{shard}}.parquet"),
+        params:
+            digest=lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard],
+            kind="edited",
+        log:
+            f"{RESULTS}/logs/edit_images/{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/edit_images/{{shard}}.tsv"
+        conda:
+            "../../envs/generate.yaml"
+        threads: job_threads("edit")
+        resources:
+            gpu=gpus("edit"),
+            mem_mb=memory("edit"),
+            runtime=image_minutes("edited", "edit"),
+        script:
+            "../../scripts/make_images.py"

@@ -1,0 +1,51 @@
+# REQUIRED INPUTS: the user's rows (config: prompts, edits)
+# OUTPUTS: {results}/prompts/{shard}.jsonl, {results}/edits/{shard}.jsonl: the rows of each shard
+
+
+localrules:
+    shard_prompts,
+    shard_edits,
+
+
+if "images" in KINDS:
+
+    rule shard_prompts:
+        input:
+            rows=ancient(DARKROOM.config["prompts"]),
+        output:
+            f"{RESULTS}/prompts/{{shard}}.jsonl",
+        params:
+            digest=lambda wildcards: DARKROOM.plans["images"]
+            .shards[wildcards.shard]
+            .digest,
+            kind="images",
+        log:
+            f"{RESULTS}/logs/shard_prompts/{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/shard_prompts/{{shard}}.tsv"
+        conda:
+            "../../envs/tables.yaml"
+        script:
+            "../../scripts/shard_rows.py"
+
+
+if "edited" in KINDS:
+
+    rule shard_edits:
+        input:
+            rows=ancient(DARKROOM.config["edits"]),
+        output:
+            f"{RESULTS}/edits/{{shard}}.jsonl",
+        params:
+            digest=lambda wildcards: DARKROOM.plans["edited"]
+            .shards[wildcards.shard]
+            .digest,
+            kind="edited",
+        log:
+            f"{RESULTS}/logs/shard_edits/{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/shard_edits/{{shard}}.tsv"
+        conda:
+            "../../envs/tables.yaml"
+        script:
+            "../../scripts/shard_rows.py"

@@ -1,0 +1,44 @@
+# REQUIRED INPUTS: all image and score shards
+# OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl, {results}/dataset/
+
+
+rule merge_scores:
+    input:
+        [row for kind in KINDS for row in shard_files(kind)],
+    output:
+        scores=f"{RESULTS}/scores.parquet",
+        table=f"{RESULTS}/scores.csv",
+        rejected=f"{RESULTS}/rejected.jsonl",
+    params:
+        digest=DARKROOM.merge_digest(),
+    log:
+        f"{RESULTS}/logs/merge_scores.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/merge_scores.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    script:
+        "../../scripts/merge_scores.py"
+
+
+rule write_dataset:
+    input:
+        TABLES,
+    output:
+        **DATASET,
+    params:
+        digest=DARKROOM.dataset_digest(),
+    log:
+        f"{RESULTS}/logs/write_dataset.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/write_dataset.tsv"
+    conda:
+        "../../envs/tables.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    script:
+        "../../scripts/write_dataset.py"
