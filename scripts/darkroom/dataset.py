@@ -112,7 +112,9 @@ def _filled(
     if kind == "edited":
         sources = list(dict.fromkeys(source for _, source in paths))
         filled["images"] = sources[0] if isinstance(row["images"], str) else sources
-        filled["edited_images"] = images[0] if isinstance(row.get("edited_images"), str) and len(images) == 1 else images
+        filled["edited_images"] = (
+            images[0] if isinstance(row.get("edited_images"), str) and len(images) == 1 else images
+        )
     else:
         single = isinstance(row.get("images"), str) and len(images) == 1
         filled["images"] = images[0] if single else images

@@ -188,8 +188,9 @@ def _carry_over(
             places = [
                 place
                 for place, record in enumerate(iter_records(old, ["key", "row", "origin", "error"]))
-                if record["error"] is None and record["origin"] != "given"
-                and (record["key"] in wanted or old == path and moved(record["row"]))
+                if record["error"] is None
+                and record["origin"] != "given"
+                and (record["key"] in wanted or (old == path and moved(record["row"])))
             ]
             reader = RecordReader(old)
             for place in places:

@@ -92,7 +92,9 @@ def judge_shard(
     keys = [score_key(recipe, record) for record in records]
     todo = {key for key, record in zip(keys, records, strict=True) if record["error"] is None and key not in known}
     failed = sum(record["error"] is not None for record in records)
-    say(f"{len(records)} images: {len(todo)} to judge, {len(records) - failed - len(todo)} carried over, {failed} missing")
+    say(
+        f"{len(records)} images: {len(todo)} to judge, {len(records) - failed - len(todo)} carried over, {failed} missing"
+    )
     asked = len(todo)
     if todo and rubric.questions[kind]:
         known |= _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
@@ -171,7 +173,9 @@ def _ask_all(
         out.write("\n")  # ends a line that a killed job left half
         for chunk in _chunks(images, recipe, todo):
             if stop_requested.is_set():
-                raise Interrupted(f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there")
+                raise Interrupted(
+                    f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
+                )
             new = _ask_chunk(chunk, kind, rubric, engine)
             for key, scores in new.items():
                 out.write(json.dumps({"key": key, "scores": scores}) + "\n")
@@ -198,9 +202,7 @@ def _chunks(images: Path, recipe: dict[str, Any], todo: set[str]) -> Iterator[di
         yield chunk
 
 
-def _ask_chunk(
-    chunk: dict[str, dict[str, Any]], kind: str, rubric: Rubric, engine: Any
-) -> dict[str, dict[str, Any]]:
+def _ask_chunk(chunk: dict[str, dict[str, Any]], kind: str, rubric: Rubric, engine: Any) -> dict[str, dict[str, Any]]:
     asks, owners, scores = [], [], {key: dict.fromkeys(rubric.columns(kind)) for key in chunk}
     for key, record in chunk.items():
         try:

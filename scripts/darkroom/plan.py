@@ -262,7 +262,9 @@ class _Builder:
             shard.items += made if samples is None else 0
             shard.explicit += 0 if samples is None else made * samples
             shard.references += references
-            paths = [item[k]["path"] for item in normal["items"] for k in ("source", "given") if "path" in item.get(k, "")]
+            paths = [
+                item[k]["path"] for item in normal["items"] for k in ("source", "given") if "path" in item.get(k, "")
+            ]
             if paths:
                 self.sources.setdefault(shard.name, []).extend(paths)
         self.hashes.append(row_hash)
@@ -291,7 +293,7 @@ class _Builder:
         candidate = row_hash < self.threshold
         first = not self.shards
         rows = 0 if first else self.shards[-1].rows + self.shards[-1].rejected
-        if first or candidate and self.since_candidate >= self.gap or rows >= GREATEST * self.size:
+        if first or (candidate and self.since_candidate >= self.gap) or rows >= GREATEST * self.size:
             self._close(out)
             name = f"{row_hash:016x}"[:12]
             while name in self.names:
@@ -337,7 +339,9 @@ class _Builder:
 
     def _forget_old(self, current: str) -> None:
         for number, plan_id in enumerate(p for p in _plans_by_age(self.folder) if p != current):
-            doomed = ([".jsonl"] if number >= _KEPT_ROWS else []) + ([".rows", ".json"] if number >= _KEPT_PLANS else [])
+            doomed = ([".jsonl"] if number >= _KEPT_ROWS else []) + (
+                [".rows", ".json"] if number >= _KEPT_PLANS else []
+            )
             for suffix in doomed:
                 self.folder.joinpath(plan_id + suffix).unlink(missing_ok=True)
 

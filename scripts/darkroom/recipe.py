@@ -36,7 +36,7 @@ def model_identity(section: dict[str, Any]) -> str:
 
 
 def _is_side_file(path: Path) -> bool:
-    return path.suffix in (".md", ".txt") and path.name != "merges.txt" or path.parts[0].startswith(".")
+    return (path.suffix in (".md", ".txt") and path.name != "merges.txt") or path.parts[0].startswith(".")
 
 
 def _file_digest(path: Path) -> list[Any]:

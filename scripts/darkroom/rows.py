@@ -30,7 +30,13 @@ KNOWN_FIELDS = frozenset(
     "id prompt conversations conversation images edited_images seed width height steps guidance negative_prompt"
     " samples".split()
 )
-_INTEGERS = {"seed": (0, 2**53 - 1), "width": (16, 8192), "height": (16, 8192), "steps": (1, 1000), "samples": (1, 1000)}
+_INTEGERS = {
+    "seed": (0, 2**53 - 1),
+    "width": (16, 8192),
+    "height": (16, 8192),
+    "steps": (1, 1000),
+    "samples": (1, 1000),
+}
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None, str | None]]:
@@ -49,7 +55,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | N
             with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
                 yield from _read_jsonl(stream)
         elif suffix == ".csv":
-            opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if zipped else None
+            opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if zipped else None  # noqa: SIM115
             with opened or open(path, encoding="utf-8-sig", newline="") as stream:
                 yield from _read_csv(stream)
         elif suffix == ".parquet" and not zipped:
@@ -279,7 +285,7 @@ def _image(entry: Any, name: str) -> dict[str, Any]:
             raise RowError(f"{name}: {_show(entry)} is not a file name")
         if not os.path.isabs(entry):
             inside = os.path.normpath(entry)
-            if inside.split(os.sep)[0] == os.pardir:
+            if PurePosixPath(inside).parts[0] == os.pardir:
                 raise RowError(f"{name}: {_show(entry)} leads out of the rows' folder; give it as an absolute path")
             entry = inside
         return {"path": entry}
@@ -307,9 +313,7 @@ def _prompt_items(turns: list[str], images: list[dict[str, Any]]) -> list[dict[s
     return [{"prompt": text, "given": image} for text, image in zip(texts, images, strict=True)]
 
 
-def _edit_items(
-    turns: list[str], images: list[dict[str, Any]], edited: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _edit_items(turns: list[str], images: list[dict[str, Any]], edited: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last turn is the instruction; every source is edited by it, unless its result is there already."""
     if not images:
         raise RowError("images: an edit needs a source image")

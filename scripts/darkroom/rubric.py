@@ -20,7 +20,14 @@ from darkroom.identity import digest
 KINDS = ("images", "edited")
 # Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
 # characters into the text and the reply is not JSON.
-_TEXT_PATTERN = r"^[ !#-\[\]-~]{1,%d}$"
+_LETTER = r"[ !#-\[\]-~]"
+_MOST_REPEATS = 128  # xgrammar 0.2.8 cannot compile a pattern that repeats a letter more often
+
+
+def _text_pattern(max_length: int) -> str:
+    """A regular expression for text of 1 to `max_length` characters."""
+    pieces = [min(_MOST_REPEATS, max_length - done) for done in range(0, max_length, _MOST_REPEATS)]
+    return "^" + "".join(f"{_LETTER}{{{int(not i)},{most}}}" for i, most in enumerate(pieces)) + "$"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Question:
         properties = {}
         for name, limits in self.fields.items():
             if "max_length" in limits:
-                properties[name] = {"type": "string", "pattern": _TEXT_PATTERN % limits["max_length"]}
+                properties[name] = {"type": "string", "pattern": _text_pattern(limits["max_length"])}
             else:
                 properties[name] = {"type": "integer", "minimum": limits["minimum"], "maximum": limits["maximum"]}
         required = list(properties)

@@ -72,7 +72,8 @@ def write_shard(
             temporary,
             schema,
             use_dictionary=plain,
-            compression={name: "zstd" for name in plain} | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")},
+            compression=dict.fromkeys(plain, "zstd")
+            | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")},
             write_statistics=plain,
         ) as writer:
             group: list[dict[str, Any]] = []

@@ -136,7 +136,9 @@ def select_rows(
     yield from finish(group)
 
 
-def merge_scores(kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path) -> dict[str, int]:
+def merge_scores(
+    kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path
+) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
     Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
@@ -149,7 +151,8 @@ def merge_scores(kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parq
     columns["selected"] = "bool"
     fields = _field_columns(kinds, columns)
     schema = pa.schema(
-        [(name, _ARROW[type_]) for name, type_ in columns.items()] + [(column, type_) for column, type_ in fields.values()]
+        [(name, _ARROW[type_]) for name, type_ in columns.items()]
+        + [(column, type_) for column, type_ in fields.values()]
     )
     counts: dict[str, int] = {}
 
@@ -159,7 +162,11 @@ def merge_scores(kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parq
             rows, last = 0, None
             for record in select_rows(kind.records(), select[kind.name], select["per_row"]):
                 rows, last = rows + (record["row"] != last), record["row"]
-                for state in ("requests", "failed" if record["error"] else "made", *(["selected"] * record["selected"])):
+                for state in (
+                    "requests",
+                    "failed" if record["error"] else "made",
+                    *(["selected"] * record["selected"]),
+                ):
                     counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
                 own = json.loads(record.pop("fields"))
                 for name, (column, type_) in fields.items():

@@ -93,7 +93,7 @@ class VllmJudge(Judge):
 
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its start prints pages of advice
         if section["tensor_parallel_size"] == 1:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
         super().__init__(section, kind, rubric)
@@ -203,7 +203,7 @@ class TransformersJudge(Judge):
             return Answer(reply=reply, p_yes=float(p[self.yes].sum()), p_no=float(p[self.no].sum()))
         from xgrammar.contrib.hf import LogitsProcessor
 
-        grammar = self.compiler.compile_json_schema(ask.question.schema, any_whitespace=False)
+        grammar = self.compiler.compile_json_schema(ask.question.schema, any_whitespace=False, separators=(",", ":"))
         sampling: dict[str, Any] = {"do_sample": False}
         if self.section["temperature"] > 0:
             torch.manual_seed(ask.seed)

@@ -58,7 +58,9 @@ class Workflow:
                 plans.get("images") if kind == "edited" else None,
             )
             if config["strict"] and (bad := plans[kind].first_rejected()):
-                raise DarkroomError(f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)")
+                raise DarkroomError(
+                    f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
+                )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
         return cls(config, plans, rubric, recipes)
@@ -148,4 +150,6 @@ def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
         known = rubric.scores(kind)
         for name in select[kind]:
             if name not in known:
-                raise DarkroomError(f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}")
+                raise DarkroomError(
+                    f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
+                )

@@ -2,8 +2,6 @@
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
@@ -19,7 +17,8 @@ try:
         planned=not workflow.is_main_process,
     )
 except DarkroomError as error:
-    raise WorkflowError(str(error)) from None
+    # A WorkflowError would wrap the line into a traceback of this file.
+    sys.exit(f"error: {error}")
 
 RESULTS = DARKROOM.config["results"]
 KINDS = list(DARKROOM.plans)

@@ -10,9 +10,6 @@ if "images" in KINDS:
             rows=f"{RESULTS}/prompts/{{shard}}.jsonl",
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
-        params:
-            digest=lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard],
-            kind="images",
         log:
             f"{RESULTS}/logs/generate_images/{{shard}}.log",
         benchmark:
@@ -24,6 +21,9 @@ if "images" in KINDS:
             gpu=gpus("generate"),
             mem_mb=memory("generate"),
             runtime=image_minutes("images", "generate"),
+        params:
+            digest=lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard],
+            kind="images",
         script:
             "../../scripts/make_images.py"
 
@@ -39,9 +39,6 @@ if "edited" in KINDS:
             ],
         output:
             update(f"{RESULTS}/edited/{{shard}}.parquet"),
-        params:
-            digest=lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard],
-            kind="edited",
         log:
             f"{RESULTS}/logs/edit_images/{{shard}}.log",
         benchmark:
@@ -53,5 +50,8 @@ if "edited" in KINDS:
             gpu=gpus("edit"),
             mem_mb=memory("edit"),
             runtime=image_minutes("edited", "edit"),
+        params:
+            digest=lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard],
+            kind="edited",
         script:
             "../../scripts/make_images.py"

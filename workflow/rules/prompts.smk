@@ -14,17 +14,17 @@ if "images" in KINDS:
             rows=ancient(DARKROOM.config["prompts"]),
         output:
             f"{RESULTS}/prompts/{{shard}}.jsonl",
-        params:
-            digest=lambda wildcards: DARKROOM.plans["images"]
-            .shards[wildcards.shard]
-            .digest,
-            kind="images",
         log:
             f"{RESULTS}/logs/shard_prompts/{{shard}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/shard_prompts/{{shard}}.tsv"
         conda:
             "../../envs/tables.yaml"
+        params:
+            digest=lambda wildcards: DARKROOM.plans["images"]
+            .shards[wildcards.shard]
+            .digest,
+            kind="images",
         script:
             "../../scripts/shard_rows.py"
 
@@ -36,16 +36,16 @@ if "edited" in KINDS:
             rows=ancient(DARKROOM.config["edits"]),
         output:
             f"{RESULTS}/edits/{{shard}}.jsonl",
-        params:
-            digest=lambda wildcards: DARKROOM.plans["edited"]
-            .shards[wildcards.shard]
-            .digest,
-            kind="edited",
         log:
             f"{RESULTS}/logs/shard_edits/{{shard}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/shard_edits/{{shard}}.tsv"
         conda:
             "../../envs/tables.yaml"
+        params:
+            digest=lambda wildcards: DARKROOM.plans["edited"]
+            .shards[wildcards.shard]
+            .digest,
+            kind="edited",
         script:
             "../../scripts/shard_rows.py"

@@ -7,13 +7,6 @@ rule score_images:
         images=f"{RESULTS}/{{kind}}/{{shard}}.parquet",
     output:
         update(f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet"),
-    params:
-        digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][
-            wildcards.shard
-        ],
-        images=lambda wildcards: DARKROOM.image_digests[wildcards.kind][
-            wildcards.shard
-        ],
     log:
         f"{RESULTS}/logs/score_images/{{kind}}/{{shard}}.log",
     benchmark:
@@ -27,5 +20,8 @@ rule score_images:
         runtime=lambda wildcards, attempt: needs.judge_minutes(
             DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
         ),
+    params:
+        digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.shard],
+        images=lambda wildcards: DARKROOM.image_digests[wildcards.kind][wildcards.shard],
     script:
         "../../scripts/score_images.py"

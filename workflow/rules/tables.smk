@@ -9,8 +9,6 @@ rule merge_scores:
         scores=f"{RESULTS}/scores.parquet",
         table=f"{RESULTS}/scores.csv",
         rejected=f"{RESULTS}/rejected.jsonl",
-    params:
-        digest=DARKROOM.merge_digest(),
     log:
         f"{RESULTS}/logs/merge_scores.log",
     benchmark:
@@ -20,6 +18,8 @@ rule merge_scores:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        digest=DARKROOM.merge_digest(),
     script:
         "../../scripts/merge_scores.py"
 
@@ -29,8 +29,6 @@ rule write_dataset:
         TABLES,
     output:
         **DATASET,
-    params:
-        digest=DARKROOM.dataset_digest(),
     log:
         f"{RESULTS}/logs/write_dataset.log",
     benchmark:
@@ -40,5 +38,7 @@ rule write_dataset:
     resources:
         mem_mb=2000,
         runtime=120,
+    params:
+        digest=DARKROOM.dataset_digest(),
     script:
         "../../scripts/write_dataset.py"
