@@ -24,3 +24,5 @@ rule all:
         [row for kind in KINDS for row in shard_files(kind)],
         TABLES,
         DATASET.values(),
+    message:
+        f"done: see {RESULTS}/scores.csv and {RESULTS}/dataset/"

@@ -38,8 +38,9 @@ class Judge:
         if self.merge_size != 2:
             raise DarkroomError(f"judge.model: {self.path}: not of the Qwen-VL family (merge_size {self.merge_size})")
         least, most = _own_pixels(image)
-        self.min_pixels = section["min_pixels"] or least
-        self.max_pixels = max(section["max_pixels"] or most, self.min_pixels)
+        # Within the checkpoint's own limits, so that no engine resizes the pictures once more.
+        self.min_pixels = min(max(section["min_pixels"] or least, least), most)
+        self.max_pixels = min(max(section["max_pixels"] or most, self.min_pixels), most)
         self.yes, self.no = self._label_ids(_YES), self._label_ids(_NO)
         if not self.yes or not self.no:
             raise DarkroomError(f"judge.model: {self.path}: its tokenizer has no single token for yes and no")
@@ -194,7 +195,7 @@ class TransformersJudge(Judge):
     def _one(self, ask: Ask, text: str, images: list[Any]) -> Answer:
         import torch
 
-        inputs = self.processor(text=[text], images=images, do_resize=False, return_tensors="pt")
+        inputs = self.processor(text=[text], images=images, return_tensors="pt")
         inputs = inputs.to(self.model.device)
         if ask.question.type == "yes_no":
             logits = self.model(**inputs).logits[0, -1]

@@ -24,6 +24,8 @@ if "images" in KINDS:
         params:
             digest=lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard],
             kind="images",
+        message:
+            "generate images, shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"
 
@@ -53,5 +55,7 @@ if "edited" in KINDS:
         params:
             digest=lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard],
             kind="edited",
+        message:
+            "edit images, shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"

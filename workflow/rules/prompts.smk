@@ -25,6 +25,8 @@ if "images" in KINDS:
             .shards[wildcards.shard]
             .digest,
             kind="images",
+        message:
+            "rows of shard {wildcards.shard} (prompts)"
         script:
             "../../scripts/shard_rows.py"
 
@@ -47,5 +49,7 @@ if "edited" in KINDS:
             .shards[wildcards.shard]
             .digest,
             kind="edited",
+        message:
+            "rows of shard {wildcards.shard} (edits)"
         script:
             "../../scripts/shard_rows.py"

@@ -23,5 +23,7 @@ rule score_images:
     params:
         digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.shard],
         images=lambda wildcards: DARKROOM.image_digests[wildcards.kind][wildcards.shard],
+    message:
+        "score {wildcards.kind}, shard {wildcards.shard}"
     script:
         "../../scripts/score_images.py"

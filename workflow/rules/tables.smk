@@ -20,6 +20,8 @@ rule merge_scores:
         runtime=60,
     params:
         digest=DARKROOM.merge_digest(),
+    message:
+        "merge all shards into {output.scores} and {output.table}"
     script:
         "../../scripts/merge_scores.py"
 
@@ -40,5 +42,7 @@ rule write_dataset:
         runtime=120,
     params:
         digest=DARKROOM.dataset_digest(),
+    message:
+        "write {output}"
     script:
         "../../scripts/write_dataset.py"

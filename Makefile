@@ -1,0 +1,42 @@
+# make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
+# make test: everything that is tested.
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= 2
+# The CPU builds of torch and torchvision; where this index cannot be reached, pip's own index has to do.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export PYTHONNOUSERSITE = 1
+
+.PHONY: demo test test-quick lint clean
+
+demo: $(READY)
+	@$(BIN)/snakemake -j$(CORES)
+	@$(BIN)/python scripts/summary.py results
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+# The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out.
+$(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
+	@echo "Installing into $(VENV) (some 3 GB, a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
+	@$(PIP) install --no-deps -r envs/cpu.lock
+	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache

@@ -1,0 +1,95 @@
+"""Real runs of the workflow in a temporary folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FLUX = REPOSITORY / "resources/models/shapes-flux"
+JUDGE = REPOSITORY / "resources/models/shapes-judge"
+
+
+def small_config(**changes: Any) -> dict[str, Any]:
+    """A config for the embedded models with few steps; sections in `changes` are merged into it."""
+    config: dict[str, Any] = {
+        "prompts": "prompts.jsonl",
+        "edits": None,
+        "samples_per_prompt": 1,
+        "shards": {"size": 4},
+        "generate": {"model": str(FLUX), "device": "cpu", "width": 64, "height": 64},
+        "edit": {"model": str(FLUX), "device": "cpu"},
+        "judge": {"model": str(JUDGE), "device": "cpu", "max_tokens": 64},
+    }
+    for section in ("generate", "edit"):
+        config[section] |= {"steps": 2, "max_sequence_length": 20, "batch_size": 4}
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(config.get(key), dict) else value
+    return config
+
+
+@dataclass
+class Run:
+    """A folder in which the workflow runs; `config` is written to config.yaml before each run."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=small_config)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    def write_rows(self, name: str, rows: list[Any]) -> Path:
+        """Rows as JSONL; a bytes object is a line as it stands."""
+        lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+        (self.folder / name).write_bytes(b"".join(line + b"\n" for line in lines))
+        return self.folder / name
+
+    def command(self, *arguments: str) -> list[str]:
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(self.config))
+        # --configfile adds to the repository's own config, so every key that matters is set here.
+        return [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")),
+            *("--directory", str(self.folder), "--configfile", str(path), "--workflow-profile", "none"),
+            *("--rerun-triggers", "params", "--rerun-incomplete", "--cores", "2", *arguments),
+        ]
+
+    def snakemake(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+        )
+        if check and done.returncode:
+            logs = "\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in self.results.glob("logs/**/*.log"))
+            raise AssertionError(f"snakemake failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{logs}")
+        return done
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """rule -> number of jobs that a dry run would start."""
+        text = self.snakemake("-n", *arguments).stdout
+        counts: dict[str, int] = {}
+        for line in text.partition("Job stats:")[2].partition("total")[0].splitlines():
+            words = line.split()
+            if len(words) == 2 and words[1].isdigit():
+                counts[words[0]] = int(words[1])
+        return counts
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
