@@ -14,6 +14,8 @@ import csv
 import gzip
 import json
 import os
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -24,6 +26,7 @@ from darkroom.identity import canonical, digest
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ITEMS = 1_000
+MAX_DEPTH = 100  # far below Python's recursion limit, so that what was read can be written at any stack depth
 
 # Fields that mean something here; all others are the user's own and are carried through to every table.
 KNOWN_FIELDS = frozenset(
@@ -43,7 +46,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | N
     """Yield (line number from 1, raw bytes, row or None, reason or None) for each row of `path`.
 
     The format follows from the name: .jsonl or .ndjson or .json (one object a line), the same with .gz, .csv,
-    .parquet. Blank lines are not rows. For CSV and Parquet the line number counts records (a CSV's header is line 1).
+    .parquet. Blank lines are not rows. A CSV's line number is that of the record's last line (the header is line 1),
+    Parquet's counts records.
     Raises DarkroomError for a file that cannot be read at all.
     """
     path = Path(path)
@@ -55,14 +59,14 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | N
             with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
                 yield from _read_jsonl(stream)
         elif suffix == ".csv":
-            opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if zipped else None  # noqa: SIM115
-            with opened or open(path, encoding="utf-8-sig", newline="") as stream:
+            text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+            with gzip.open(path, "rt", **text) if zipped else open(path, **text) as stream:
                 yield from _read_csv(stream)
         elif suffix == ".parquet" and not zipped:
             yield from _read_parquet(path)
         else:
             raise DarkroomError(f"{path}: unknown kind of file; use .jsonl, .jsonl.gz, .csv or .parquet")
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeError, csv.Error, zlib.error) as error:
         raise DarkroomError(f"{path}: cannot be read: {error}") from error
 
 
@@ -70,13 +74,13 @@ def _read_jsonl(stream: BinaryIO) -> Iterator[tuple[int, bytes, dict[str, Any] |
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES):
         number += 1
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
         if len(raw) >= MAX_LINE_BYTES and not raw.endswith(b"\n"):
             while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
             yield number, raw[:1000], None, f"line longer than {MAX_LINE_BYTES} bytes"
             continue
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
         raw = raw.strip()
         if raw:
             row, reason = _parse_json(raw)
@@ -86,7 +90,7 @@ def _read_jsonl(stream: BinaryIO) -> Iterator[tuple[int, bytes, dict[str, Any] |
 def _parse_json(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
     try:
         row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        canonical(row)  # refuses what cannot be written again, such as a lone surrogate
+        _check_value(row)
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start}"
     except UnicodeEncodeError:
@@ -100,16 +104,40 @@ def _parse_json(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
     return row, None
 
 
+def _check_value(value: Any) -> None:
+    """Refuse what cannot be written again: a lone surrogate, an infinite number, too deep a nesting."""
+    text = canonical(value)
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise RecursionError
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_is_deeper(part, depth - 1) for part in parts)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_csv(stream: Any) -> Iterator[tuple[int, bytes, dict[str, Any] | None, str | None]]:
-    reader = csv.DictReader(stream)
-    for record in reader:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.DictReader(stream, strict=True)  # strict: a quote left open would swallow all further rows
+    if double := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+        raise csv.Error(f"column {double[0]} is there twice")
+    "".join(reader.fieldnames or ()).encode("utf-8")
+    while True:
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise csv.Error(f"after line {reader.line_num}: {error}") from error
+        if record is None:
+            return
         number = reader.line_num
         surplus = record.pop(None, None)
-        raw = canonical({key: value for key, value in record.items() if value is not None})
+        cells = {key: value for key, value in record.items() if value is not None}
+        raw = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        raw = raw.encode("utf-8", "surrogateescape")
         if surplus is not None:
             yield number, raw, None, f"has {len(surplus)} more cells than the header"
             continue
@@ -118,8 +146,11 @@ def _read_csv(stream: Any) -> Iterator[tuple[int, bytes, dict[str, Any] | None, 
             if text in (None, ""):
                 continue
             try:
+                text.encode("utf-8")
                 row[key] = _csv_value(key, text)
-            except ValueError:
+            except UnicodeEncodeError:
+                reason = f"{key}: not UTF-8"
+            except (ValueError, RecursionError):
                 reason = f"{key}: not valid JSON: {text[:60]}"
         yield number, raw, None if reason else row, reason
 
@@ -127,14 +158,22 @@ def _read_csv(stream: Any) -> Iterator[tuple[int, bytes, dict[str, Any] | None, 
 def _csv_value(key: str, text: str) -> Any:
     """A CSV cell as the JSON value that the field of this name has in JSONL."""
     if key in _INTEGERS:
-        return int(text) if text.strip().lstrip("-").isdigit() else text
-    if key == "guidance":
         try:
-            return float(text)
+            return int(text)
+        except ValueError:
+            pass
+    if key in _INTEGERS or key == "guidance":
+        try:
+            return float(text)  # also 512.0 for a width, as data frames write a column with gaps
         except ValueError:
             return text
     if key in ("conversations", "conversation", "images", "edited_images") and text.lstrip()[:1] in ("[", "{"):
-        return json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        try:
+            _check_value(value)
+        except UnicodeEncodeError as error:  # an escape in the JSON, not a bad byte in the file
+            raise ValueError("half of a surrogate pair") from error
+        return value
     return text
 
 
@@ -150,11 +189,25 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | Non
                     number += 1
                     row = _without_nulls(record)
                     try:
-                        yield number, canonical(row), row, None
-                    except (TypeError, ValueError) as error:
-                        yield number, repr(record)[:1000].encode(), None, f"not a JSON value: {error}"
+                        _check_value(row)
+                        raw, reason = canonical(row), None
+                    except (TypeError, ValueError, RecursionError):
+                        raw, row, reason = repr(record)[:1000].encode(), None, _not_json(row)
+                    yield number, raw, row, reason
     except pa.ArrowException as error:
         raise DarkroomError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _not_json(row: dict[str, Any]) -> str:
+    """Which field of a Parquet record is no JSON value, and why."""
+    for name, value in row.items():
+        try:
+            _check_value(value)
+        except RecursionError:
+            return f"{name}: nested too deeply"
+        except (TypeError, ValueError) as error:
+            return f"{name}: not a JSON value: {error}"
+    return "not a JSON value"
 
 
 def _without_nulls(value: Any) -> Any:
@@ -285,8 +338,10 @@ def _image(entry: Any, name: str) -> dict[str, Any]:
             raise RowError(f"{name}: {_show(entry)} is not a file name")
         if not os.path.isabs(entry):
             inside = os.path.normpath(entry)
-            if PurePosixPath(inside).parts[0] == os.pardir:
+            if PurePosixPath(inside).parts[:1] == (os.pardir,):
                 raise RowError(f"{name}: {_show(entry)} leads out of the rows' folder; give it as an absolute path")
+            if inside == os.curdir:
+                raise RowError(f"{name}: {_show(entry)} is not a file name")
             entry = inside
         return {"path": entry}
     if isinstance(entry, dict) and entry.get("row") not in (None, ""):
