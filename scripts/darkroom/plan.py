@@ -45,7 +45,7 @@ class Shard:
     """A run of rows handled by one job of each stage.
 
     offset and length: bytes in the rows file. first_line: the line of the user's file it starts at. items: images
-    that one sample of its rows makes, of rows that set no `samples`; explicit: requests of those that do.
+    that one sample of its rows makes, of rows that set no `samples`; explicit: requests of those that do, and given images.
     references: (row, item, sample, shard, digest of that row) of each image of this run that an edit starts from.
     digest: hash of the rows; sources: hash of the contents of the image files they name.
     """
@@ -171,8 +171,11 @@ def make_plan(
     import filelock
 
     path, folder = Path(path), plan_folder(results, kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    stat = path.stat()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stat = path.stat()
+    except OSError as error:
+        raise DarkroomError(f"{error.filename}: {error.strerror}") from error
     state = [PLAN_VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns, size, samples if prompts else None]
     state.append(prompts.id if prompts else None)
     with filelock.FileLock(folder / "lock"):
@@ -240,8 +243,8 @@ class _Builder:
         if row is not None:
             try:
                 normal = parse_row(row, self.kind)
-                normal["id"] = self._id(row)
                 references = self._resolve(normal, targets)
+                normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
             except RowError as error:
                 normal, reason = None, str(error)
         if normal is None:
@@ -258,9 +261,10 @@ class _Builder:
             line = canonical(normal)
             shard.rows += 1
             samples = normal["options"].get("samples")
-            made = len(normal["items"])
+            given = sum("given" in item for item in normal["items"])
+            made = len(normal["items"]) - given
             shard.items += made if samples is None else 0
-            shard.explicit += 0 if samples is None else made * samples
+            shard.explicit += given + (0 if samples is None else made * samples)
             shard.references += references
             paths = [
                 item[k]["path"] for item in normal["items"] for k in ("source", "given") if "path" in item.get(k, "")
@@ -274,7 +278,9 @@ class _Builder:
     def _id(self, row: dict[str, Any]) -> str:
         own = row_id(row)
         if own is None:
-            return content_id(row, self._occurrence(_hash64(canonical(row))))
+            first = content_id(row, 0)
+            occurrence = self._occurrence(_hash64(b"id:" + first.encode()))
+            return content_id(row, occurrence) if occurrence else first
         key = _hash64(b"id:" + own.encode())
         if key in self.seen:
             raise RowError(f"id {own!r} was used by an earlier row; ids must differ")
