@@ -33,13 +33,18 @@ def read_file(path: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         raise RowError(f"image {path}: {getattr(error, 'strerror', None) or error}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RowError(f"image {path}: not a file")
         if status.st_size > MAX_FILE_BYTES:
             raise RowError(f"image {path}: {status.st_size} bytes; at most {MAX_FILE_BYTES}")
-        return stream.read()
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise RowError(f"image {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def open_picture(data: bytes, name: str) -> Picture:
@@ -53,9 +58,10 @@ def open_picture(data: bytes, name: str) -> Picture:
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise RowError(f"image {name}: {opened.width} x {opened.height} pixels; at most {MAX_PIXELS}")
-                if getattr(opened, "n_frames", 1) > 1:
+                # An MPO is a camera's JPEG: the picture first, then a preview or a depth map of it.
+                if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                     raise RowError(f"image {name}: animated ({opened.n_frames} frames); give a single image")
-                plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB"
+                plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
                 upright = opened.getexif().get(0x0112, 1) == 1
                 opened.load()
                 image = _to_rgb(ImageOps.exif_transpose(opened))
@@ -68,6 +74,8 @@ def open_picture(data: bytes, name: str) -> Picture:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+        raise ValueError("32-bit pixels; give 8 or 16 bits a channel")
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value / 257).convert("L")
     if image.has_transparency_data:
