@@ -1,6 +1,7 @@
 """Check a configuration against the schema and fill in its defaults."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     for name, sub in schema["properties"].items():  # `generate:` with nothing under it is an empty section
         if sub.get("type") == "object" and config.get(name, ...) is None:
             config[name] = {}
+    _check_values(config, "")
     if error := best_match(Draft202012Validator(schema).iter_errors(config)):
         raise DarkroomError("config: " + _explain(error))
     _fill(config, schema)
@@ -40,11 +42,24 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     return config
 
 
+def _check_values(value: dict[Any, Any], where: str) -> None:
+    """Refuse what YAML can hold and JSON cannot: keys that are no text, and nan and inf."""
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise DarkroomError(f"config: unknown key {where}{key}; a key is text")
+        if isinstance(item, dict):
+            _check_values(item, f"{where}{key}.")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise DarkroomError(f"config: {where}{key}: expected a finite number, got {item}")
+
+
 def _fill(value: dict[str, Any], schema: dict[str, Any]) -> None:
     for name, sub in schema.get("properties", {}).items():
         if name not in value and "default" in sub:
             default = sub["default"]
             value[name] = dict(default) if isinstance(default, dict) else default
+        if isinstance(value.get(name), float) and "integer" in sub.get("type", ()):
+            value[name] = int(value[name])  # the schema lets 512.0 pass for a whole number
         if isinstance(value.get(name), dict):
             _fill(value[name], sub)
 
@@ -57,7 +72,7 @@ def _explain(error: Any) -> str:
         name = f"{where}.{unknown}" if where else unknown
         near = difflib.get_close_matches(unknown, known, n=1)
         return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
-    got = repr(error.instance)
+    got = "null" if error.instance is None else repr(error.instance)
     got = got if len(got) <= 60 else got[:57] + "..."
     expected = {
         "type": lambda: "expected " + _either(error.validator_value),
@@ -89,10 +104,13 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         found = next((root / section[key] for root in roots if (root / section[key]).exists()), None)
         if found is None:
             raise DarkroomError(f"config: {where}: no such {what}: {section[key]}{hint}")
-        if found.is_dir() != (what == "folder"):
+        if not (found.is_dir() if what == "folder" else found.is_file()):
             raise DarkroomError(f"config: {where}: not a {what}: {section[key]}")
         section[key] = str(found)
 
+    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if path.exists())
+    if not results.is_dir():
+        raise DarkroomError(f"config: results: not a folder: {results}")
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
