@@ -23,6 +23,7 @@ _META = b"darkroom"
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "picture": _PICTURE}
+_MARKED = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), None: _PICTURE}
 
 IMAGE_COLUMNS = {
     "key": "text",
@@ -75,6 +76,7 @@ def write_shard(
             compression=dict.fromkeys(plain, "zstd")
             | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")},
             write_statistics=plain,
+            write_page_checksum=True,
         ) as writer:
             group: list[dict[str, Any]] = []
             size = 0
@@ -102,7 +104,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         meta = (file.metadata.metadata or {}).get(_META)
     if meta is None:
         raise DarkroomError(f"{path}: not a shard of this workflow; move it away and run again")
-    return json.loads(meta)
+    try:
+        meta = json.loads(meta)
+        return {"digest": meta["digest"], "rule": meta["rule"], "records": meta["records"]} | meta
+    except (ValueError, KeyError) as error:
+        raise DarkroomError(_damaged(path, error)) from error
 
 
 def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator
     """The records of a shard file in order, one row group in memory at a time."""
     with _opened(path) as file:
         for group in range(file.num_row_groups):
-            yield from _table(path, file, group, columns).to_pylist()
+            yield from _plain(path, _table(path, file, group, columns))
 
 
 class RecordReader:
@@ -138,15 +144,22 @@ class RecordReader:
         group = next(g for g in range(len(self.starts)) if self.starts[g + 1] > position)
         if group != self.group:
             self.group, self.table = group, _table(self.path, self.file, group, None)
-        return self.table.slice(position - self.starts[group], 1).to_pylist()[0]
+        return _plain(self.path, self.table.slice(position - self.starts[group], 1))[0]
 
 
 def _opened(path: str | Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        # Parquet has checksums of its pages, but none of the names and types at its end.
+        marks = json.loads((file.metadata.metadata or {}).get(b"huggingface", b"null"))
+        if marks:
+            types = [(name, _MARKED[mark.get("dtype")]) for name, mark in marks["info"]["features"].items()]
+            if not file.schema_arrow.equals(pa.schema(types)):
+                raise ValueError("its columns are not those it was written with")
+        return file
     except FileNotFoundError as error:
         raise DarkroomError(f"{path}: no such file; run snakemake again") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DarkroomError(_damaged(path, error)) from error
 
 
@@ -157,5 +170,12 @@ def _table(path: str | Path, file: pq.ParquetFile, group: int, columns: list[str
         raise DarkroomError(_damaged(path, error)) from error
 
 
+def _plain(path: str | Path, table: pa.Table) -> list[dict[str, Any]]:
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DarkroomError(_damaged(path, error)) from error
+
+
 def _damaged(path: str | Path, error: Exception) -> str:
-    return f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run again"
+    return f"{path}: damaged ({(str(error) or type(error).__name__).splitlines()[0]}); delete it and run again"
