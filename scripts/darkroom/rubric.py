@@ -18,6 +18,12 @@ from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 
 KINDS = ("images", "edited")
+# Columns that the score files and the tables have already.
+TAKEN = frozenset(
+    "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
+    " sha256 error fields image source source_name source_sha256 selected".split()
+)
+MAX_TEXT = 10_000
 # Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
 # characters into the text and the reply is not JSON.
 _LETTER = r"[ !#-\[\]-~]"
@@ -68,6 +74,12 @@ class Question:
         """The fields of a json reply, or why it cannot be used: (values, None) or ({}, reason)."""
         try:
             values = json.loads(reply)
+            reply.encode("utf-8")
+            json.dumps(values, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return {}, "reply holds half of a surrogate pair, which is no character"
+        except RecursionError:
+            return {}, "reply is nested too deeply"
         except ValueError as error:
             return {}, f"reply is not JSON: {error}"
         if not isinstance(values, dict):
@@ -109,14 +121,23 @@ def load_rubric(path: str | Path) -> Rubric:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise DarkroomError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(content, dict) or set(content) - set(KINDS):
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise DarkroomError(f"{path}{line}: not valid YAML: {problem}") from error
+    whole = isinstance(content, dict) and not set(content) - set(KINDS)
+    if not whole or not all(isinstance(asked, list | None) for asked in content.values()):
         raise DarkroomError(f"{path}: expected the sections images and edited, each a list of questions")
     questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in KINDS}
     for kind, asked in questions.items():
         columns = [name for question in asked for name in question.columns]
         if double := {name for name in columns if columns.count(name) > 1}:
             raise DarkroomError(f"{path}: {kind}: column {sorted(double)[0]} is made by two questions")
+        if taken := sorted(TAKEN.intersection(columns)):
+            raise DarkroomError(f"{path}: {kind}: column {taken[0]} is there already; give it another name")
+    types = [dict(c for question in questions[kind] for c in question.columns.items()) for kind in KINDS]
+    if odd := sorted(name for name in types[0].keys() & types[1].keys() if types[0][name] != types[1][name]):
+        raise DarkroomError(
+            f"{path}: column {odd[0]} is {types[0][odd[0]]} for images and {types[1][odd[0]]} for edited"
+        )
     asked = {kind: [[q.name, q.type, q.text, q.fields] for q in questions[kind]] for kind in KINDS}
     return Rubric(questions, digest(asked))
 
@@ -132,10 +153,16 @@ def _question(path: str | Path, kind: str, entry: Any) -> Question:
         raise DarkroomError(f"{where}: type must be yes_no or json, got {type_}")
     if not isinstance(text, str) or "{prompt}" not in text:
         raise DarkroomError(f"{where}: text must hold {{prompt}}")
-    if (type_ == "json") != bool(fields):
+    if (type_ == "json") != bool(fields) or not isinstance(fields, dict):
         raise DarkroomError(f"{where}: fields go with type json, and type json needs some")
     for column, limits in fields.items():
+        if not isinstance(column, str) or not column.isidentifier():
+            raise DarkroomError(f"{where}: field {column}: its name must be letters, digits and underscores")
         whole = isinstance(limits, dict) and all(isinstance(n, int) for n in limits.values())
         if not whole or set(limits) not in ({"minimum", "maximum"}, {"max_length"}):
             raise DarkroomError(f"{where}: field {column} needs minimum and maximum, or max_length, in whole numbers")
+        if limits.get("minimum", 0) > limits.get("maximum", 0) or not 1 <= limits.get("max_length", 1) <= MAX_TEXT:
+            raise DarkroomError(
+                f"{where}: field {column}: minimum must not exceed maximum, max_length is 1 to {MAX_TEXT}"
+            )
     return Question(name, type_, text, fields)
