@@ -172,6 +172,8 @@ def merge_scores(
                 for name, (column, type_) in fields.items():
                     value = own.get(name)
                     as_text = type_ == pa.string() and value is not None and not isinstance(value, str)
+                    if type_ == pa.float64() and value is not None:
+                        value = float(value)  # Arrow refuses whole numbers that a float64 rounds
                     record[column] = json.dumps(value, ensure_ascii=False) if as_text else value
                 yield record
             if rows != expected:
@@ -183,7 +185,8 @@ def merge_scores(
             pq.ParquetWriter(temporary[0], schema, compression="zstd") as writer,
             open(temporary[1], "w", encoding="utf-8", newline="") as stream,
         ):
-            lines = csv.DictWriter(stream, schema.names, lineterminator="\n", extrasaction="ignore")
+            # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
+            lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n", extrasaction="ignore")
             lines.writeheader()
             group: list[dict[str, Any]] = []
 
@@ -217,9 +220,14 @@ def _field_columns(kinds: list[Kind], columns: dict[str, str]) -> dict[str, tupl
                 for field, value in json.loads(record["fields"]).items():
                     type_ = _scalar_type(value)
                     types[field] = _common_type(types.get(field), type_) if field in types else type_
-    return {
-        field: (f"row_{field}" if field in columns else field, type_ or pa.string()) for field, type_ in types.items()
-    }
+    taken, named = set(columns) | set(types), {}
+    for field, type_ in types.items():
+        column = field
+        while column in columns or (column != field and column in taken):
+            column = f"row_{column}"
+        taken.add(column)
+        named[field] = (column, type_ or pa.string())
+    return named
 
 
 def _scalar_type(value: Any) -> pa.DataType | None:
