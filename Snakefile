@@ -4,7 +4,10 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
-configfile: "config/config.yaml"
+# A file named with --configfile stands alone: nothing of the demonstration leaks into it.
+if not workflow.overwrite_configfiles:
+
+    configfile: workflow.source_path("config/config.yaml")
 
 
 report: "workflow/report/workflow.rst"

@@ -19,9 +19,7 @@ def open_engine(section, name):
 
 
 with job(snakemake.log[0], snakemake.threads):
-    repository = Path(snakemake.scriptdir).parent
-    schema = repository / "workflow/schemas/config.schema.yaml"
-    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
     plan = workflow.plans[kind]
     stage = Stage(

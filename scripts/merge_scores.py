@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    repository = Path(snakemake.scriptdir).parent
-    schema = repository / "workflow/schemas/config.schema.yaml"
-    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     output = snakemake.output
     counts = merge_scores(
         workflow.kinds(), workflow.rubric, workflow.config["select"], Path(output.scores), Path(output.table)

@@ -18,9 +18,7 @@ def open_judge(section, kind, rubric):
 
 
 with job(snakemake.log[0], snakemake.threads):
-    repository = Path(snakemake.scriptdir).parent
-    schema = repository / "workflow/schemas/config.schema.yaml"
-    workflow = Workflow.open(snakemake.config, schema, [Path.cwd(), repository], planned=True)
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
     judge_shard(
         images=Path(snakemake.input.images),

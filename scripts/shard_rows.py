@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.plan import load_plan
 from darkroom.runtime import job, say
+from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    rows = {"images": "prompts", "edited": "edits"}[snakemake.params.kind]
-    plan = load_plan(snakemake.config["results"], rows)
+    plan = Workflow.of_job(snakemake.config, snakemake.scriptdir).plans[snakemake.params.kind]
     shard = plan.shards[snakemake.wildcards.shard]
     path = Path(snakemake.output[0])
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -65,6 +65,13 @@ class Workflow:
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
         return cls(config, plans, rubric, recipes)
 
+    @classmethod
+    def of_job(cls, config: dict[str, Any], scriptdir: str) -> "Workflow":
+        """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
+        repository = Path(scriptdir).parent
+        schema = repository / "workflow/schemas/config.schema.yaml"
+        return cls.open(config, schema, [Path.cwd(), repository], planned=True)
+
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
         """kind -> shard -> the digest its image file is made for."""

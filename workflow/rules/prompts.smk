@@ -2,11 +2,6 @@
 # OUTPUTS: {results}/prompts/{shard}.jsonl, {results}/edits/{shard}.jsonl: the rows of each shard
 
 
-localrules:
-    shard_prompts,
-    shard_edits,
-
-
 if "images" in KINDS:
 
     rule shard_prompts:
@@ -18,6 +13,7 @@ if "images" in KINDS:
             f"{RESULTS}/logs/shard_prompts/{{shard}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/shard_prompts/{{shard}}.tsv"
+        localrule: True
         conda:
             "../../envs/tables.yaml"
         params:
@@ -42,6 +38,7 @@ if "edited" in KINDS:
             f"{RESULTS}/logs/shard_edits/{{shard}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/shard_edits/{{shard}}.tsv"
+        localrule: True
         conda:
             "../../envs/tables.yaml"
         params:
