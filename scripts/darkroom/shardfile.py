@@ -87,7 +87,7 @@ def write_shard(
                 if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))
                     group, size = [], 0
-            if group or not count:
+            if group:  # an empty row group is more than `datasets` can read
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
             writer.add_key_value_metadata({_META: json.dumps(meta | {"records": count}, sort_keys=True)})
         with open(temporary, "rb") as stream:

@@ -1,0 +1,256 @@
+"""Only what is missing or stale is made again, nothing is lost, and what is made again is the same."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from conftest import REPOSITORY, Run, environment, small_config
+from darkroom.shardfile import iter_records, read_meta
+from PIL import Image
+
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
+PROMPTS = [
+    {"id": f"p{n}", "prompt": f"a {COLOURS[n % 6]} circle on a pink background", "group": n // 4, "note": f"nr {n}"}
+    for n in range(10)
+]
+PROMPTS[3] |= {"samples": 3, "steps": 1}
+PROMPTS[5] |= {"width": 48, "height": 80}
+EDITS = [
+    {"id": "e0", "prompt": "change the circle to blue", "images": [{"row": "p0", "sample": 0}]},
+    {"id": "e1", "prompt": "remove the circle", "images": [{"row": "p3", "sample": 2}]},
+    {"id": "e2", "prompt": "make the circle red", "images": "square.png"},
+    {"id": "e3", "prompt": "make the circle red", "images": "not-there.png"},
+    {"id": "e4", "prompt": "make the circle red", "images": [{"row": "nobody", "sample": 0}]},
+]
+BAD = [b'{"prompt": "cut off', b'{"id": "p1", "prompt": "an id that is taken"}', b'{"prompt": 7}']
+
+
+def write_inputs(run, prompts=PROMPTS, edits=EDITS):
+    run.write_rows("prompts.jsonl", [*prompts[:4], *BAD, *prompts[4:]])
+    run.write_rows("edits.jsonl", edits)
+    Image.new("RGB", (64, 64), (245, 215, 30)).save(run.folder / "square.png")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run; tests work on copies of it."""
+    run = Run(tmp_path_factory.mktemp("finished"), small_config(edits="edits.jsonl", shards={"size": 3}))
+    write_inputs(run)
+    run.snakemake()
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    return Run(folder, json.loads(json.dumps(finished.config)))
+
+
+def shards(run):
+    """name below results -> SHA-256, of everything that must be equal when made twice."""
+    kinds = (
+        "prompts/*",
+        "edits/*",
+        "images/*",
+        "edited/*",
+        "scores/*/*",
+        "scores.*",
+        "rejected.jsonl",
+        "dataset/**/*.*",
+    )
+    return {
+        str(path.relative_to(run.results)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in kinds
+        for path in run.results.glob(pattern)
+        if path.is_file()
+    }
+
+
+def made(run):
+    """Images that the jobs of the last run say they made."""
+    return sum(
+        int(n) for p in run.results.glob("logs/*_images/*.log") for n in re.findall(r"done: (\d+) made", p.read_text())
+    )
+
+
+def clear_logs(run):
+    shutil.rmtree(run.results / "logs")
+
+
+def test_every_row_ends_in_exactly_one_place(finished):
+    scores = pd.read_parquet(finished.results / "scores.parquet")
+    images, edited = (scores[scores["kind"] == kind] for kind in ("images", "edited"))
+    assert list(images["row"].unique()) == [row["id"] for row in PROMPTS]
+    assert len(images) == 9 + 3 and images["error"].isna().all()
+    assert list(edited["row"]) == ["e0", "e1", "e2", "e3"]
+    assert "not-there.png" in edited["error"].iloc[3] and edited["p_followed"].isna().iloc[3]
+    assert "not-there.png" in edited["p_followed_error"].iloc[3]
+    assert edited["error"].iloc[:3].isna().all() and edited["p_followed"].iloc[:3].notna().all()
+    rejected = [json.loads(line) for line in (finished.results / "rejected.jsonl").read_text().splitlines()]
+    assert [(r["file"], r["line"]) for r in rejected] == [("prompts", 5), ("prompts", 6), ("prompts", 7), ("edits", 5)]
+    assert "nobody" in rejected[3]["reason"] and "p1" in rejected[1]["reason"]
+
+
+def test_tables_carry_the_user_s_fields_and_agree(finished):
+    scores = pd.read_parquet(finished.results / "scores.parquet")
+    table = pd.read_csv(finished.results / "scores.csv")
+    assert list(table["key"]) == list(scores["key"])
+    images = scores[scores["kind"] == "images"].drop_duplicates("row")
+    assert list(images["note"]) == [row["note"] for row in PROMPTS]
+    assert list(images["group"]) == [row["group"] for row in PROMPTS]
+    assert scores["p_yes"].dropna().between(0, 1).all() and scores["p_yes_mass"].dropna().between(0, 1).all()
+
+
+def test_shards_name_what_they_were_made_with_and_show_as_pictures(finished):
+    import datasets
+
+    for kind in ("images", "edited"):
+        path = next(finished.results.glob(f"{kind}/*.parquet"))
+        meta = read_meta(path)
+        assert meta["device"] == "cpu" and {"torch", "diffusers"} <= set(meta["versions"])
+        assert meta["recipe"]["model"].startswith("folder:")
+        table = datasets.load_dataset(
+            "parquet", data_files=str(path), split="train", cache_dir=str(finished.folder / "hf")
+        )
+        assert table[0]["image"].size == (table[0]["width"], table[0]["height"])
+    for path in finished.results.glob("images/*.parquet"):
+        for record in iter_records(path):
+            assert hashlib.sha256(record["image"]["bytes"]).hexdigest() == record["sha256"]
+
+
+def test_logs_and_benchmarks_say_how_it_went(finished):
+    log = next(finished.results.glob("logs/generate_images/*.log")).read_text()
+    for word in ("model folder:", "torch", "device cpu", "images/s", "left", "done: "):
+        assert word in log
+    rules = {path.name for path in (finished.results / "benchmarks").iterdir()}
+    assert {"generate_images", "edit_images", "score_images", "merge_scores.tsv"} <= rules
+
+
+def test_a_second_run_and_touched_files_make_nothing(copy):
+    assert copy.planned() == {}
+    for path in [*copy.folder.rglob("*")]:
+        if path.is_file():
+            os.utime(path)
+    assert copy.planned() == {}
+
+
+def test_a_fresh_clone_of_the_code_beside_old_results_makes_nothing(copy, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(REPOSITORY, clone, ignore=shutil.ignore_patterns(".*", "results", "tests"))
+    for section in ("generate", "edit", "judge"):
+        name = copy.config[section]["model"]
+        copy.config[section]["model"] = str(clone / name.partition(f"{REPOSITORY}/")[2])
+    command = [word.replace(str(REPOSITORY / "Snakefile"), str(clone / "Snakefile")) for word in copy.command("-n")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+    assert "Nothing to be done" in done.stderr + done.stdout
+
+
+def edited_row(rows, number, **changes):
+    return [row | changes if n == number else row for n, row in enumerate(rows)]
+
+
+AFTER = {"score_images", "merge_scores", "write_dataset", "all"}
+CHANGES = {
+    "threshold": (
+        lambda c: c.config.update(select={"images": {"p_yes": 0.9}}),
+        {"merge_scores", "write_dataset", "all"},
+    ),
+    "reply column": (lambda c: c.config["judge"].update(reply_column="reply"), {"write_dataset", "all"}),
+    "max_tokens": (lambda c: c.config["judge"].update(max_tokens=32), AFTER),
+    "steps of edits": (lambda c: c.config["edit"].update(steps=3), AFTER | {"edit_images"}),
+    "steps of images": (lambda c: c.config["generate"].update(steps=3), AFTER | {"generate_images", "edit_images"}),
+    "seed": (lambda c: c.config.update(seed=1), AFTER | {"generate_images", "edit_images"}),
+    "batch size": (lambda c: c.config["generate"].update(batch_size=2), set()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_reruns_what_it_decides_and_no_more(copy, name):
+    change, rules = CHANGES[name]
+    change(copy)
+    assert set(copy.planned()) == rules
+
+
+def test_a_rubric_s_wording_reruns_the_scores(copy):
+    rubric = copy.folder / "rubric.yaml"
+    rubric.write_text((REPOSITORY / "config/rubrics/default.yaml").read_text())
+    copy.config["judge"]["rubric"] = str(rubric)
+    assert copy.planned() == {}
+    rubric.write_text(rubric.read_text().replace("Please answer", "Answer"))
+    assert set(copy.planned()) == AFTER
+
+
+def test_one_edited_row_makes_its_images_alone(copy, finished):
+    before = shards(copy)
+    write_inputs(copy, edited_row(PROMPTS, 8, prompt="two green stars"))
+    planned = copy.planned()
+    assert planned["generate_images"] <= 2 and planned["shard_prompts"] <= 2
+    clear_logs(copy)
+    copy.snakemake()
+    assert made(copy) == 1
+    after = shards(copy)
+    changed = {name for name in before if name.startswith("images/") and before[name] != after.get(name)}
+    assert len(changed) == 1
+    write_inputs(copy)
+    copy.snakemake()
+    assert shards(copy) == shards(finished)
+
+
+def test_rows_taken_away_and_brought_in_elsewhere_lose_no_image(copy):
+    """The order of all rows is another: every shard is stale, and every image is still good."""
+    rows = list(PROMPTS)
+    random.Random(4).shuffle(rows)
+    write_inputs(copy, rows)
+    clear_logs(copy)
+    copy.snakemake("--until", "generate_images")
+    assert made(copy) == 0
+
+
+def test_a_deleted_image_shard_comes_back_byte_by_byte(copy, finished):
+    victim = sorted(copy.results.glob("images/*.parquet"))[0]
+    victim.unlink()
+    copy.snakemake()
+    assert shards(copy) == shards(finished)
+
+
+def test_a_stale_score_file_stops_the_merge_with_a_clear_line(copy):
+    victim = sorted(copy.results.glob("scores/images/*.parquet"))[0]
+    other = sorted(copy.results.glob("scores/images/*.parquet"))[1]
+    shutil.copy(other, victim)
+    done = copy.snakemake("--forcerun", "merge_scores", check=False)
+    assert done.returncode == 1
+    assert f"{victim.relative_to(copy.folder)}: stale" in done.stderr
+
+
+def test_killed_at_random_moments_the_result_is_the_same(finished, tmp_path):
+    run = Run(tmp_path, json.loads(json.dumps(finished.config)))
+    write_inputs(run)
+    dice = random.Random(time.time_ns())
+    for _ in range(3):
+        process = subprocess.Popen(
+            run.command(),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        wait = dice.uniform(5, 45)
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        print(f"killed after {wait:.1f} s")
+        run.snakemake("--unlock", check=False)
+    run.snakemake()
+    assert shards(run) == shards(finished)
+    assert not list(run.results.glob(".darkroom/scratch/**/*.png"))
