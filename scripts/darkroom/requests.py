@@ -74,8 +74,8 @@ def request_key(request: Request, recipe: dict[str, Any], source: str | None, gi
     source and given: the SHA-256 of the content of these images, None where there is none. Equal key, equal
     pixels on one kind of device, whatever the shard, the batch, the order or the machine.
     """
-    if given:
-        return digest(["given", given, source])
+    if request.given:  # one that cannot be read has no content; its name stands for it
+        return digest(["given", given or request.given, source])
     decides = {name: recipe[name] for name in ("version", "family", "model", "dtype", "max_sequence_length")}
     names = ("prompt", "seed", "width", "height", "steps", "guidance", "true_cfg")
     decides |= {name: getattr(request, name) for name in names}
