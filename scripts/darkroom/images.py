@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from darkroom.errors import RowError
+from darkroom.rows import MAX_FILE_BYTES
 
-MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 PNG_LEVEL = 6  # zlib's level; part of what makes equal pixels equal bytes
@@ -26,23 +26,27 @@ class Picture:
     data: bytes
 
 
-def read_file(path: str) -> bytes:
-    """The bytes of an image file. Raises RowError for what is missing, no regular file, or too large."""
+def read_file(path: str, name: str | None = None) -> bytes:
+    """The bytes of an image file. Raises RowError for what is missing, no regular file, or too large.
+
+    name: for the message, where it is kept in a file that must not depend on where the rows lie.
+    """
+    name = name or path
     try:
         # A plain open() of a FIFO would wait for ever, so look before opening, and open without waiting.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
-        raise RowError(f"image {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise RowError(f"image {name}: {getattr(error, 'strerror', None) or error}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RowError(f"image {path}: not a file")
+            raise RowError(f"image {name}: not a file")
         if status.st_size > MAX_FILE_BYTES:
-            raise RowError(f"image {path}: {status.st_size} bytes; at most {MAX_FILE_BYTES}")
+            raise RowError(f"image {name}: {status.st_size} bytes; at most {MAX_FILE_BYTES}")
         with open(descriptor, "rb", closefd=False) as stream:
             return stream.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise RowError(f"image {path}: {error.strerror}") from error
+        raise RowError(f"image {name}: {error.strerror}") from error
     finally:
         os.close(descriptor)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.identity import canonical, digest
-from darkroom.rows import content_id, parse_row, read_rows, row_id
+from darkroom.rows import MAX_FILE_BYTES, content_id, parse_row, read_rows, row_id
 
 PLAN_VERSION = 1
 GREATEST = 4  # a shard is cut by force at this many times the average size
@@ -405,14 +405,14 @@ def _state(path: str) -> list[int]:
 
 
 def _hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """path -> [size, mtime in ns, sha256 or None where it is no readable file]; `known` ones are not read again."""
+    """path -> [size, mtime in ns, sha256 or None where it is no file that can be used]; `known` ones are not read again."""
 
     def one(path: str) -> tuple[str, list[Any]]:
         state = _state(path)
         if known.get(path, [])[:2] == state:
             return path, known[path]
         sha = None
-        if state[0] >= 0 and os.path.isfile(path):
+        if 0 <= state[0] <= MAX_FILE_BYTES and os.path.isfile(path):
             try:
                 with open(path, "rb") as stream:
                     sha = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,6 +26,7 @@ from darkroom.identity import canonical, digest
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ITEMS = 1_000
+MAX_FILE_BYTES = 256 * 2**20  # of an image file
 MAX_DEPTH = 100  # far below Python's recursion limit, so that what was read can be written at any stack depth
 
 # Fields that mean something here; all others are the user's own and are carried through to every table.
