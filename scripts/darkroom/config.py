@@ -101,14 +101,14 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
 
     def find(section: dict[str, Any], key: str, where: str, what: str, hint: str = "") -> None:
-        found = next((root / section[key] for root in roots if (root / section[key]).exists()), None)
+        found = next((root / section[key] for root in roots if os.path.exists(root / section[key])), None)
         if found is None:
             raise DarkroomError(f"config: {where}: no such {what}: {section[key]}{hint}")
         if not (found.is_dir() if what == "folder" else found.is_file()):
             raise DarkroomError(f"config: {where}: not a {what}: {section[key]}")
         section[key] = str(found)
 
-    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if path.exists())
+    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if os.path.exists(path))
     if not results.is_dir():
         raise DarkroomError(f"config: results: not a folder: {results}")
     for stage in STAGES:
