@@ -96,19 +96,23 @@ def is_folder_name(model: str) -> bool:
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
 
 
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where the name is too long)
+
+
 def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     if config["prompts"] is None and config["edits"] is None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
 
     def find(section: dict[str, Any], key: str, where: str, what: str, hint: str = "") -> None:
-        found = next((root / section[key] for root in roots if os.path.exists(root / section[key])), None)
+        found = next((root / section[key] for root in roots if _exists(root / section[key])), None)
         if found is None:
             raise DarkroomError(f"config: {where}: no such {what}: {section[key]}{hint}")
         if not (found.is_dir() if what == "folder" else found.is_file()):
             raise DarkroomError(f"config: {where}: not a {what}: {section[key]}")
         section[key] = str(found)
 
-    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if os.path.exists(path))
+    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if _exists(path))
     if not results.is_dir():
         raise DarkroomError(f"config: results: not a folder: {results}")
     for stage in STAGES:
