@@ -1,0 +1,75 @@
+"""Requests: seeds and keys follow from what decides the pixels, and from nothing else."""
+
+import pytest
+from darkroom.identity import request_seed
+from darkroom.requests import expand, request_key
+from darkroom.rows import parse_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SECTION = {"width": 64, "height": 48, "steps": 4, "guidance": 3.5, "true_cfg": 1.0}
+RECIPE = {"version": 1, "family": "flux", "model": "m@1", "dtype": "float32", "max_sequence_length": 8}
+
+
+def requests(row, seed=0, samples=1, **section):
+    return expand(parse_row(row, "prompts") | {"id": row.get("id", "r")}, SECTION | section, seed, samples)
+
+
+def keys(row, recipe=RECIPE, **arguments):
+    return [request_key(request, recipe, None, None) for request in requests(row, **arguments)]
+
+
+@given(st.integers(0, 2**53), st.text(max_size=9), st.integers(0, 9), st.integers(0, 9))
+@settings(derandomize=True, deadline=None)
+def test_seeds_survive_every_table_and_differ(root, row, item, sample):
+    seed = request_seed(root, row, item, sample)
+    assert 0 <= seed < 2**53 and float(seed) == seed
+    near = {request_seed(root, row, item, sample + 1), request_seed(root, row, item + 1, sample)}
+    near |= {request_seed(root + 1, row, item, sample), request_seed(root, row + "x", item, sample)}
+    assert len(near | {seed}) == 5
+
+
+def test_a_rows_own_seed_is_taken_as_it_is_and_its_samples_still_differ():
+    seeds = [request.seed for request in requests({"prompt": "a", "seed": 7}, samples=3)]
+    assert seeds[0] == 7 and len(set(seeds)) == 3
+    assert seeds == [request.seed for request in requests({"prompt": "b", "seed": 7, "id": "o"}, seed=9, samples=3)]
+
+
+def test_more_samples_keep_the_keys_of_the_first():
+    row = {"conversations": ["a", "b"]}
+    two, five = (set(keys(row, samples=count)) for count in (2, 5))
+    assert two < five and (len(two), len(five)) == (4, 10)
+
+
+CHANGES = [{"prompt": "b"}, {"seed": 1}, {"width": 32}, {"height": 32}, {"steps": 5}, {"guidance": 4.0}, {"id": "o"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_decides_the_pixels_changes_the_key(change):
+    assert keys({"prompt": "a"} | change) != keys({"prompt": "a"})
+
+
+@pytest.mark.parametrize("name", list(RECIPE))
+def test_the_recipe_changes_the_key(name):
+    assert keys({"prompt": "a"}, RECIPE | {name: "other"}) != keys({"prompt": "a"})
+
+
+def test_nothing_else_changes_the_key():
+    plain = keys({"prompt": "a"})
+    assert keys({"prompt": "a", "note": "x", "width": 64, "guidance": 3.5, "samples": 1}) == plain
+    assert keys({"conversation": [{"from": "human", "value": "a"}], "images": [""]}) == plain
+    assert keys({"prompt": "a", "negative_prompt": "n"}) == plain  # FLUX reads none without true guidance
+    assert keys({"prompt": "a", "negative_prompt": "n"}, true_cfg=2.0) != keys({"prompt": "a"}, true_cfg=2.0)
+    assert keys({"prompt": "a", "negative_prompt": "n"}, RECIPE | {"family": "auto"}) != keys(
+        {"prompt": "a"}, RECIPE | {"family": "auto"}
+    )
+
+
+def test_a_given_image_is_one_request_named_by_its_content():
+    (one,) = requests({"prompt": "a", "images": "x.png"}, samples=4)
+    (other,) = requests({"prompt": "b", "images": "y.png", "id": "o"}, seed=5)
+    assert request_key(one, RECIPE, None, "sha") == request_key(other, RECIPE, None, "sha")
+    assert request_key(one, RECIPE, None, "sha") != request_key(one, RECIPE, None, "shb")
+    # One that cannot be read has a key, too; its sampler settings are not known.
+    one.true_cfg = other.true_cfg = None
+    assert request_key(one, RECIPE, None, None) != request_key(other, RECIPE, None, None)
