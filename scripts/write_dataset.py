@@ -1,6 +1,5 @@
 """Give the user's rows back with images and scores (rule write_dataset)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.dataset import write_dataset
