@@ -1,6 +1,7 @@
 """What every job needs: a log, progress, a way to stop in order, and what it ran on."""
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import signal
@@ -33,7 +34,14 @@ def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
             os.dup2(stream.fileno(), 2)
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DarkroomError(
+                f"no space left for {error.filename or 'the results'}; free some and run again, what is finished is kept"
+            ) from error
     except DarkroomError as error:
         line = f"error: {error}\n"
         sys.stderr.write(line)
