@@ -1,0 +1,99 @@
+"""Tables: a line per request with the row's own fields, and no table from shards that are not what is planned."""
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from darkroom.errors import DarkroomError
+from darkroom.judge import score_columns
+from darkroom.plan import make_plan
+from darkroom.rubric import Question, Rubric
+from darkroom.shardfile import IMAGE_COLUMNS, write_shard
+from darkroom.tables import Kind, merge_scores, select_rows
+
+RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
+SELECT = {"images": {"p": 0.5}, "edited": {}, "per_row": 1}
+
+
+def build(folder, rows, samples=2):
+    """Image and score shards as jobs leave them; the score of sample n of row m is known."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(folder / "rows.jsonl", "prompts", 4, folder / "results", samples)
+    for name in plan.names:
+        images, scores = [], []
+        for line in map(json.loads, plan.read(name).splitlines()):
+            for sample in range(samples):
+                own = {key: value for key, value in line["row"].items() if key not in ("id", "prompt")}
+                key = f"{line['id']}-{sample}"
+                known = {"key": key, "row": line["id"], "item": 0, "sample": sample, "prompt": line["row"]["prompt"]}
+                images.append(dict.fromkeys(IMAGE_COLUMNS) | known | {"sha256": key, "fields": json.dumps(own)})
+                scores.append(known | {"image_key": key, "sha256": key, "p": 0.4 + 0.3 * sample})
+        write_shard(folder / "images" / f"{name}.parquet", IMAGE_COLUMNS, images, {"digest": "i", "rule": "r"})
+        columns = score_columns(RUBRIC, "images")
+        write_shard(folder / "scores" / f"{name}.parquet", columns, scores, {"digest": "s", "rule": "r"})
+    digests = dict.fromkeys(plan.names, "i"), dict.fromkeys(plan.names, "s")
+    return Kind("images", plan, samples, *digests, folder / "prompts", folder / "images", folder / "scores")
+
+
+def merged(folder, rows):
+    counts = merge_scores([build(folder, rows)], RUBRIC, SELECT, folder / "t.parquet", folder / "t.csv")
+    with open(folder / "t.csv", newline="", encoding="utf-8") as stream:
+        return counts, pq.read_table(folder / "t.parquet").to_pylist(), list(csv.DictReader(stream))
+
+
+def test_every_request_is_one_line_of_both_tables_and_the_best_sample_is_selected(tmp_path):
+    rows = [{"id": f"r{n}", "prompt": f"fox {n}"} for n in range(30)]
+    counts, table, lines = merged(tmp_path, rows)
+    assert counts == {"images requests": 60, "images made": 60, "images selected": 30}
+    assert [(line["row"], line["sample"]) for line in table] == [(f"r{n}", s) for n in range(30) for s in (0, 1)]
+    assert [line["selected"] for line in table] == [False, True] * 30
+    assert [line["key"] for line in lines] == [line["key"] for line in table]
+
+
+def test_a_rows_text_and_fields_survive_both_tables(tmp_path):
+    odd = 'a\rb\nc\r\n"d", e;\tf \U0001f98a \u2028'
+    rows = [
+        {"id": "1", "prompt": odd, "note": odd, "key": "mine", "row_key": "also mine", "n": 2**60, "mixed": 1},
+        {"id": "2", "prompt": "x", "n": 1.5, "mixed": "one", "flag": True, "deep": {"a": [1]}, "big": 2**70},
+        {"id": "3", "prompt": "y", "n": None, "flag": None},
+    ]
+    _, table, lines = merged(tmp_path, rows)
+    first, second, third = table[::2]
+    assert len(lines) == 6 and lines[0]["prompt"] == lines[0]["note"] == first["prompt"] == first["note"] == odd
+    assert (first["row_row_key"], first["row_key"], first["key"]) == ("mine", "also mine", "1-0")
+    assert (first["n"], second["n"], third["n"]) == (float(2**60), 1.5, None)
+    assert (first["mixed"], second["mixed"], second["deep"]) == ("1", "one", '{"a": [1]}')
+    assert (second["flag"], third["flag"], second["big"]) == (True, None, str(2**70))
+
+
+def test_no_table_is_made_from_stale_missing_or_foreign_shards(tmp_path):
+    rows = [{"id": f"r{n}", "prompt": f"fox {n}"} for n in range(9)]
+    kind = build(tmp_path, rows)
+    first = kind.plan.names[0]
+    arguments = RUBRIC, SELECT, tmp_path / "t.parquet", tmp_path / "t.csv"
+    scores = kind.scores / f"{first}.parquet"
+    whole = scores.read_bytes()
+    columns = score_columns(RUBRIC, "images")
+    foreign = [{"image_key": "other", "sha256": "other"}] * (2 * kind.plan.shards[first].rows)
+    for made, digest, message in (
+        (foreign, "s", "scores are of another picture"),
+        ([], "s", "0 scores for"),
+        (foreign, "old", "stale"),
+    ):
+        write_shard(scores, columns, made, {"digest": digest, "rule": "score_images"})
+        with pytest.raises(DarkroomError, match=message):
+            merge_scores([kind], *arguments)
+    scores.unlink()
+    with pytest.raises(DarkroomError, match="no such file; run snakemake again"):
+        merge_scores([kind], *arguments)
+    assert not (tmp_path / "t.parquet").exists() and not (tmp_path / "t.csv").exists()
+    scores.write_bytes(whole)
+    merge_scores([kind], *arguments)
+
+
+def test_a_missing_score_or_image_is_never_selected():
+    base = {"row": "r", "item": 0, "sample": 0, "error": None}
+    records = [base | {"p": None}, base | {"p": 0.9, "error": "no image"}, base | {"p": 0.5}, base | {"p": 0.49}]
+    chosen = [record["selected"] for record in select_rows(iter(records), {"p": 0.5}, None)]
+    assert chosen == [False, False, True, False]
