@@ -18,7 +18,7 @@ from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.images import encode_png, open_picture, read_file
 from darkroom.plan import Plan
 from darkroom.requests import Request, expand, request_key
-from darkroom.rows import further_fields
+from darkroom.rows import MAX_SIDE, further_fields
 from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.scratch import Scratch
 from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, write_shard
@@ -80,7 +80,7 @@ class Sources:
         """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason."""
         if "path" in reference:
             name = reference["path"]
-            return open_picture(read_file(str(self.folder / name)), name)
+            return open_picture(read_file(str(self.folder / name), name), name)
         place = reference["row"], reference["item"], reference["sample"]
         if place not in self.places:
             raise RowError(f"source {source_name(reference)} is not among the images of this run")
@@ -116,13 +116,13 @@ def make_shard(
     sizes = _identify(requests, stage, sources, failures)
     wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
     _carry_over(wanted, path, old_files, stage, moved)
-    given = {r.key for place, r in enumerate(requests) if r.given and place not in failures}
+    given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
     todo: dict[str, int] = {}
     for place, request in enumerate(requests):
-        if place not in failures and request.key not in given and not stage.scratch.has(request.key):
+        if place not in failures and not request.given and not stage.scratch.has(request.key):
             todo.setdefault(request.key, place)
-    carried = len(wanted) - len(given) - len(todo)
-    say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {len(given)} given")
+    carried = len(requests) - len(failures) - given - len(todo)
+    say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
     broken: dict[str, str] = {}
     if todo:
         _make([requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine)
@@ -132,7 +132,7 @@ def make_shard(
     if failures and stage.strict:
         place = min(failures)
         raise DarkroomError(f"strict: {requests[place].name} failed: {failures[place]}")
-    counts = {"made": len(todo) - len(broken), "carried": carried, "given": len(given), "failed": len(failures)}
+    counts = {"made": len(todo) - len(broken), "carried": carried, "given": given, "failed": len(failures)}
     meta = {
         "digest": stage.digest,
         "rule": "edit_images" if stage.name == "edit" else "generate_images",
@@ -162,6 +162,11 @@ def _identify(
                     failures.setdefault(place, str(error))
                     continue
                 hashes[part] = picture.sha256
+                if part == "source" and max(picture.image.size) > MAX_SIDE and None in (request.width, request.height):
+                    width, height = picture.image.size
+                    failures[place] = (
+                        f"source {source_name(reference)}: {width} x {height} pixels; at most {MAX_SIDE} a side"
+                    )
                 if part == "given" or request.width is None:
                     request.width = picture.image.width
                 if part == "given" or request.height is None:

@@ -222,11 +222,13 @@ def _ask_chunk(chunk: dict[str, dict[str, Any]], kind: str, rubric: Rubric, engi
 def read_answer(question: Question, answer: Answer) -> dict[str, Any]:
     """The columns that an answer makes; a reply that cannot be read gives nulls and a reason, never a number."""
     name = question.name
-    columns: dict[str, Any] = {f"{name}_reply": answer.reply, f"{name}_error": answer.error}
+    # A model can stop in the middle of a character; half of a surrogate pair cannot be stored.
+    reply = None if answer.reply is None else answer.reply.encode("utf-8", "replace").decode("utf-8")
+    columns: dict[str, Any] = {f"{name}_reply": reply, f"{name}_error": answer.error}
     if answer.error:
         return columns
     if question.type == "json":
-        values, error = question.parse(answer.reply or "")
+        values, error = question.parse(reply or "")
         return columns | values | {f"{name}_error": error}
     mass = answer.p_yes + answer.p_no
     if not mass >= LEAST_MASS:  # also where it is NaN

@@ -26,6 +26,7 @@ from darkroom.identity import canonical, digest
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ITEMS = 1_000
+MAX_SIDE = 8192  # pixels
 MAX_FILE_BYTES = 256 * 2**20  # of an image file
 MAX_DEPTH = 100  # far below Python's recursion limit, so that what was read can be written at any stack depth
 
@@ -36,8 +37,8 @@ KNOWN_FIELDS = frozenset(
 )
 _INTEGERS = {
     "seed": (0, 2**53 - 1),
-    "width": (16, 8192),
-    "height": (16, 8192),
+    "width": (16, MAX_SIDE),
+    "height": (16, MAX_SIDE),
     "steps": (1, 1000),
     "samples": (1, 1000),
 }

@@ -22,7 +22,10 @@ class Scratch:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{key}.{os.getpid()}")
         try:
-            temporary.write_bytes(data)
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a node's crash can leave the name without the content
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
