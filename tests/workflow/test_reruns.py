@@ -114,22 +114,25 @@ def test_shards_name_what_they_were_made_with_and_show_as_pictures(finished):
     import datasets
 
     for kind in ("images", "edited"):
-        path = next(finished.results.glob(f"{kind}/*.parquet"))
-        meta = read_meta(path)
-        assert meta["device"] == "cpu" and {"torch", "diffusers"} <= set(meta["versions"])
-        assert meta["recipe"]["model"].startswith("folder:")
-        table = datasets.load_dataset(
-            "parquet", data_files=str(path), split="train", cache_dir=str(finished.folder / "hf")
-        )
-        assert table[0]["image"].size == (table[0]["width"], table[0]["height"])
+        paths = sorted(finished.results.glob(f"{kind}/*.parquet"))
+        for meta in map(read_meta, paths):
+            assert meta["device"] == "cpu" and {"torch", "diffusers"} <= set(meta["versions"])
+            assert meta["recipe"]["model"].startswith("folder:")
+        files = [str(path) for path in paths]
+        table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=finished.folder / "hf")
+        assert len(table) == sum(meta["records"] for meta in map(read_meta, paths))
+        pictures = [row for row in table if row["error"] is None]
+        assert pictures and all(row["image"].size == (row["width"], row["height"]) for row in pictures)
     for path in finished.results.glob("images/*.parquet"):
         for record in iter_records(path):
             assert hashlib.sha256(record["image"]["bytes"]).hexdigest() == record["sha256"]
 
 
 def test_logs_and_benchmarks_say_how_it_went(finished):
-    log = next(finished.results.glob("logs/generate_images/*.log")).read_text()
-    for word in ("model folder:", "torch", "device cpu", "images/s", "left", "done: "):
+    logs = [path.read_text() for path in finished.results.glob("logs/generate_images/*.log")]
+    assert all(re.search(r"done: \d+ made, 0 carried, 0 given, 0 failed", log) for log in logs)
+    log = next(log for log in logs if "0 to make" not in log)
+    for word in ("model folder:", "torch", "device cpu", "images/s", "left"):
         assert word in log
     rules = {path.name for path in (finished.results / "benchmarks").iterdir()}
     assert {"generate_images", "edit_images", "score_images", "merge_scores.tsv"} <= rules
@@ -209,7 +212,7 @@ def test_rows_taken_away_and_brought_in_elsewhere_lose_no_image(copy):
     """The order of all rows is another: every shard is stale, and every image is still good."""
     rows = list(PROMPTS)
     random.Random(4).shuffle(rows)
-    write_inputs(copy, rows)
+    copy.write_rows("prompts.jsonl", rows)
     clear_logs(copy)
     copy.snakemake("--until", "generate_images")
     assert made(copy) == 0
