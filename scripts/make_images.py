@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.generate import Stage, make_shard, old_shard_files, read_requests
+from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
 from darkroom.runtime import job
 from darkroom.scratch import Scratch
+from darkroom.shardfile import check_digest
 from darkroom.workflow import ROWS, SECTIONS, Workflow
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ with job(snakemake.log[0], snakemake.threads):
         samples=workflow.config["samples_per_prompt"],
         folder=Path(workflow.config[ROWS[kind]]).absolute().parent,
         outputs=path.parent,
-        scratch=Scratch(workflow.results(".darkroom", "scratch", kind)),
+        scratch=Scratch(workflow.results(".darkroom", "scratch", kind, shard)),
         strict=workflow.config["strict"],
         images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
     )
+    for name, source in stage.images.items():
+        check_digest(source, workflow.image_digests["images"][name])
     make_shard(
-        read_requests(Path(snakemake.input.rows).read_bytes(), stage),
+        read_requests(workflow.shard_rows(kind, shard, Path(snakemake.input.rows)), stage),
         path,
         stage,
         old_shard_files(plan, shard, path.parent),
-        lambda row: plan.shard_of_row(row) not in (shard, None),
+        moved_rows(plan, shard, workflow.image_digests[kind], path.parent),
         open_engine,
     )

@@ -17,18 +17,20 @@ def open_judge(section, kind, rubric):
     return vlm.open_judge(section, kind, rubric)
 
 
-with job(snakemake.log[0], snakemake.threads):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
-    kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
-    judge_shard(
-        images=Path(snakemake.input.images),
-        images_digest=snakemake.params.images,
-        kind=kind,
-        rubric=workflow.rubric,
-        section=workflow.config["judge"],
-        recipe=workflow.recipes["judge"],
-        path=Path(snakemake.output[0]),
-        stage_digest=snakemake.params.digest,
-        journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
-        open_engine=open_judge,
-    )
+# The guard is for vLLM's workers: where they are spawned they import this file.
+if __name__ == "__main__":
+    with job(snakemake.log[0], snakemake.threads):
+        workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+        kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
+        judge_shard(
+            images=Path(snakemake.input.images),
+            images_digest=snakemake.params.images,
+            kind=kind,
+            rubric=workflow.rubric,
+            section=workflow.config["judge"],
+            recipe=workflow.recipes["judge"],
+            path=Path(snakemake.output[0]),
+            stage_digest=snakemake.params.digest,
+            journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
+            open_engine=open_judge,
+        )

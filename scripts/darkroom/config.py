@@ -37,8 +37,7 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
         raise DarkroomError("config: " + _explain(error))
     _fill(config, schema)
     _find_files(config, [Path(root) for root in roots])
-    if config["judge"]["tensor_parallel_size"] is None:
-        config["judge"]["tensor_parallel_size"] = config["judge"]["gpus"]
+    _check_stages(config)
     return config
 
 
@@ -100,6 +99,29 @@ def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where the name is too long)
 
 
+def _check_stages(config: dict[str, Any]) -> None:
+    """What one key alone cannot tell: families that do not fit their stage, and numbers of GPUs."""
+    if config["generate"]["family"] == "flux-kontext":
+        raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
+    if config["edit"]["family"] == "flux":
+        raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
+    for name in ("generate", "edit"):
+        if config[name]["gpus"] > 1:
+            raise DarkroomError(
+                f"config: {name}.gpus: a job of this stage uses one GPU; use more, smaller shards instead"
+            )
+    judge = config["judge"]
+    if judge["device"] == "cpu":
+        judge["tensor_parallel_size"] = 1
+    judge["tensor_parallel_size"] = judge["tensor_parallel_size"] or judge["gpus"]
+    judge["gpus"] = max(judge["gpus"], judge["tensor_parallel_size"])
+
+
+def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
+    """Whether a name that could be owner/name starts with a folder that is there: `models/mine` beside `models/`."""
+    return any((root / Path(model).parts[0]).is_dir() for root in roots)
+
+
 def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     if config["prompts"] is None and config["edits"] is None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
@@ -123,6 +145,6 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         section = config[name]
         if section.get("local_dir"):
             find(section, "local_dir", f"{name}.local_dir", "folder")
-        elif is_folder_name(section["model"]):
+        elif is_folder_name(section["model"]) or _in_a_folder_of(section["model"], roots):
             find(section, "model", f"{name}.model", "folder", " (a hub model is written owner/name)")
     find(config["judge"], "rubric", "judge.rubric", "file")

@@ -31,7 +31,7 @@ def write_dataset(
         counts[kind.name] = _write_rows(rows, files[kind.name])
         for name in (kind.name, "sources") if kind.name == "edited" else (kind.name,):
             for left in (folder / name).glob("*"):
-                if left.name not in kind.plan.shards:
+                if left.name not in kind.plan.shards and left.is_dir():
                     shutil.rmtree(left)
     return counts
 
@@ -110,8 +110,8 @@ def _filled(
     filled = dict(row)
     images = [path for path, _ in paths]
     if kind == "edited":
-        sources = list(dict.fromkeys(source for _, source in paths))
-        filled["images"] = sources[0] if isinstance(row["images"], str) else sources
+        sources = [source for _, source in paths]  # one per result, so that pairs stay pairs
+        filled["images"] = sources[0] if isinstance(row["images"], str) and len(sources) == 1 else sources
         filled["edited_images"] = (
             images[0] if isinstance(row.get("edited_images"), str) and len(images) == 1 else images
         )
@@ -123,7 +123,9 @@ def _filled(
         asked = next((question for question in questions if question.type == "json"), questions[0])
         replies = [record[f"{asked.name}_reply"] for record in records]
         filled[reply_column] = replies[0] if len(replies) == 1 else replies
-    filled["scores"] = {name: [record[name] for record in records] for name in rubric.scores(kind)}
+    # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
+    names = ["item", "sample", *rubric.scores(kind)]
+    filled["scores"] = {name: [record[name] for record in records] for name in names}
     return filled
 
 

@@ -6,6 +6,7 @@ They never see shards or files.
 
 import gc
 import inspect
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,7 @@ class Engine:
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
+        self.batch_limit = section["batch_size"]  # becomes less where the memory does not suffice
 
     def load(self, cls: Any, **parts: Any) -> Any:
         """`cls.from_pretrained` with the config's model, revision and folders; parts: components left out (None)."""
@@ -66,7 +68,7 @@ class Engine:
             pipe = cls.from_pretrained(
                 folder or section["model"], dtype=self.dtype, use_safetensors=True, **where, **parts
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DarkroomError(f"{self.name}.model: cannot load {folder or section['model']}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
@@ -102,8 +104,6 @@ class FluxEngine(Engine):
         from diffusers import FluxKontextPipeline, FluxPipeline
 
         self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
-        if self.edits and section["family"] != "flux-kontext":
-            raise DarkroomError("edit.family: flux makes images from text alone; use flux-kontext")
         self.multiple = 16
         self.pipe = None
 
@@ -133,6 +133,8 @@ class FluxEngine(Engine):
                 )
                 if self.embeds is None:
                     rows, columns = embeds.shape[1:]
+                    # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
+                    os.posix_fallocate(self.spool.fileno(), 0, len(texts) * rows * columns * self.dtype.itemsize)
                     self.embeds = torch.from_file(
                         self.spool.name, shared=True, size=len(texts) * rows * columns, dtype=self.dtype
                     ).view(len(texts), rows, columns)

@@ -5,6 +5,7 @@ key; the shard file is put together from there at the end. So a killed job loses
 memory does not grow with the shard.
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from darkroom.requests import Request, expand, request_key
 from darkroom.rows import MAX_SIDE, further_fields
 from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.scratch import Scratch
-from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, write_shard
+from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, read_meta, write_shard
 
 if TYPE_CHECKING:
     from darkroom.diffusion import Engine
@@ -76,8 +77,17 @@ class Sources:
             for position, record in enumerate(iter_records(path, ["row", "item", "sample"])):
                 self.places[record["row"], record["item"], record["sample"]] = (name, position)
 
-    def read(self, reference: dict[str, Any]) -> Any:
-        """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason."""
+    def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
+        """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason.
+
+        sha256: what its content must be; a file that changes while the job runs must not be taken for what it was.
+        """
+        picture = self._read(reference)
+        if sha256 and picture.sha256 != sha256:
+            raise RowError(f"image {source_name(reference)} changed while the job ran; run again")
+        return picture
+
+    def _read(self, reference: dict[str, Any]) -> Any:
         if "path" in reference:
             name = reference["path"]
             return open_picture(read_file(str(self.folder / name), name), name)
@@ -101,13 +111,13 @@ def make_shard(
     path: Path,
     stage: Stage,
     old_files: list[Path],
-    moved: Callable[[str], bool],
+    moved: Callable[[str], str | None],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
 ) -> dict[str, int]:
     """Write the shard file of `requests` and return the counts made, carried, given and failed.
 
-    old_files: shard files that may hold images under these keys. moved: whether a row id belongs to another shard
-    now, so that its images in the old file of this shard must be kept for that one. open_engine is called only
+    old_files: shard files that may hold images under these keys. moved: the other shard that a row id
+    belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
     where something is to be made. Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
@@ -142,7 +152,7 @@ def make_shard(
         "failed": len(failures),
     }
     write_shard(path, stage.columns, _records(requests, failures, stage, sources), meta)
-    stage.scratch.discard(wanted)
+    stage.scratch.clear()
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return counts
 
@@ -173,38 +183,45 @@ def _identify(
                     request.height = picture.image.height
         if request.given:
             request.steps = request.guidance = request.true_cfg = request.seed = None
+        request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
         request.key = request_key(request, stage.recipe, hashes["source"], hashes["given"])
         sizes[request.key] = (request.width, request.height)
     return sizes
 
 
 def _carry_over(
-    wanted: dict[str, int], path: Path, old_files: list[Path], stage: Stage, moved: Callable[[str], bool]
+    wanted: dict[str, int], path: Path, old_files: list[Path], stage: Stage, moved: Callable[[str], str | None]
 ) -> None:
-    """Copy images that are still good from old shard files into the scratch folder.
+    """Copy images that are still good from old shard files, and from jobs that were killed, into the scratch folder.
 
     Also keeps those images of this shard's own old file whose rows now belong to another shard: the file is about
     to be replaced, and that shard's job may come later.
     """
     for old in old_files:
+        left = stage.scratch.of_shard(old.stem)
+        if old != path and left.folder.exists():
+            for key in wanted:
+                if left.has(key) and not stage.scratch.has(key):
+                    stage.scratch.put(key, left.get(key))
         if not old.exists():
             continue
         try:
-            places = [
-                place
-                for place, record in enumerate(iter_records(old, ["key", "row", "origin", "error"]))
-                if record["error"] is None
-                and record["origin"] != "given"
-                and (record["key"] in wanted or (old == path and moved(record["row"])))
-            ]
             reader = RecordReader(old)
-            for place in places:
+            columns = ["key", "row", "origin", "error"]
+            for place, brief in enumerate(iter_records(old, columns)):
+                if brief["error"] is not None or brief["origin"] == "given":
+                    continue
+                keep = stage.scratch if brief["key"] in wanted else None
+                if keep is None and old == path and (shard := moved(brief["row"])):
+                    keep = stage.scratch.of_shard(shard)
+                if keep is None or keep.has(brief["key"]):
+                    continue
                 record = reader[place]
                 data = record["image"]["bytes"]
-                if hashlib.sha256(data).hexdigest() != record["sha256"]:
+                if hashlib.sha256(data).hexdigest() == record["sha256"]:
+                    keep.put(record["key"], data)
+                else:
                     say(f"{old}: the image of row {record['row']} is damaged and will be made again")
-                elif not stage.scratch.has(record["key"]):
-                    stage.scratch.put(record["key"], data)
         except DarkroomError as error:
             say(f"nothing carried over: {error}")
 
@@ -259,23 +276,46 @@ def _run(
     """One batch: an image of the request's own size, or the reason why not, for each of its requests."""
     import torch
 
+    if len(batch) > engine.batch_limit:
+        limit = engine.batch_limit
+        for start in range(0, len(batch), limit):
+            yield from _run(engine, batch[start : start + limit], size, sources)
+        return
     pictures = None
     if engine.edits:
-        pictures = [sources.read(request.source).image.resize(size, Image.Resampling.LANCZOS) for request in batch]
+        pictures, there = [], []
+        for request in batch:
+            try:
+                picture = sources.read(request.source, request.source_sha256).image
+            except RowError as error:
+                yield request, str(error)
+                continue
+            pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
+            there.append(request)
+        batch = there
+        if not batch:
+            return
     try:
         arrays = engine.run(batch, size, pictures)
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError:
+        arrays = None  # gone on with below: here the traceback would keep the failed call's memory
+    if arrays is None:
+        gc.collect()
         torch.cuda.empty_cache()
         if len(batch) == 1:
             raise DarkroomError(
                 f"{engine.name}: out of memory with a single image of {size[0]} x {size[1]} pixels;"
                 " use a larger GPU, a smaller size or a smaller model"
-            ) from error
-        say(f"out of memory with {len(batch)} images at once; going on with half")
-        half = len(batch) // 2
-        yield from _run(engine, batch[:half], size, sources)
-        yield from _run(engine, batch[half:], size, sources)
+            )
+        engine.batch_limit = (len(batch) + 1) // 2
+        say(f"out of memory with {len(batch)} images at once; going on with {engine.batch_limit}")
+        yield from _run(engine, batch, size, sources)
         return
+    if tuple(arrays.shape[1:3]) != (size[1], size[0]):
+        raise DarkroomError(
+            f"{engine.name}.model: returns {arrays.shape[2]} x {arrays.shape[1]} pixels where {size[0]} x {size[1]}"
+            " are asked for; set width and height to what it makes"
+        )
     for request, array in zip(batch, arrays, strict=True):
         yield request, _finish_image(array, (request.width, request.height), engine.edits)
 
@@ -310,14 +350,43 @@ def _records(
         if stage.name == "edit":
             record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
         if place not in failures:
-            data = sources.read(request.given).data if request.given else stage.scratch.get(request.key)
-            record["image"] = {"bytes": data, "path": f"{request.key}.png"}
-            record["sha256"] = hashlib.sha256(data).hexdigest()
-            if request.source:
-                picture = sources.read(request.source)
-                record["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
-                record["source_sha256"] = picture.sha256
+            try:
+                record |= _pictures(request, stage, sources)
+            except RowError as error:
+                record["error"] = str(error)
         yield record
+
+
+def _pictures(request: Request, stage: Stage, sources: Sources) -> dict[str, Any]:
+    """The columns of a record that hold pictures, and their hashes."""
+    columns: dict[str, Any] = {}
+    if request.source:
+        picture = sources.read(request.source, request.source_sha256)
+        columns["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
+        columns["source_sha256"] = picture.sha256
+    given = sources.read(request.given, request.given_sha256) if request.given else None
+    data = given.data if given else stage.scratch.get(request.key)
+    columns["image"] = {"bytes": data, "path": f"{request.key}.png"}
+    columns["sha256"] = hashlib.sha256(data).hexdigest()
+    return columns
+
+
+def moved_rows(plan: Plan, shard: str, digests: dict[str, str], outputs: Path) -> Callable[[str], str | None]:
+    """For `make_shard`: the other shard a row belongs to now, unless that one's file is there and up to date."""
+
+    def moved(row: str) -> str | None:
+        other = plan.shard_of_row(row)
+        if other in (None, shard):
+            return None
+        if other not in settled:
+            try:
+                settled[other] = read_meta(outputs / f"{other}.parquet")["digest"] == digests[other]
+            except DarkroomError:
+                settled[other] = False
+        return None if settled[other] else other
+
+    settled: dict[str, bool] = {}
+    return moved
 
 
 def old_shard_files(plan: Plan, shard: str, outputs: Path) -> list[Path]:

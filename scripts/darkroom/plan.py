@@ -201,6 +201,11 @@ def _spacing(size: int) -> tuple[int, int]:
     return gap, int(high * 2**64)
 
 
+def rows_digest(data: bytes) -> str:
+    """The digest of a shard's lines, as `Shard.digest` has it."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
 def _hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 

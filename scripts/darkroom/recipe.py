@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ IMAGE_RECIPE_VERSION = 1
 JUDGE_RECIPE_VERSION = 1
 
 _WHOLE_FILE = 16 * 2**20
-_ENDS = 2**20
+_SAMPLES, _SAMPLE = 256, 4096
 
 _IMAGE_KEYS = ("family", "dtype", "width", "height", "steps", "guidance", "true_cfg", "max_sequence_length")
 _JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pixels", "max_pixels")
@@ -24,8 +23,8 @@ _JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pix
 def model_identity(section: dict[str, Any]) -> str:
     """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
 
-    A folder's digest covers its file list, the sizes, small files whole and the two ends of large ones, so
-    that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
+    A folder's digest covers its file list, the sizes, small files whole and 256 samples spread over each large
+    one, so that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
     """
     folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
     if folder is None:
@@ -44,9 +43,11 @@ def _file_digest(path: Path) -> list[Any]:
     with open(path, "rb") as stream:
         if size <= _WHOLE_FILE:
             return [size, hashlib.file_digest(stream, "sha256").hexdigest()]
-        head = stream.read(_ENDS)
-        stream.seek(-_ENDS, os.SEEK_END)
-        return [size, hashlib.sha256(head + stream.read()).hexdigest()]
+        samples = hashlib.sha256()
+        for number in range(_SAMPLES):
+            stream.seek(number * (size - _SAMPLE) // (_SAMPLES - 1))
+            samples.update(stream.read(_SAMPLE))
+        return [size, samples.hexdigest()]
 
 
 def image_recipe(section: dict[str, Any]) -> dict[str, Any]:
@@ -66,4 +67,9 @@ def judge_recipe(section: dict[str, Any], rubric_digest: str) -> dict[str, Any]:
 def model_bytes(section: dict[str, Any]) -> int | None:
     """The size of a model folder's weights in bytes, None for a model on the hub."""
     folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
-    return None if folder is None else sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+    if folder is None:
+        return None
+    base = Path(folder)
+    # Beside a pipeline's components a repository may hold the same weights once more, in one file at its top.
+    parts = "*/*.safetensors" if (base / "model_index.json").exists() else "**/*.safetensors"
+    return sum(path.stat().st_size for path in base.glob(parts))

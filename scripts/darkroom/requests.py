@@ -30,6 +30,8 @@ class Request:
     given: dict[str, Any] | None
     user_row: dict[str, Any]
     key: str = ""
+    source_sha256: str | None = None
+    given_sha256: str | None = None
 
     @property
     def name(self) -> str:

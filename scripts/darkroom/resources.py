@@ -1,13 +1,14 @@
 """What a job asks the cluster for, as functions of the model, the work and the attempt."""
 
-HUB_MODEL_BYTES = 34 * 10**9  # FLUX.1-dev in bfloat16 with its text encoders; also above Qwen2.5-VL-7B
+# What a model of the hub is taken to weigh, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
+HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
 _BASE_MB = 3_000  # Python with torch, diffusers or vLLM, without a model
 _START_MINUTES = 15  # imports and a cold read of the weights over a network file system
 
 
-def memory_mb(model_bytes: int | None, attempt: int) -> int:
+def memory_mb(model_bytes: int, attempt: int) -> int:
     """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry."""
-    need = _BASE_MB + 1.3 * (HUB_MODEL_BYTES if model_bytes is None else model_bytes) / 10**6
+    need = _BASE_MB + 1.3 * model_bytes / 10**6
     return int(need * (1 + 0.5 * (attempt - 1)))
 
 

@@ -1,12 +1,12 @@
 """Finished images of unfinished shards, under their keys, so that a killed job loses nothing."""
 
 import os
-from collections.abc import Iterable
+import shutil
 from pathlib import Path
 
 
 class Scratch:
-    """A folder of PNG files by key. Every file in it is whole: written to a temporary name and renamed."""
+    """A folder of PNG files by key, one for each shard. Every file in it is whole: written to a temporary name and renamed."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -33,6 +33,10 @@ class Scratch:
     def get(self, key: str) -> bytes:
         return self.path(key).read_bytes()
 
-    def discard(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self.path(key).unlink(missing_ok=True)
+    def of_shard(self, shard: str) -> "Scratch":
+        """The scratch folder of another shard of the same stage."""
+        return Scratch(self.folder.parent / shard)
+
+    def clear(self) -> None:
+        """Remove the folder: its shard's file is whole."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
-from darkroom.plan import Plan
+from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
 from darkroom.shardfile import check_digest, iter_records
 
@@ -93,15 +93,11 @@ class Kind:
         """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""
         for name, shard in self.plan.shards.items():
             path = self.prompts / f"{name}.jsonl"
-            count = 0
-            with open(path, "rb") as stream:
-                for raw in stream:
-                    count += 1
-                    yield name, shard.first_line, json.loads(raw)
-            if count != shard.rows + shard.rejected:
-                raise DarkroomError(
-                    f"{path}: {count} rows where {shard.rows + shard.rejected} are planned; delete it and run again"
-                )
+            data = path.read_bytes()
+            if rows_digest(data) != shard.digest:
+                raise DarkroomError(f"{path}: not the rows that are planned; delete it and run again")
+            for raw in data.splitlines():
+                yield name, shard.first_line, json.loads(raw)
 
 
 def is_selected(record: dict[str, Any], thresholds: dict[str, float]) -> bool:

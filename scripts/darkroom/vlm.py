@@ -30,7 +30,7 @@ class Judge:
         try:
             self.processor = AutoProcessor.from_pretrained(self.path, **self.hub)
             self.config = AutoConfig.from_pretrained(self.path, **self.hub)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
         self.tokenizer = self.processor.tokenizer
         image = self.processor.image_processor
@@ -44,6 +44,9 @@ class Judge:
         self.yes, self.no = self._label_ids(_YES), self._label_ids(_NO)
         if not self.yes or not self.no:
             raise DarkroomError(f"judge.model: {self.path}: its tokenizer has no single token for yes and no")
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        self.special = sorted(special, key=len, reverse=True)
         budget = self.images_each * (self.max_pixels // (self.patch_size * 2) ** 2 + 2)
         own = getattr(self.config.get_text_config(), "max_position_embeddings", 1 << 20)
         self.max_length = min(own, budget + QUESTION_TOKENS + section["max_tokens"])
@@ -58,7 +61,10 @@ class Judge:
 
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         content = [{"type": "image", "image": image, **limits} for image in ask.images]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": ask.text}]}]
+        text = ask.text
+        for token in self.special:  # a prompt is data: it must not end its turn, or stand for an image
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         images, _ = process_vision_info(messages, image_patch_size=self.patch_size)
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), images
 
@@ -113,7 +119,8 @@ class VllmJudge(Judge):
         self.dtype = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
         host = {}
         if cpu:  # a fixed, small cache: the default is a share of the host's memory, refused where that is small
-            host = {"enforce_eager": True, "kv_cache_memory_bytes": 256 * 2**20, "gpu_memory_utilization": 0.1}
+            host = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
+            host["kv_cache_memory_bytes"] = max(256 * 2**20, 2 * self.cache_bytes())
             host |= {"max_num_seqs": 16, "enable_prefix_caching": False}
         try:
             self.llm = LLM(
@@ -131,11 +138,22 @@ class VllmJudge(Judge):
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error
         say(f"judge: vLLM on {self.device} as {self.dtype}, context {self.max_length} tokens")
 
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values of one question of the greatest length, in float32."""
+        text = self.config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * head * self.max_length
+
     def reply(self, ready: list[tuple[Ask, str, list[Any]]]) -> list[Answer]:
         if not ready:
             return []
         prompts = [{"prompt": text, "multi_modal_data": {"image": images}} for _, text, images in ready]
-        outputs = self.llm.generate(prompts, [self._sampling(ask) for ask, _, _ in ready], use_tqdm=False)
+        try:
+            outputs = self.llm.generate(prompts, [self._sampling(ask) for ask, _, _ in ready], use_tqdm=False)
+        except ValueError as error:  # one question that vLLM does not take must not cost the others their answers
+            if len(ready) == 1:
+                return [Answer(error=f"the judge cannot take this question: {_first_line(error)}")]
+            return [answer for one in ready for answer in self.reply([one])]
         return [self._answer(ask, output.outputs[0]) for (ask, _, _), output in zip(ready, outputs, strict=True)]
 
     def _sampling(self, ask: Ask) -> Any:
@@ -178,9 +196,9 @@ class TransformersJudge(Judge):
             model = AutoModelForImageTextToText.from_pretrained(
                 self.path, dtype=self.dtype, use_safetensors=True, **self.hub
             )
-        except (OSError, ValueError, KeyError) as error:
+            self.model = model.to(device).eval()
+        except Exception as error:
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
-        self.model = model.to(device).eval()
         vocabulary = self.config.get_text_config().vocab_size
         info = xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=vocabulary)
         self.compiler = xgrammar.GrammarCompiler(info)
@@ -198,17 +216,18 @@ class TransformersJudge(Judge):
         inputs = self.processor(text=[text], images=images, return_tensors="pt")
         inputs = inputs.to(self.model.device)
         if ask.question.type == "yes_no":
-            logits = self.model(**inputs).logits[0, -1]
+            logits = self.model(**inputs, logits_to_keep=1).logits[0, -1]
             p = torch.softmax(logits.float(), -1)
             reply = self.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True)
             return Answer(reply=reply, p_yes=float(p[self.yes].sum()), p_no=float(p[self.no].sum()))
         from xgrammar.contrib.hf import LogitsProcessor
 
         grammar = self.compiler.compile_json_schema(ask.question.schema, any_whitespace=False, separators=(",", ":"))
-        sampling: dict[str, Any] = {"do_sample": False}
+        # The checkpoint's own generation_config must not change what the config asks for; vLLM does not read it either.
+        sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "top_k": 0}
         if self.section["temperature"] > 0:
             torch.manual_seed(ask.seed)
-            sampling = {"do_sample": True, "temperature": self.section["temperature"], "top_p": self.section["top_p"]}
+            sampling |= {"do_sample": True, "temperature": self.section["temperature"], "top_p": self.section["top_p"]}
         ids = self.model.generate(
             **inputs, max_new_tokens=self.section["max_tokens"], logits_processor=[LogitsProcessor(grammar)], **sampling
         )

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
-from darkroom.plan import Plan, load_plan, make_plan
+from darkroom.plan import Plan, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.requests import edited_digest, image_digest, score_digest
+from darkroom.resources import HUB_MODEL_BYTES
 from darkroom.rubric import Rubric, load_rubric
 
 if TYPE_CHECKING:
@@ -104,17 +105,35 @@ class Workflow:
     def dataset_digest(self) -> str:
         return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
 
+    def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
+        """The lines of a shard's prompts file, which must be the ones that are planned."""
+        data = path.read_bytes()
+        planned = self.plans[kind].shards.get(shard)
+        if planned is None:
+            raise DarkroomError(
+                f"shard {shard} is no longer planned: the rows changed during the run; run snakemake again"
+            )
+        if rows_digest(data) != planned.digest:
+            raise DarkroomError(
+                f"{path}: not the rows that are planned; run `snakemake --forcerun shard_prompts shard_edits`"
+            )
+        return data
+
     def requests(self, kind: str, shard: str) -> int:
         return self.plans[kind].shards[shard].requests(self.config["samples_per_prompt"])
 
     def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
-        """(requests, steps, pixels) of an image shard, as the config has them; an edit counts as a megapixel."""
-        section = self.config[SECTIONS[kind]]
-        pixels = (section["width"] or 1024) * (section["height"] or 1024)
-        return self.requests(kind, shard), section["steps"], pixels
+        """(requests, steps, pixels) of an image shard, as the config has them.
 
-    def model_bytes(self, section: str) -> int | None:
-        return model_bytes(self.config[section])
+        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice.
+        """
+        section = self.config[SECTIONS[kind]]
+        pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
+        return self.requests(kind, shard), section["steps"] * (2 if section["true_cfg"] > 1 else 1), pixels
+
+    def model_bytes(self, section: str) -> int:
+        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
+        return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
@@ -129,8 +148,8 @@ class Workflow:
         for kind in self.plans:
             rows = ROWS[kind]
             name = PurePosixPath(self.config[rows]).name
-            ending = name[len(name.removesuffix(".gz").rpartition(".")[0]) :]
-            files[kind] = self.results("dataset", rows + ending)
+            ending = name[len(name.lower().removesuffix(".gz").rpartition(".")[0]) :]
+            files[kind] = self.results("dataset", rows + ending.lower())
         return files
 
     def kinds(self) -> "list[Kind]":

@@ -38,7 +38,7 @@ def test_defaults_are_filled_in_and_the_given_config_is_left_alone(folder):
         assert key in filled
         if "properties" in sub:
             assert list(sub["properties"]) != [] and set(filled[key]) == set(sub["properties"])
-    assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 1000)
+    assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 100)
     assert filled["judge"]["tensor_parallel_size"] == filled["judge"]["gpus"] == 1
     assert load_config(config("judge: {gpus: 4}"), SCHEMA)["judge"]["tensor_parallel_size"] == 4
 
@@ -54,7 +54,7 @@ def test_every_key_has_a_default_and_a_description():
 
 
 def test_an_empty_section_is_all_defaults(folder):
-    assert load_config(config("shards:"), SCHEMA)["shards"] == {"size": 1000}
+    assert load_config(config("shards:"), SCHEMA)["shards"] == {"size": 100}
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):

@@ -49,7 +49,7 @@ def lines(*rows):
 
 
 def make(stage, data, path):
-    counts = make_shard(read_requests(data, stage), path, stage, [], lambda row: False, diffusion.open_engine)
+    counts = make_shard(read_requests(data, stage), path, stage, [], lambda row: None, diffusion.open_engine)
     return counts, list(iter_records(path))
 
 
@@ -252,7 +252,7 @@ def test_sigterm_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
 
     try:
         with pytest.raises(Interrupted, match="interrupted, 2 of 6 kept"):
-            make_shard(read_requests(rows, stage), path, stage, [], lambda row: False, engine_that_is_told_to_stop)
+            make_shard(read_requests(rows, stage), path, stage, [], lambda row: None, engine_that_is_told_to_stop)
     finally:
         runtime.stop_requested.clear()
     counts, _ = make(stage, rows, path)
