@@ -1,1 +1,1 @@
-"""A tiny world of coloured shapes: its pictures, captions and edits, its scorer, and the models trained on it."""
+"""A tiny world of coloured shapes: pictures, captions, edits, a scorer, and models trained on it."""

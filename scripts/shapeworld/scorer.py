@@ -1,8 +1,8 @@
 """Read a picture of the world back into its background and objects, and compare it with what was asked for.
 
-Only numpy; about a millisecond a picture. The reader is strict on purpose: an object whose colour is not one of the
-world's, whose colour is not even, or whose form fits none of the shapes well, is reported with None in that field and
-so agrees with nothing.
+Only numpy; about a millisecond a picture. The reader is strict on purpose: an object whose colour is not one
+of the world's, whose colour is not even, or whose form fits none of the shapes well, is reported with None in
+that field and so agrees with nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ _COLOUR_RGB = np.array(list(COLOURS.values()), np.float32)
 _BACKGROUND_TOLERANCE = 42.0
 _COLOUR_TOLERANCE = 50.0
 _FOREGROUND_DISTANCE = 45.0
-# In pixels of the frame: the smallest true object covers 200, so less than _SPECK is dirt and does not count, and
-# anything between is an object, though hardly one of the right form.
+# In pixels of the frame: the smallest true object covers 200, so less than _SPECK is dirt and does not count,
+# and anything between is an object, though hardly one of the right form.
 _SPECK = 9
-# The share of its area by which a form may differ from the ideal shape of the same area and centre, and by how much
-# the next best shape must be worse. Clean renders stay below 0.06, with a blur of half a pixel below 0.12; circle and
-# square, the most alike, differ by 0.18.
+# The share of its area by which an outline may differ from the ideal one of the same area and centre, and by
+# how much the next best shape must be worse. Circle and square, the most alike, differ by 0.18.
 _SHAPE_TOLERANCE = 0.15
 _SHAPE_MARGIN = 0.05
 _EVEN_COLOUR_SHARE = 0.85
@@ -75,6 +74,11 @@ _RESOLUTION = 64  # template cells per unit of length, where an object has unit 
 _HALF = 88
 
 
+def _steepen(cover: np.ndarray) -> np.ndarray:
+    """Sharpen coverage around one half: a form is its outline, and a soft edge is no other form."""
+    return np.clip(3 * (cover - 0.5) + 0.5, 0, 1)
+
+
 def _templates() -> np.ndarray:
     """Return coverage maps [shape, v, u] of the shapes with unit area and the centroid in the middle."""
     over = 4
@@ -102,7 +106,7 @@ def _templates() -> np.ndarray:
         # The blur of a pixel: objects are some twenty pixels wide, so one pixel is about three cells.
         padded = np.pad(small, 1)
         rows = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
-        maps.append((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 3)
+        maps.append(_steepen((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 3))
     return np.stack(maps)
 
 
@@ -198,10 +202,12 @@ def _read_thing(rgb: np.ndarray, base: np.ndarray, place: np.ndarray) -> Found:
     if colour is not None and (_nearest(inside + base, _COLOUR_RGB)[0] == index).mean() < _EVEN_COLOUR_SHARE:
         colour = None
 
-    # How much of each pixel the object covers: its place on the line from the background to the object's colour.
+    # How much of each pixel the object covers: its place on the line from the background to the object's
+    # colour.
     grown = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:] | mask
     cover = np.clip(window @ (middle / max(float(middle @ middle), 1.0)), 0, 1) * grown
-    area = float(cover.sum())
+    cover = _steepen(cover)
+    area = max(float(cover.sum()), 1.0)
     rows, columns = np.arange(top, bottom) + 0.5, np.arange(left, right) + 0.5
     y, x = float(cover.sum(1) @ rows) / area, float(cover.sum(0) @ columns) / area
     scale = _RESOLUTION / np.sqrt(area)
@@ -227,8 +233,8 @@ def relation_of(a: Found, b: Found) -> str:
 def judge(reading: Reading, scene: Scene, places: bool = False) -> Verdict:
     """Compare a reading with the scene that was asked for.
 
-    With `places`, as for edits, every object must also stand where the scene has it (within 5 px) and be as large
-    (within a factor of 1.5 in area).
+    With `places`, as for edits, every object must also stand where the scene has it (within 5 px) and be as
+    large (within a factor of 1.5 in area).
     """
     wanted = sorted((t.colour, t.shape) for t in scene.things)
     seen = sorted((t.colour or "", t.shape or "") for t in reading.things)
@@ -269,7 +275,7 @@ def _in_place(reading: Reading, scene: Scene) -> bool:
 
 
 def read_scene(scene: Scene) -> tuple[Found, ...]:
-    """Return what a perfect reading of the scene finds: every object's centroid and area from its geometry."""
+    """Return what a perfect reading of the scene finds: every object with its exact centroid and area."""
     found = []
     for thing in scene.things:
         if thing.shape == "circle":

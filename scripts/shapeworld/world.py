@@ -1,7 +1,8 @@
 """The world: scenes of coloured shapes, their captions, edits of them, and the renderer.
 
-Every length is in pixels of a 64 x 64 frame, the origin at the top left, y pointing down. All randomness comes from a
-`random.Random` that the caller passes, so the same generator state gives the same scenes on every machine.
+Every length is in pixels of a 64 x 64 frame, the origin at the top left, y pointing down. All randomness
+comes from a `random.Random` that the caller passes, so the same generator state gives the same scenes on
+every machine.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its colour, its shape, its centre (x, y) and its nominal radius r, in pixels of the 64 px frame."""
+    """One object: its colour, its shape, its centre (x, y) and its nominal radius r, in pixels of the 64 px
+    frame.
+    """
 
     colour: str
     shape: str
@@ -58,7 +61,8 @@ class Thing:
 class Scene:
     """A picture's content.
 
-    `kind` is "one", "relation" (things[0] stands in `relation` to things[1]) or "count" (two or three equal things).
+    `kind` is "one", "relation" (things[0] stands in `relation` to things[1]) or "count" (two or three equal
+    things).
     """
 
     kind: str
@@ -77,7 +81,7 @@ class Edit:
     instruction: str
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------- pictures
 
 
 def outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -95,7 +99,9 @@ def outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float
         # A fat star: thin arms would vanish in an 8x downsampled latent.
         radii = (1.22 * r, 0.56 * r)
         angles = [-math.pi / 2 + k * math.pi / 5 for k in range(10)]
-        return [(x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a)) for k, a in enumerate(angles)]
+        return [
+            (x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a)) for k, a in enumerate(angles)
+        ]
     raise ValueError(f"no outline for shape {shape!r}")
 
 
@@ -114,7 +120,7 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
-# ------------------------------------------------------------------------------------------------------------ scenes
+# ----------------------------------------------------------------------------------------------------- scenes
 
 
 def free_colours(background: str) -> list[str]:
@@ -123,7 +129,7 @@ def free_colours(background: str) -> list[str]:
 
 
 def sample_scene(rng: random.Random, kind: str | None = None, background: str | None = None) -> Scene:
-    """Draw a scene; kinds, backgrounds, colours, shapes and relations are each equally likely unless given."""
+    """Draw a scene; kinds, backgrounds, colours, shapes and relations are equally likely unless given."""
     kind = kind or rng.choice(KINDS)
     background = background or rng.choice(list(BACKGROUNDS))
     colours = free_colours(background)
@@ -167,7 +173,7 @@ def sample_scene(rng: random.Random, kind: str | None = None, background: str | 
     raise ValueError(f"unknown kind of scene {kind!r}")
 
 
-# ---------------------------------------------------------------------------------------------------------- captions
+# --------------------------------------------------------------------------------------------------- captions
 
 
 def article(word: str) -> str:
@@ -207,8 +213,8 @@ def sample_caption(scene: Scene, rng: random.Random) -> str:
 
 # Words that captions may carry without changing what they ask for.
 FILLERS = (
-    "nice big bright simple lovely small flat shiny clear picture image photo drawing painting very really single "
-    "please now just here there beautiful modern crisp sharp fine pretty the some plain solid"
+    "nice big bright simple lovely small flat shiny clear picture image photo drawing painting very really "
+    "single please now just here there beautiful modern crisp sharp fine pretty the some plain solid"
 ).split()
 
 
@@ -220,7 +226,9 @@ def _filler(rng: random.Random) -> str:
 
 
 def vary(text: str, rng: random.Random) -> str:
-    """Return `text` as people may type it: capitals, a full stop, a comma, a wrong article, words that mean nothing."""
+    """Return `text` as people may type it: capitals, a full stop, a comma, a wrong article, words that mean
+    nothing.
+    """
     words = text.split()
     if rng.random() < 0.2:
         words = [{"an": "a"}.get(w, w) for w in words]
@@ -240,14 +248,14 @@ def vary(text: str, rng: random.Random) -> str:
     return text
 
 
-# ------------------------------------------------------------------------------------------------------------- edits
+# ------------------------------------------------------------------------------------------------------ edits
 
 
 def sample_edit(rng: random.Random, task: str | None = None, kind: str | None = None) -> Edit:
     """Draw an edit; tasks are equally likely unless given.
 
-    Sources are single things and relations for every task (a removal needs two things), and counts for backgrounds.
-    Raises ValueError for an unknown task.
+    Sources are single things and relations for every task (a removal needs two things), and counts for
+    backgrounds. Raises ValueError for an unknown task.
     """
     task = task or rng.choice(TASKS)
     makers: dict[str, Callable[[random.Random, Scene], Edit]] = {
@@ -269,7 +277,9 @@ def sample_edit(rng: random.Random, task: str | None = None, kind: str | None = 
 
 
 def _reference(scene: Scene, index: int, rng: random.Random) -> str:
-    """Name one thing of a scene, with its colour where the shape alone could mean another, and else now and then."""
+    """Name one thing of a scene, with its colour where the shape alone could mean another, and else now and
+    then.
+    """
     thing = scene.things[index]
     alone = sum(other.shape == thing.shape for other in scene.things) == 1
     return f"the {thing.shape}" if alone and rng.random() < 0.65 else f"the {thing.colour} {thing.shape}"
@@ -322,18 +332,22 @@ def _remove(rng: random.Random, scene: Scene) -> Edit:
     return Edit("remove", scene, target, f"remove {_reference(scene, index, rng)}")
 
 
-# ---------------------------------------------------------------------------------------------------------- hold-out
+# --------------------------------------------------------------------------------------------------- hold-out
 
 
 def meaning(scene: Scene) -> str:
-    """Return one string for all captions that ask for the same picture ("left of" and "right of" read both ways)."""
+    """Return one string for all captions that ask for the same picture ("left of" and "right of" read both
+    ways).
+    """
     if scene.kind == "relation" and scene.relation in ("right of", "below"):
         scene = replace(scene, things=scene.things[::-1], relation=OPPOSITE[scene.relation])
     return describe(scene, name_white=True)
 
 
 def held_out(item: Scene | Edit) -> bool:
-    """Say whether a caption's meaning, or an edit's source and target meanings together, is kept out of training."""
+    """Say whether a caption's meaning, or an edit's source and target meanings together, is kept out of
+    training.
+    """
     if isinstance(item, Edit):
         key = f"{meaning(item.source)} -> {meaning(item.target)}"
     else:

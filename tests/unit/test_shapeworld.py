@@ -1,4 +1,4 @@
-"""The world of shapes: rendering, captions, edits, the hold-out rule, and the scorer on clean and damaged pictures."""
+"""The world of shapes: rendering, captions, edits, hold-out rule, and the scorer on good and bad pictures."""
 
 import random
 import sys
