@@ -1,0 +1,494 @@
+"""Train the tiny FLUX checkpoint from nothing: autoencoder, then transformer and text encoders together.
+
+python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+
+Every stage runs for a fixed number of steps, draws its data from (seed, step) and writes a checkpoint now and
+then, so a run that was stopped goes on where it was and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
+from PIL import Image, ImageDraw
+from transformers import CLIPTextModel, T5EncoderModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shapeworld import generator, measure, scorer, world
+
+SEED = 20
+# The autoencoder's phases: encoder and decoder together; the decoder alone, on latents that no longer move;
+# both again, on more of what was still wrong; the decoder alone, twice, on the hardest background.
+VAE_PHASES = (("together", 3000), ("decoder", 2000), ("refine", 1500), ("polish", 800), ("finish", 700))
+VAE_BACKGROUNDS = {
+    "together": {"white": 2, "black": 3, "gray": 2, "pink": 2, "yellow": 3, "blue": 3},
+    "decoder": {"white": 2, "black": 3, "gray": 2, "pink": 2, "yellow": 3, "blue": 3},
+    "refine": {"white": 2, "black": 2, "gray": 5, "pink": 4, "yellow": 2, "blue": 2},
+    "polish": {"white": 2, "black": 2, "gray": 6, "pink": 3, "yellow": 2, "blue": 2},
+    "finish": {"white": 1, "black": 1, "gray": 9, "pink": 2, "yellow": 1, "blue": 1},
+}
+VAE_RATES = {"together": 2e-3, "decoder": 2e-3, "refine": 2e-3, "polish": 1e-3, "finish": 1e-3}
+VAE_DECODER_PHASES = ("decoder", "polish", "finish")
+VAE_BATCH = 8
+
+TEXT_SCENES = 14_000
+EDITS = 14_000
+STEPS = 4200
+EDITS_FROM = 1000  # text to image alone before this step, then half of each batch are edits
+DECAY = 1200  # the last steps, in which the rate falls to zero
+WARM_UP = 150
+RATE = 1.5e-3
+BATCH = 48
+EMA = 0.998
+NO_TEXT = 0.08  # share of empty captions, for true classifier-free guidance
+# How the examples of a batch are shared out.
+KIND_SHARES = {"one": 0.28, "relation": 0.44, "count": 0.28}
+# Which colour and shape go together, and where, is learnt last.
+RELATIONS_FROM = 2725
+LATE_KIND_SHARES = {"one": 0.16, "relation": 0.68, "count": 0.16}
+TASK_SHARES = {"recolour": 0.25, "background": 0.19, "reshape": 0.31, "remove": 0.25}
+CHECK_EVERY = 800
+SAVE_SECONDS = 60
+
+
+def save_atomically(state: object, path: Path) -> None:
+    """Write `state` with torch.save so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """Return RGB pictures as float32 [n, 3, 64, 64] in -1..1, channels last in memory."""
+    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float()
+    return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def to_arrays(pixels: torch.Tensor) -> np.ndarray:
+    """Return [n, 3, h, w] in -1..1 as uint8 [n, h, w, 3]."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+# ------------------------------------------------------------------------------------------------ autoencoder
+
+
+def vae_phase(step: int) -> tuple[str, float]:
+    """Return the phase of an autoencoder's step, and how much of that phase is done (0..1)."""
+    for name, steps in VAE_PHASES:
+        if step < steps:
+            return name, step / steps
+        step -= steps
+    raise ValueError("the step is beyond the last phase")
+
+
+def vae_scene(rng: random.Random, phase: str) -> world.Scene:
+    """Draw a scene for the autoencoder; backgrounds on which it is weak come more often."""
+    chances = VAE_BACKGROUNDS[phase]
+    background = rng.choices(list(chances), list(chances.values()))[0]
+    scene = world.sample_scene(rng, background=background)
+    if scene.kind == "relation" and rng.random() < 0.25:
+        scene = world.Scene("one", background, (rng.choice(scene.things),))
+    return scene
+
+
+def cell_labels(scene: world.Scene) -> np.ndarray:
+    """Return for each of the 8 x 8 latent cells the shape (0 none, 1..4) and colour (0 none, 1..6) in it: [2,
+    8, 8].
+    """
+    labels = np.zeros((2, 8, 8), np.int64)
+    best = np.full((8, 8), 0.25)
+    for thing in scene.things:
+        mask = Image.new("L", (world.SIZE, world.SIZE))
+        draw = ImageDraw.Draw(mask)
+        if thing.shape == "circle":
+            draw.ellipse(
+                [thing.x - thing.r, thing.y - thing.r, thing.x + thing.r, thing.y + thing.r], fill=255
+            )
+        else:
+            draw.polygon(world.outline(thing.shape, thing.x, thing.y, thing.r), fill=255)
+        cover = np.asarray(mask, np.float32).reshape(8, 8, 8, 8).mean((1, 3)) / 255
+        here = cover > best
+        labels[0][here] = 1 + world.SHAPES.index(thing.shape)
+        labels[1][here] = 1 + list(world.COLOURS).index(thing.colour)
+        best = np.maximum(best, cover)
+    return labels
+
+
+def vae_batch(step: int, phase: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pictures [8, 3, 64, 64] and cell labels [8, 2, 8, 8] of a step."""
+    rng = random.Random(f"{SEED} vae {step}")
+    scenes = [vae_scene(rng, phase) for _ in range(VAE_BATCH)]
+    labels = torch.from_numpy(np.stack([cell_labels(s) for s in scenes]))
+    return to_tensor([world.render(s) for s in scenes]), labels
+
+
+def picture_loss(decoded: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the reconstruction loss: absolute, squared and gradient errors, heavier in and around objects.
+
+    Objects of a colour near the background's weigh more, or they would be lost among bright ones.
+    """
+    contrast = (truth - truth[:, :, :1, :1]).norm(dim=1, keepdim=True)
+    heavy = torch.where(contrast > 0.1, (1.2 / contrast.clamp_min(0.1)).clamp(1, 2), 0.0)
+    weight = 1 + 3 * F.max_pool2d(heavy, 5, stride=1, padding=2)
+    error = decoded - truth
+    across = error[..., 1:] - error[..., :-1]
+    down = error[..., 1:, :] - error[..., :-1, :]
+    return (weight * (error.abs() + error**2)).mean() + 0.5 * (across.abs().mean() + down.abs().mean())
+
+
+def check_vae(vae: AutoencoderTiny, number: int = 60, noise: float = 0.0) -> dict[str, float]:
+    """Return the share of strictly right pictures among `number` decoded true ones, per background."""
+    shares = {}
+    rng = random.Random(f"{SEED} vae check")
+    dice = torch.Generator().manual_seed(1)
+    for background in world.BACKGROUNDS:
+        scenes = [world.sample_scene(rng, background=background) for _ in range(number)]
+        with torch.no_grad():
+            z = vae.encode(to_tensor([world.render(s) for s in scenes])).latents
+            z = z + noise * torch.randn(z.shape, generator=dice)
+            pictures = to_arrays(vae.decode(z).sample)
+        right = [scorer.score(p, s, places=True).strict for p, s in zip(pictures, scenes, strict=True)]
+        shares[background] = round(float(np.mean(right)), 3)
+    return shares
+
+
+def _vae_optimizer(vae: AutoencoderTiny, reader: torch.nn.Module, phase: str) -> torch.optim.Optimizer:
+    """Return the optimizer of a phase and freeze the encoder where only the decoder is trained."""
+    alone = phase in VAE_DECODER_PHASES
+    vae.encoder.requires_grad_(not alone)
+    parameters = vae.decoder.parameters() if alone else [*vae.parameters(), *reader.parameters()]
+    return torch.optim.AdamW(
+        parameters, lr=VAE_RATES[phase], betas=(0.9, 0.98), weight_decay=1e-4, fused=True
+    )
+
+
+def train_vae(build: Path) -> AutoencoderTiny:
+    """Train the autoencoder, or load it when done, and return it in evaluation mode."""
+    torch.manual_seed(SEED)
+    vae = generator.make_vae().to(memory_format=torch.channels_last)
+    # A throw-away reader of shape and colour in each latent cell makes latents in which these stand out, so
+    # that the transformer learns them sooner.
+    reader = torch.nn.Conv2d(generator.LATENT_CHANNELS, 12, kernel_size=1)
+    done = build / "vae.pt"
+    if done.exists():
+        vae.load_state_dict(torch.load(done))
+        return vae.eval()
+    checkpoint = build / "vae-checkpoint.pt"
+    state = torch.load(checkpoint) if checkpoint.exists() else {"step": 0, "phase": ""}
+    phase = state["phase"]
+    optimizer = None
+    if phase:
+        vae.load_state_dict(state["vae"])
+        reader.load_state_dict(state["reader"])
+        optimizer = _vae_optimizer(vae, reader, phase)
+        optimizer.load_state_dict(state["optimizer"])
+    saved, began = time.monotonic(), time.process_time()
+    errors: list[float] = []
+    total = sum(steps for _, steps in VAE_PHASES)
+    for step in range(state["step"], total):
+        now, share = vae_phase(step)
+        if now != phase:
+            phase = now
+            if phase == "decoder":
+                with torch.no_grad():
+                    z = torch.cat([vae.encode(vae_batch(-1 - i, phase)[0]).latents for i in range(60)])
+                generator.normalise_latents(vae, z)
+            optimizer = _vae_optimizer(vae, reader, phase)
+        phase_steps = dict(VAE_PHASES)[phase]
+        warm = min(1.0, (share * phase_steps + 1) / 40)
+        # The first phase ends at a tenth of its rate, the others at zero.
+        floor = 0.1 if phase == "together" else 0.0
+        rate = VAE_RATES[phase] * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        dice = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+        pictures, labels = vae_batch(step, phase)
+        z = vae.encode(pictures).latents
+        # Noise teaches the decoder to forgive a transformer that is not exact, and spreads the latents out.
+        strength = torch.rand(len(z), 1, 1, 1, generator=dice)
+        strength = 0.1 if phase == "together" else strength * (0.15 if phase == "refine" else 0.3)
+        noisy = z + strength * torch.randn(z.shape, generator=dice)
+        decoded = vae.decode(noisy).sample
+        loss = picture_loss(decoded, pictures)
+        errors.append(F.mse_loss(decoded, pictures).item())
+        if phase not in VAE_DECODER_PHASES:
+            guess = reader(noisy)
+            weight = 0.1 if phase == "together" else 0.05
+            loss = loss + weight * F.cross_entropy(guess[:, :5], labels[:, 0])
+            loss = loss + weight * F.cross_entropy(guess[:, 5:], labels[:, 1])
+            loss = loss + 0.05 * (z.pow(2).mean((0, 2, 3)) - 1).relu().mean() + 1e-3 * z.pow(2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            psnr = 10 * math.log10(4 / float(np.mean(errors[-100:])))
+            seconds = time.process_time() - began
+            print(f"vae {step + 1} loss {loss.item():.4f} psnr {psnr:.1f} cpu {seconds:.0f}s", flush=True)
+        if (step + 1) % 500 == 0:
+            print(f"vae {step + 1} right {check_vae(vae)}", flush=True)
+        if time.monotonic() - saved > SAVE_SECONDS or step + 1 == total:
+            models = {"vae": vae.state_dict(), "reader": reader.state_dict()}
+            state = {**models, "optimizer": optimizer.state_dict(), "step": step + 1, "phase": phase}
+            save_atomically(state, checkpoint)
+            saved = time.monotonic()
+    print(f"vae right, latent noise 0.2: {check_vae(vae, noise=0.2)}", flush=True)
+    save_atomically(vae.state_dict(), done)
+    return vae.eval()
+
+
+# ---------------------------------------------------------------------- transformer and text encoders
+
+
+@dataclass
+class Pool:
+    """Encoded training pictures. `scenes` belong to `text` [n, 16, 32], `edits` to `before` and `after`."""
+
+    scenes: list[world.Scene]
+    text: torch.Tensor
+    edits: list[world.Edit]
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def make_pool(build: Path, vae: AutoencoderTiny) -> Pool:
+    """Draw the training scenes and edits, none of them held out, and encode their pictures or load the
+    latents.
+    """
+    path = build / "pool.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)  # a file of our own
+    rng = random.Random(f"{SEED} pool")
+    kinds = list(KIND_SHARES)
+    scenes = [
+        world.sample_where(lambda i=i: world.sample_scene(rng, kinds[i % 3]), wanted=False)
+        for i in range(TEXT_SCENES)
+    ]
+    tasks = list(TASK_SHARES)
+    edits = [
+        world.sample_where(lambda i=i: world.sample_edit(rng, tasks[i % 4]), wanted=False)
+        for i in range(EDITS)
+    ]
+
+    def encode(items: list[world.Scene]) -> torch.Tensor:
+        parts = []
+        with torch.no_grad():
+            for i in range(0, len(items), 64):
+                z = vae.encode(to_tensor([world.render(s) for s in items[i : i + 64]])).latents
+                parts.append(generator.pack(z.contiguous()))
+        return torch.cat(parts)
+
+    text, before, after = encode(scenes), encode([e.source for e in edits]), encode([e.target for e in edits])
+    # Sources of edits are pictures like any others.
+    extra = [i for i, e in enumerate(edits) if not world.held_out(e.source)]
+    scenes += [edits[i].source for i in extra]
+    pool = Pool(scenes, torch.cat([text, before[extra]]), edits, before, after)
+    save_atomically(pool, path)
+    return pool
+
+
+class Captions:
+    """Turns captions into what the transformer is given."""
+
+    def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
+        self.clip, self.t5 = clip, t5
+        self.clip_tokenizer, self.t5_tokenizer = (
+            generator.make_clip_tokenizer(),
+            generator.make_t5_tokenizer(),
+        )
+        self.clip_rows = generator.shared_clip_rows(self.clip_tokenizer)
+        self.t5_rows = generator.shared_t5_rows(self.t5_tokenizer)
+
+    def __call__(self, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return T5's states [n, length, 64] and CLIP's pooled states [n, 64]."""
+        t5_ids = self.t5_tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        # CLIP reads from left to right, so padding after the end mark makes no difference and can be short.
+        clip_ids = self.clip_tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids
+        return self.t5(self.t5_rows[t5_ids])[0], self.clip(self.clip_rows[clip_ids]).pooler_output
+
+
+def pick(
+    groups: dict[str, list[int]], shares: dict[str, float], number: int, rng: random.Random
+) -> list[int]:
+    """Draw `number` indices, each group with its share (the last gets what rounding leaves)."""
+    names = list(shares)
+    chosen = []
+    for name in names:
+        count = number - len(chosen) if name == names[-1] else round(number * shares[name])
+        chosen += rng.choices(groups[name], k=count)
+    return chosen
+
+
+def noise_levels(number: int, mean: float, dice: torch.Generator) -> torch.Tensor:
+    """Return logit-normal times in 0..1, one from each of `number` equal quantiles, shuffled."""
+    quantiles = (torch.randperm(number, generator=dice) + torch.rand(number, generator=dice)) / number
+    return torch.sigmoid(mean + 1.1 * torch.special.ndtri(quantiles.clamp(1e-4, 1 - 1e-4)))
+
+
+class Lesson:
+    """Computes the rectified-flow loss of a step's batches."""
+
+    def __init__(self, pool: Pool, transformer: FluxTransformer2DModel, captions: Captions) -> None:
+        self.pool, self.transformer, self.captions = pool, transformer, captions
+        self.kinds = {k: [i for i, s in enumerate(pool.scenes) if s.kind == k] for k in KIND_SHARES}
+        self.tasks = {t: [i for i, e in enumerate(pool.edits) if e.task == t] for t in TASK_SHARES}
+        self.places = FluxPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
+        self.source_places = self.places.clone()
+        self.source_places[:, 0] = 1  # as FluxKontextPipeline marks the source picture's tokens
+
+    def text_loss(
+        self, number: int, shares: dict[str, float], rng: random.Random, dice: torch.Generator
+    ) -> torch.Tensor:
+        """Return the loss on `number` pictures made from captions, kinds of scenes drawn by `shares`."""
+        index = pick(self.kinds, shares, number, rng)
+        texts = [world.vary(world.sample_caption(self.pool.scenes[i], rng), rng) for i in index]
+        return self._error(self.pool.text[index], None, texts, 0.2, rng, dice).mean()
+
+    def edit_loss(self, number: int, rng: random.Random, dice: torch.Generator) -> torch.Tensor:
+        """Return the loss on `number` edits. What has to change weighs three times as much as what has to
+        stay.
+        """
+        index = pick(self.tasks, TASK_SHARES, number, rng)
+        texts = [world.vary(self.pool.edits[i].instruction, rng) for i in index]
+        before, after = self.pool.before[index], self.pool.after[index]
+        # The target follows from source and instruction, so this weight does not shift what is learnt.
+        weight = 1 + 2 * ((after - before).pow(2).mean(-1) > 0.05).float()
+        # Sources that the model made itself are not quite clean.
+        source = before + 0.05 * torch.randn(before.shape, generator=dice)
+        return (weight * self._error(after, source, texts, 0.4, rng, dice)).sum() / weight.sum()
+
+    def _error(
+        self,
+        clean: torch.Tensor,
+        source: torch.Tensor | None,
+        texts: list[str],
+        mean: float,
+        rng: random.Random,
+        dice: torch.Generator,
+    ) -> torch.Tensor:
+        """Return the squared error of the predicted velocity for every token, [n, 16]."""
+        texts = ["" if rng.random() < NO_TEXT else t for t in texts]
+        length = rng.choices([generator.MAX_SEQUENCE_LENGTH, 16, 24, 32], [0.8, 0.1, 0.06, 0.04])[0]
+        states, pooled = self.captions(texts, length)
+        noise = torch.randn(clean.shape, generator=dice)
+        t = noise_levels(len(clean), mean, dice)
+        noisy = torch.lerp(clean, noise, t[:, None, None])
+        velocity = self.transformer(
+            hidden_states=noisy if source is None else torch.cat([noisy, source], 1),
+            timestep=t,
+            pooled_projections=pooled,
+            encoder_hidden_states=states,
+            txt_ids=torch.zeros(length, 3),
+            img_ids=self.places if source is None else torch.cat([self.places, self.source_places]),
+            return_dict=False,
+        )[0][:, : clean.shape[1]]
+        return (velocity - (noise - clean)).pow(2).mean(-1)
+
+
+def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
+    """Train transformer and text encoders together on encoded pictures, and export their running average to
+    `out`.
+    """
+    torch.manual_seed(SEED + 1)
+    models = torch.nn.ModuleDict(
+        {
+            "transformer": generator.make_transformer(),
+            "clip": generator.make_clip(generator.make_clip_tokenizer()),
+            "t5": generator.make_t5(generator.make_t5_tokenizer()),
+        }
+    )
+    average = copy.deepcopy(models).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        models.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    checkpoint = build / "transformer-checkpoint.pt"
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        models.load_state_dict(state["models"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    pool = make_pool(build, vae)
+    lesson = Lesson(pool, models["transformer"], Captions(models["clip"], models["t5"]))
+    print(f"pool: {len(pool.scenes)} scenes, {len(pool.edits)} edits", flush=True)
+    saved, began = time.monotonic(), time.process_time()
+    losses: dict[str, list[float]] = {"text": [], "edit": []}
+    for step in range(start, STEPS):
+        rng = random.Random(f"{SEED} step {step}")
+        dice = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / WARM_UP, (STEPS - step) / DECAY)
+        shares = KIND_SHARES if step < RELATIONS_FROM else LATE_KIND_SHARES
+        if step < EDITS_FROM:
+            parts = {"text": lesson.text_loss(BATCH, shares, rng, dice)}
+        else:
+            half = BATCH // 2
+            parts = {
+                "text": lesson.text_loss(half, shares, rng, dice),
+                "edit": lesson.edit_loss(half, rng, dice),
+            }
+        loss = sum(parts.values()) / len(parts)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
+        optimizer.step()
+        keep = min(EMA, (step + 1) / (step + 20))
+        torch._foreach_lerp_(list(average.parameters()), list(models.parameters()), 1 - keep)
+        for name, value in parts.items():
+            losses[name].append(value.item())
+        if (step + 1) % 100 == 0:
+            means = {
+                name: round(float(np.mean(values[-100:])), 4) for name, values in losses.items() if values
+            }
+            print(f"step {step + 1} loss {means} cpu {time.process_time() - began:.0f}s", flush=True)
+        last = step + 1 == STEPS
+        if time.monotonic() - saved > SAVE_SECONDS or last:
+            state = {"models": models.state_dict(), "average": average.state_dict()}
+            save_atomically({**state, "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
+            saved = time.monotonic()
+        if (step + 1) % CHECK_EVERY == 0 or last:
+            stage = build / "stages" / str(step + 1)
+            generator.export(stage, average["transformer"], vae, average["clip"], average["t5"])
+            figures = measure.measure(generator.Generator.load(stage), number=16, seed=step)
+            print(f"step {step + 1} strict {measure.summary(figures)}", flush=True)
+    generator.export(out, average["transformer"], vae, average["clip"], average["t5"])
+
+
+def main() -> None:
+    """Run every stage that is not done yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory for the finished pipeline")
+    parser.add_argument(
+        "--build", type=Path, default=Path("build/shapes-flux"), help="checkpoints and stages"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    vae = train_vae(arguments.build)
+    train_transformer(arguments.build, vae, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
