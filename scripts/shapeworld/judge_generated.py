@@ -1,0 +1,79 @@
+"""Pictures that the tiny FLUX makes, for the judge to learn from and to be measured on.
+
+Right or wrong is what the scorer reads, never what was asked for.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import judge_pictures, scorer, world
+from .generator import Generator
+from .judge_pictures import Pair, Picture
+
+
+def _wanted(held_out: bool | None, item: world.Scene | world.Edit) -> bool:
+    return held_out is None or world.held_out(item) is held_out
+
+
+def make_pictures(
+    painter: Generator, number: int, rng: random.Random, held_out: bool | None = False
+) -> list[Picture]:
+    """Make `number` pictures from captions held out of the training, not (False), or either (None)."""
+    scenes: list[world.Scene] = []
+    while len(scenes) < number:
+        scene = world.sample_scene(rng)
+        if _wanted(held_out, scene):
+            scenes.append(scene)
+    captions = [world.sample_caption(s, rng) for s in scenes]
+    images = painter.make(captions, [rng.getrandbits(31) for _ in scenes])
+    return [
+        Picture(np.asarray(image), scene, scorer.read(image))
+        for scene, image in zip(scenes, images, strict=True)
+    ]
+
+
+def make_pairs(
+    painter: Generator, number: int, rng: random.Random, held_out: bool | None = False
+) -> list[Pair]:
+    """Edit `number` renders, each with the other orders that could have been given."""
+    edits: list[world.Edit] = []
+    while len(edits) < number:
+        edit = world.sample_edit(rng)
+        if _wanted(held_out, edit):
+            edits.append(edit)
+    sources = [world.render(e.source) for e in edits]
+    images = painter.change(sources, [e.instruction for e in edits], [rng.getrandbits(31) for _ in edits])
+    pairs = []
+    for edit, source, image in zip(edits, sources, images, strict=True):
+        meant = judge_pictures.order_of(edit)
+        others = [
+            o
+            for o in judge_pictures.possible_orders(edit.source, rng)
+            if (o.task, o.index, o.value) != (meant.task, meant.index, meant.value)
+        ]
+        others.sort(key=lambda o, task=meant.task: o.task != task or rng.random() < 0.35)
+        orders = (meant, *(others[:7] or [meant]))
+        pairs.append(Pair(edit.source, np.asarray(source), np.asarray(image), scorer.read(image), orders))
+    return pairs
+
+
+def make_all(
+    stages: list[Path], steps: tuple[int, ...], pictures: int, pairs: int, seed: str
+) -> tuple[list[Picture], list[Pair]]:
+    """Make `pictures` and `pairs` with each of the generator's directories `stages` at each number of
+    `steps`.
+    """
+    made: tuple[list[Picture], list[Pair]] = ([], [])
+    for stage in stages:
+        painter = Generator.load(stage)
+        for number in steps:
+            rng = random.Random(f"{seed} {stage.name} {number}")
+            painter = replace(painter, steps=number)
+            made[0].extend(make_pictures(painter, pictures, rng))
+            made[1].extend(make_pairs(painter, pairs, rng))
+    return made

@@ -1,0 +1,636 @@
+"""Train the tiny judge from nothing.
+
+python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+
+Stages, each of a fixed number of steps: the vision tower alone on throw-away heads, which name what is in
+every part of a picture; all questions together on pictures of the world; and then also on pictures that the
+tiny FLUX makes. Each step's data come from (seed, stage, step) alone, and a checkpoint is written now and
+then, so a run that was stopped goes on where it was and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shapeworld import judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld.judge_model import BatchedForward
+from shapeworld.judge_pictures import Pair, Picture
+from shapeworld.scorer import Reading
+
+SEED = 31
+PICTURES, PAIRS = 30_000, 12_000
+VISION_STEPS, VISION_BATCH = 700, 64
+LANGUAGE_STEPS, LANGUAGE_PICTURES, LANGUAGE_PAIRS = 950, 12, 6
+# Edits come later: to compare two pictures one must be able to read one.
+PAIRS_FROM = 300
+EDITS_STEPS, EDITS_PICTURES, EDITS_PAIRS = 620, 8, 10
+# The last stage: half of each batch is made by the generator as it was after these steps of its own training
+# (its script keeps them), with these numbers of denoising steps; so many pictures and edits with each.
+GENERATED_STEPS, GENERATED_PICTURES, GENERATED_PAIRS = 650, 10, 8
+GENERATOR_STAGES, DENOISING_STEPS = (1600, 2400, 3200), (2, 4, 12)
+MADE_PICTURES, MADE_PAIRS = 220, 140
+QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
+# The share of questions in other words than the rubrics', and before this step of the language stage.
+PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 760
+# How much the hints weigh: is the prompt true so far, and which parts of the answer hold.
+HINTS = {"words": 3.0, "aspects": 2.0}
+MUON_RATE, ADAM_RATE = 4e-3, 2e-3
+# In stages after the first, the vision tower learns more slowly than the rest.
+VISION_SHARE = 0.35
+# The share of a stage at the end over which the learning rate falls to zero. In those between it stays.
+DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0}
+SAVE_SECONDS = 90
+
+
+def save_atomically(state: object, path: Path) -> None:
+    """Write `state` with torch.save so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    torch.save(state, draft)
+    draft.replace(path)
+
+
+def pooled(path: Path, number: int, draw: Callable[[random.Random], object], seed: str) -> list:
+    """Return `number` items, each drawn from its own (seed, index); they are kept in `path` between runs."""
+    if path.exists():
+        with path.open("rb") as file:
+            return pickle.load(file)
+    began = time.monotonic()
+    items = [draw(random.Random(f"{seed} {i}")) for i in range(number)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    with draft.open("wb") as file:
+        pickle.dump(items, file, protocol=pickle.HIGHEST_PROTOCOL)
+    draft.replace(path)
+    print(f"drew {number} for {path.name} in {time.monotonic() - began:.0f} s", flush=True)
+    return items
+
+
+# ------------------------------------------------------------------------------------------- throw-away heads
+
+_COLOUR_LIST, _BACKGROUND_LIST = list(world.COLOURS), list(world.BACKGROUNDS)
+_ODD_COLOUR, _NO_COLOUR = len(_COLOUR_LIST), len(_COLOUR_LIST) + 1
+_ODD_SHAPE, _NO_SHAPE = len(world.SHAPES), len(world.SHAPES) + 1
+CELL_HEADS = {"colour": _NO_COLOUR + 1, "shape": _NO_SHAPE + 1, "place": 5, "mate_colour": 8, "mate_shape": 6}
+PICTURE_HEADS = {"background": len(_BACKGROUND_LIST) + 1, "count": 5, "damage": 7, "quality": 10}
+CHANGES = ("none", "colour", "shape", "both", "appeared", "vanished")
+IGNORE = -100
+
+
+class Heads(nn.Module):
+    """Linear readers of image tokens, used in training only.
+
+    Per image token: colour and shape of the object there (or none, or none of the world's), and, in pictures
+    of two, how it stands to its mate and what that is. Per picture: background, count, damage, quality. And,
+    in the language model at the second of two pictures, what the first has in the same place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = judge_model.WIDTH
+        self.cells = nn.ModuleDict({k: nn.Linear(width, n) for k, n in CELL_HEADS.items()})
+        self.pictures = nn.ModuleDict({k: nn.Linear(width, n) for k, n in PICTURE_HEADS.items()})
+        # Before the language model's last layer: is the prompt true so far, and which parts of the answer
+        # hold.
+        self.words = nn.Linear(width, 1)
+        self.aspects = nn.ModuleDict(
+            {k: nn.Linear(width, len(v)) for k, v in judge_questions.ASPECTS.items()}
+        )
+        self.before = nn.ModuleDict({k: nn.Linear(width, CELL_HEADS[k]) for k in ("colour", "shape")})
+        self.changes = nn.Linear(width, len(CHANGES))
+
+
+def cell_targets(reading: Reading) -> dict[str, np.ndarray]:
+    """Return each of the 16 image tokens' classes of `CELL_HEADS`, `IGNORE` where they are not clear."""
+    side = int(judge_model.IMAGE_TOKENS**0.5)
+    cell = world.SIZE / side
+    targets = {k: np.full(side * side, IGNORE, np.int64) for k in CELL_HEADS}
+    if len(reading.things) > 5:  # noise
+        return targets
+    targets["colour"][:] = _NO_COLOUR
+    targets["shape"][:] = _NO_SHAPE
+    things = sorted(reading.things, key=lambda t: t.area)
+    for index, thing in enumerate(things):
+        reach = 0.6 if thing.area > 120 else 0.5
+        for i in range(side * side):
+            gap = max(abs(thing.x / cell - (i % side + 0.5)), abs(thing.y / cell - (i // side + 0.5)))
+            if gap < reach:
+                targets["colour"][i] = _COLOUR_LIST.index(thing.colour) if thing.colour else _ODD_COLOUR
+                targets["shape"][i] = world.SHAPES.index(thing.shape) if thing.shape else _ODD_SHAPE
+                if len(things) == 2:
+                    mate = things[1 - index]
+                    targets["place"][i] = world.RELATIONS.index(scorer.relation_of(thing, mate))
+                    targets["mate_colour"][i] = (
+                        _COLOUR_LIST.index(mate.colour) if mate.colour else _ODD_COLOUR
+                    )
+                    targets["mate_shape"][i] = world.SHAPES.index(mate.shape) if mate.shape else _ODD_SHAPE
+                elif len(things) == 1:
+                    targets["place"][i] = len(world.RELATIONS)
+                    targets["mate_colour"][i], targets["mate_shape"][i] = _NO_COLOUR, _NO_SHAPE
+            elif gap < 0.8 and targets["colour"][i] == _NO_COLOUR:
+                targets["colour"][i] = targets["shape"][i] = IGNORE
+    return targets
+
+
+def picture_targets(picture: Picture) -> dict[str, int]:
+    """Return the classes of `PICTURE_HEADS` for a picture."""
+    background = picture.reading.background
+    damage = picture.degradation
+    return {
+        "background": _BACKGROUND_LIST.index(background) if background else len(_BACKGROUND_LIST),
+        "count": min(4, len(picture.reading.things)),
+        "damage": 1 + judge_pictures.DEGRADATIONS.index(damage)
+        if damage
+        else 0
+        if picture.quality
+        else IGNORE,
+        "quality": picture.quality - 1 if picture.quality else IGNORE,
+    }
+
+
+def _cell_loss(logits: torch.Tensor, target: torch.Tensor, nothing: int) -> torch.Tensor:
+    """Cross-entropy in which the few cells with an object weigh as much as the many without."""
+    total = logits.new_zeros(())
+    for chosen in ((target >= 0) & (target != nothing), target == nothing):
+        if chosen.any():
+            total = total + F.cross_entropy(logits[chosen], target[chosen])
+    return total
+
+
+def _stack(targets: list[dict], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([t[name] for t in targets]))
+
+
+def heads_loss(
+    heads: Heads, tokens: torch.Tensor, pictures: list[Picture]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the throw-away heads' loss on image tokens [n, 16, width], and some accuracies."""
+    cells = [cell_targets(p.reading) for p in pictures]
+    whole = [picture_targets(p) for p in pictures]
+    total, seen = tokens.new_zeros(()), {}
+    for name, head in heads.cells.items():
+        logits, target = head(tokens).flatten(0, 1), _stack(cells, name).flatten()
+        nothing = {"colour": _NO_COLOUR, "shape": _NO_SHAPE}.get(name)
+        if nothing is None:
+            if (target >= 0).any():
+                total = total + 0.5 * F.cross_entropy(logits, target, ignore_index=IGNORE)
+            chosen = target >= 0
+        else:
+            total = total + _cell_loss(logits, target, nothing)
+            chosen = (target >= 0) & (target != nothing)
+        seen[name] = float((logits.argmax(-1) == target)[chosen].float().mean())
+    middle = tokens.mean(1)
+    for name, head in heads.pictures.items():
+        target = torch.tensor([t[name] for t in whole])
+        logits = head(middle)
+        total = total + 0.5 * F.cross_entropy(logits, target, ignore_index=IGNORE)
+        seen[name] = float((logits.argmax(-1) == target).float().mean())
+    return total, seen
+
+
+def change_targets(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
+    """Return for each image token the index into `CHANGES` of what happened, from two `cell_targets`."""
+    target = np.full(judge_model.IMAGE_TOKENS, IGNORE, np.int64)
+    known = (before["colour"] != IGNORE) & (after["colour"] != IGNORE)
+    was, now = before["colour"] != _NO_COLOUR, after["colour"] != _NO_COLOUR
+    differs = (before["colour"] != after["colour"]) + 2 * (before["shape"] != after["shape"])
+    target[known & was & now] = differs[known & was & now]
+    target[known & ~was & ~now] = CHANGES.index("none")
+    target[known & ~was & now] = CHANGES.index("appeared")
+    target[known & was & ~now] = CHANGES.index("vanished")
+    return target
+
+
+def comparison_loss(
+    heads: Heads, states: torch.Tensor, pairs: list[Pair], changes: bool
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of reading, at the second picture's places [n, 16, width], what the first has there.
+
+    With `changes` also of what happened there. And some accuracies.
+    """
+    cells = [cell_targets(Reading(p.source.background, scorer.read_scene(p.source))) for p in pairs]
+    total, right = states.new_zeros(()), 0.0
+    for name, head in heads.before.items():
+        logits, target = head(states).flatten(0, 1), _stack(cells, name).flatten()
+        nothing = {"colour": _NO_COLOUR, "shape": _NO_SHAPE}[name]
+        total = total + _cell_loss(logits, target, nothing)
+        chosen = (target >= 0) & (target != nothing)
+        right += float((logits.argmax(-1) == target)[chosen].float().mean()) / 2
+    seen = {"before": right}
+    if changes:
+        pairs_of_cells = zip(cells, [cell_targets(p.reading) for p in pairs], strict=True)
+        target = torch.from_numpy(np.stack([change_targets(a, b) for a, b in pairs_of_cells])).flatten()
+        logits = heads.changes(states).flatten(0, 1)
+        total = total + _cell_loss(logits, target, CHANGES.index("none"))
+        chosen = target > 0
+        if chosen.any():
+            seen["changes"] = float((logits.argmax(-1) == target)[chosen].float().mean())
+    return total, seen
+
+
+# --------------------------------------------------------------------------------------------------- training
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of each matrix is made orthogonal, in float32 and for all matrices of a shape at
+    once.
+
+    torch's own works in bfloat16, which processors without that type do fifty times more slowly. The update
+    is scaled to the root mean square that AdamW's would have.
+    """
+
+    def __init__(self, groups: list[dict], momentum: float = 0.95, weight_decay: float = 0.05) -> None:
+        super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take one step with the gradients there are."""
+        shapes: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor, dict]]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(state["momentum"], group["momentum"])
+                shapes.setdefault(parameter.shape, []).append((parameter, update, group))
+        for shape, members in shapes.items():
+            updates = _orthogonal(torch.stack([u for _, u, _ in members]))
+            for (parameter, _, group), update in zip(members, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+
+def _orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """Return matrices [n, rows, columns] with their singular values brought near 1, by Newton's method."""
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (2.0315 * (square @ square) - 4.7750 * square) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+class Student:
+    """The model in training, with its loosely tied embeddings, throw-away heads and optimizers."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(SEED)
+        self.processor = judge_model.make_processor()
+        tokenizer = self.processor.tokenizer
+        self.model = judge_model.make_model(tokenizer)
+        self.forward = BatchedForward(self.model)
+        self.encoder = judge_questions.Encoder(tokenizer)
+        self.heads = Heads()
+        table = self.model.model.language_model.embed_tokens.weight
+        self.roots = torch.arange(len(table))
+        roots = judge_model.word_roots(tokenizer)
+        self.roots[: len(roots)] = roots
+        # A word's embedding is its root's plus an offset of its own.
+        self.offsets = nn.Parameter(torch.zeros_like(table))
+
+    def table(self) -> torch.Tensor:
+        """Return the embeddings [vocabulary, width] as the saved model will have them."""
+        return self.model.model.language_model.embed_tokens.weight[self.roots] + self.offsets
+
+    def parameters(self, stage: str) -> list[tuple[str, nn.Parameter]]:
+        """Return the named parameters that a stage trains."""
+        vision_only = stage == "vision"
+        unused = () if stage not in ("vision", "language") else ("changes",)
+        if vision_only:
+            unused += ("words", "aspects", "before")
+        named = [
+            ("model." + n, p) for n, p in self.model.named_parameters() if "visual" in n or not vision_only
+        ]
+        named += [("heads." + n, p) for n, p in self.heads.named_parameters() if not n.startswith(unused)]
+        return named if vision_only else [*named, ("offsets", self.offsets)]
+
+    def optimizers(self, stage: str) -> list[torch.optim.Optimizer]:
+        """Return Muon for the matrices and AdamW for embeddings, heads, biases and norms."""
+        named = self.parameters(stage)
+        # The merger's matrices are so large that making their updates orthogonal would take half of a step.
+        plain = ("embed_tokens", "heads.", "offsets", "patch_embed", "merger")
+        muon: dict[bool, list] = {True: [], False: []}
+        adam: dict[tuple[bool, bool], list] = {(a, b): [] for a in (True, False) for b in (True, False)}
+        for name, parameter in named:
+            visual = "visual" in name or name.startswith("heads.")
+            if parameter.dim() == 2 and not any(p in name for p in plain):
+                muon[visual].append(parameter)
+            else:
+                adam[visual, parameter.dim() > 1].append(parameter)
+        share = {True: 1.0 if stage == "vision" else VISION_SHARE, False: 1.0}
+        result: list[torch.optim.Optimizer] = [
+            Muon([{"params": p, "lr": MUON_RATE * share[v]} for v, p in muon.items() if p]),
+            torch.optim.AdamW(
+                [
+                    {"params": p, "lr": ADAM_RATE * share[v], "weight_decay": 0.05 if matrix else 0.0}
+                    for (v, matrix), p in adam.items()
+                    if p
+                ],
+                betas=(0.9, 0.98),
+                fused=True,
+            ),
+        ]
+        for optimizer in result:
+            for group in optimizer.param_groups:
+                group["full"] = group["lr"]
+        return result
+
+    def state(self) -> dict:
+        """Return everything that a checkpoint keeps apart from the optimizers."""
+        return {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "offsets": self.offsets.detach().clone(),
+        }
+
+    def load(self, state: dict) -> None:
+        """Take up a state that `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"], strict=False)
+        self.offsets.data.copy_(state["offsets"])
+
+    @torch.no_grad()
+    def save(self, out: Path) -> None:
+        """Write the checkpoint directory, with the ties between embeddings resolved."""
+        embedding = self.model.model.language_model.embed_tokens
+        kept = embedding.weight.data.clone()
+        embedding.weight.data.copy_(self.table())
+        judge_model.save(self.model, self.processor, out)
+        embedding.weight.data.copy_(kept)
+
+
+def _pixels(pictures: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures))
+
+
+def _reply_loss(
+    student: Student,
+    tokens: torch.Tensor,
+    rows: list[list[judge_questions.Example]],
+    table: torch.Tensor,
+    about: str,
+) -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor]]:
+    """Return the loss per picture of replies and hints, the mean loss of the main tokens by kind, and `seen`.
+
+    `about` is "picture" or "edit".
+    """
+    groups = student.encoder.pack(rows)
+    states, seen, late = student.forward.answer(
+        tokens, student.encoder.head, [(g.ids, g.read, g.owner) for g in groups], table
+    )
+    labels = torch.cat([g.labels for g in groups])
+    weights = torch.cat([g.weights for g in groups])
+    losses = F.cross_entropy(torch.cat(states) @ table.T, labels, reduction="none")
+    total = (losses * weights).sum() / len(tokens)
+    kinds = np.concatenate([g.kinds for g in groups])
+    main = losses.detach().numpy()
+    heavy = weights.numpy() >= 0.6
+    means = {k: float(main[heavy & (kinds == k)].mean()) for k in sorted(set(kinds[heavy].tolist()))}
+
+    at = [h[g.aspect_places[:, 0], g.aspect_places[:, 1]] for h, g in zip(late, groups, strict=True)]
+    wanted = torch.cat([g.aspect_labels for g in groups if len(g.aspect_labels)])
+    aspects = F.binary_cross_entropy_with_logits(student.heads.aspects[about](torch.cat(at)), wanted)
+    total = total + HINTS["aspects"] * aspects
+    means["aspects"] = aspects.item()
+    at = [h[g.word_places[:, 0], g.word_places[:, 1]] for h, g in zip(late, groups, strict=True)]
+    wanted = torch.cat([g.word_labels for g in groups])
+    if len(wanted):
+        words = F.binary_cross_entropy_with_logits(student.heads.words(torch.cat(at))[:, 0], wanted)
+        total = total + HINTS["words"] * words
+        means["words"] = words.item()
+    return total, means, seen
+
+
+def picture_step(
+    student: Student,
+    pictures: list[Picture],
+    rng: random.Random,
+    rubrics: dict,
+    table: torch.Tensor,
+    other: float,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of one step's questions on single pictures."""
+    rows = []
+    for picture in pictures:
+        row = []
+        own = (
+            2 if picture.quality is None else 0
+        )  # made by the generator: mostly ask for what it was asked for
+        for scene, right in judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own):
+            row.append(judge_questions.caption_question(picture, scene, right, rng, other, rubrics))
+        row += judge_questions.practice(picture, QUESTIONS["practice"], rng)
+        scene = picture.scene
+        while rng.random() < 0.55 or world.held_out(scene):
+            scene = judge_questions.spoiled(scene, rng)
+        row.append(judge_questions.picture_rating(picture, scene, rng, other, rubrics))
+        rows.append(row)
+    tokens = student.forward.see(_pixels([p.pixels for p in pictures]))
+    total, means, _ = _reply_loss(student, tokens, rows, table, "picture")
+    aside, _ = heads_loss(student.heads, tokens, pictures)
+    return total + 0.15 * aside, means
+
+
+def pair_step(
+    student: Student,
+    pairs: list[Pair],
+    rng: random.Random,
+    rubrics: dict,
+    table: torch.Tensor,
+    other: float,
+    changes: bool = True,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of one step's questions on edits."""
+    rows = [judge_questions.edit_examples(p, QUESTIONS["orders"], rng, other, rubrics) for p in pairs]
+    tokens = student.forward.see(_pixels([x for p in pairs for x in (p.before, p.after)]))
+    tokens = tokens.view(len(pairs), -1, judge_model.WIDTH)
+    total, means, seen = _reply_loss(student, tokens, rows, table, "edit")
+    # The second picture's tokens end one before the end of the prefix. What changed should be known two
+    # layers before the last, so that the question can still ask for it.
+    second = seen[-2 if changes else -1][:, -1 - judge_model.IMAGE_TOKENS : -1]
+    aside, figures = comparison_loss(student.heads, second, pairs, changes)
+    return total + 0.3 * aside, means | figures
+
+
+class Stage:
+    """A stage in progress: learning rates, optimizer steps, checkpoints, and figures now and then."""
+
+    def __init__(self, name: str, steps: int, student: Student, build: Path) -> None:
+        self.name, self.steps, self.student = name, steps, student
+        self.path = build / f"{name}.pt"
+        self.clipped = [p for _, p in student.parameters(name)]
+        self.optimizers = student.optimizers(name)
+        self.first = 0
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            student.load(state)
+            self.first = state["step"]
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+        self.saved, self.began = time.monotonic(), time.process_time()
+        self.means: dict[str, float] = {}
+
+    def update(self, step: int, loss: torch.Tensor, figures: dict[str, float]) -> None:
+        """Take one optimizer step."""
+        decay = DECAY[self.name] * self.steps
+        rate = min(1.0, (step + 1) / 50, (self.steps - step) / decay if decay else 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["full"] * rate
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.clipped, 5.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for key, value in {"loss": loss.item(), **figures}.items():
+            if value == value:
+                self.means[key] = 0.97 * self.means.get(key, value) + 0.03 * value
+        done = step + 1
+        if done % 50 == 0:
+            shown = " ".join(f"{k} {v:.3f}" for k, v in self.means.items())
+            print(
+                f"{self.name} {done}/{self.steps} cpu {time.process_time() - self.began:.0f} s {shown}",
+                flush=True,
+            )
+        if done == self.steps or time.monotonic() - self.saved > SAVE_SECONDS:
+            state = {
+                **self.student.state(),
+                "step": done,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+            }
+            save_atomically(state, self.path)
+            self.saved = time.monotonic()
+
+
+def train_vision(student: Student, pictures: list[Picture], build: Path) -> None:
+    """Train the vision tower alone."""
+    stage = Stage("vision", VISION_STEPS, student, build)
+    for step in range(stage.first, VISION_STEPS):
+        rng = random.Random(f"{SEED} vision {step}")
+        batch = rng.sample(pictures, VISION_BATCH)
+        loss, figures = heads_loss(
+            student.heads, student.forward.see(_pixels([p.pixels for p in batch])), batch
+        )
+        stage.update(step, loss, figures)
+
+
+def train_language(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path) -> None:
+    """Train everything on the world's own pictures."""
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("language", LANGUAGE_STEPS, student, build)
+    # Pictures of two are where word order matters, so they come more often.
+    weights = np.cumsum([1.9 if p.scene.kind == "relation" else 0.7 for p in pictures]).tolist()
+    for step in range(stage.first, LANGUAGE_STEPS):
+        rng = random.Random(f"{SEED} language {step}")
+        table = student.table()
+        batch = rng.choices(pictures, cum_weights=weights, k=LANGUAGE_PICTURES)
+        other = PARAPHRASED if step >= PARAPHRASED_FROM else PARAPHRASED_EARLY
+        loss, figures = picture_step(student, batch, rng, rubrics, table, other)
+        if step >= PAIRS_FROM:
+            batch = rng.sample(pairs, LANGUAGE_PAIRS)
+            more, others = pair_step(student, batch, rng, rubrics, table, other, changes=False)
+            loss, figures = loss + more, figures | others
+        stage.update(step, loss, figures)
+
+
+def train_edits(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path) -> None:
+    """Go on with more edits, and with the hint of what changed where."""
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("edits", EDITS_STEPS, student, build)
+    for step in range(stage.first, EDITS_STEPS):
+        rng = random.Random(f"{SEED} edits {step}")
+        table = student.table()
+        batch = rng.sample(pictures, EDITS_PICTURES)
+        loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED)
+        more, others = pair_step(student, rng.sample(pairs, EDITS_PAIRS), rng, rubrics, table, PARAPHRASED)
+        stage.update(step, loss + more, figures | others)
+
+
+def train_generated(
+    student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path
+) -> None:
+    """Go on with pictures that the generator made among the world's own, while the learning rate falls to
+    zero.
+    """
+
+    def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
+        directories = [stages / str(step) for step in GENERATOR_STAGES]
+        return judge_generated.make_all(
+            directories, DENOISING_STEPS, MADE_PICTURES, MADE_PAIRS, f"{SEED} made"
+        )
+
+    made_pictures, made_pairs = pooled(build / "made.pkl", 1, make, "")[0]
+    right = float(np.mean([scorer.judge(p.reading, p.scene).strict for p in made_pictures]))
+    print(f"made {len(made_pictures)} pictures, {right:.0%} right, and {len(made_pairs)} edits", flush=True)
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("generated", GENERATED_STEPS, student, build)
+    for step in range(stage.first, GENERATED_STEPS):
+        rng = random.Random(f"{SEED} generated {step}")
+        table = student.table()
+        half = GENERATED_PICTURES // 2
+        batch = rng.sample(pictures, half) + rng.sample(made_pictures, half)
+        loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED)
+        half = GENERATED_PAIRS // 2
+        both = rng.sample(pairs, half) + rng.sample(made_pairs, half)
+        more, others = pair_step(student, both, rng, rubrics, table, PARAPHRASED)
+        stage.update(step, loss + more, figures | others)
+
+
+def main() -> None:
+    """Run every stage that is not done yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint directory to write")
+    parser.add_argument(
+        "--build", type=Path, default=Path("build/shapes-judge"), help="pictures and checkpoints"
+    )
+    parser.add_argument(
+        "--generator-stages",
+        type=Path,
+        default=Path("build/shapes-flux/stages"),
+        help="the generator's directories after so many steps of its training",
+    )
+    parser.add_argument("--until", choices=("pictures", *DECAY), default="generated")
+    arguments = parser.parse_args()
+    build = arguments.build
+    torch.set_num_threads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    pictures = pooled(build / "pictures.pkl", PICTURES, judge_pictures.sample_picture, f"{SEED} picture")
+    pairs = pooled(build / "pairs.pkl", PAIRS, judge_pictures.sample_pair, f"{SEED} pair")
+    if arguments.until == "pictures":
+        return
+    student = Student()
+    stages: dict[str, Callable[[], None]] = {
+        "vision": lambda: train_vision(student, pictures, build),
+        "language": lambda: train_language(student, pictures, pairs, build),
+        "edits": lambda: train_edits(student, pictures, pairs, build),
+        "generated": lambda: train_generated(student, pictures, pairs, build, arguments.generator_stages),
+    }
+    for name, train in stages.items():
+        train()
+        if name == arguments.until:
+            break
+    student.save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The tiny judge: its data's truth, its tokenizer, its training forward pass, and the shipped weights."""
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from shapeworld import bench_judge, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld.judge_pictures import Order, outcome
+from shapeworld.world import Scene, Thing
+
+MODEL = ROOT / "resources" / "models" / "shapes-judge"
+PAIR = Scene(
+    "relation", "white", (Thing("red", "circle", 16, 32, 11), Thing("blue", "square", 48, 32, 11)), "left of"
+)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return judge_model.make_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    return judge_model.make_model(processor.tokenizer)
+
+
+def ask(processor, pictures, text):
+    content = [{"type": "image", "image": p} for p in pictures] + [{"type": "text", "text": text}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def edited(order, result):
+    return outcome(PAIR, scorer.read(world.render(result)), order)
+
+
+def test_an_edit_that_was_done_is_followed_and_preserved():
+    for seed in range(60):
+        edit = world.sample_edit(random.Random(seed))
+        result = outcome(edit.source, scorer.read(world.render(edit.target)), judge_pictures.order_of(edit))
+        assert (result.followed, result.degree, result.harms) == (True, 10, 0)
+        kept = outcome(edit.source, scorer.read(world.render(edit.source)), judge_pictures.order_of(edit))
+        assert (kept.followed, kept.degree, kept.harms) == (False, 1, 0)
+
+
+def test_what_else_changed_is_harm():
+    order = Order("recolour", 0, "green", "change the circle to green")
+    done = judge_pictures.carry_out(PAIR, order)
+    assert edited(order, done).preservation == 10
+    assert edited(order, replace(done, background="pink")).preservation == 7
+    assert edited(order, replace(done, things=done.things[:1])).harms == 1
+    moved = replace(done, things=(done.things[0], replace(done.things[1], y=40)))
+    assert edited(order, moved).harms == 1
+    reshaped = replace(done, things=(replace(done.things[0], shape="star"), done.things[1]))
+    assert edited(order, reshaped).followed
+    assert not edited(order, reshaped).preserved
+    wrong = judge_pictures.carry_out(PAIR, replace(order, value="orange"))
+    assert edited(order, wrong) == judge_pictures.Outcome(False, 4, 0)
+
+
+def test_removing():
+    order = Order("remove", 1, "", "remove the square")
+    assert edited(order, judge_pictures.carry_out(PAIR, order)) == judge_pictures.Outcome(True, 10, 0)
+    other = judge_pictures.carry_out(PAIR, replace(order, index=0))
+    assert not edited(order, other).followed
+    assert edited(order, other).harms == 1
+
+
+def test_alignment_is_ten_only_where_the_scorer_agrees():
+    rng = random.Random(1)
+    for _ in range(150):
+        picture = judge_pictures.sample_picture(rng)
+        strict = scorer.judge(picture.reading, picture.scene).strict
+        assert (judge_pictures.alignment(picture.reading, picture.scene) == 10) is strict
+        truth = judge_pictures.shown(picture.reading)
+        if truth is not None:
+            assert scorer.judge(picture.reading, truth).strict
+
+
+def test_captions_asked_in_training_are_not_held_out():
+    rng = random.Random(2)
+    for _ in range(60):
+        picture = judge_pictures.sample_picture(rng)
+        assert not world.held_out(picture.scene)
+        for scene, right in judge_questions.caption_set(picture, 6, rng):
+            assert not world.held_out(scene)
+            assert right is scorer.judge(picture.reading, scene).strict
+
+
+@pytest.mark.parametrize("kind", judge_questions.KINDS_OF_ERROR)
+def test_a_spoiled_caption_is_false(kind):
+    rng = random.Random(3)
+    found = 0
+    while found < 20:
+        scene = world.sample_scene(rng)
+        wrong = judge_questions.spoil(scene, kind, rng)
+        if wrong is not None:
+            found += 1
+            assert not scorer.score(world.render(scene), wrong).strict
+
+
+def test_training_ids_are_the_processors(processor):
+    rubrics = judge_model.load_rubrics()
+    encoder = judge_questions.Encoder(processor.tokenizer)
+    picture = world.render(PAIR)
+    image = [processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")] * judge_model.IMAGE_TOKENS
+    frame = [*encoder.ids("<|vision_start|>"), *image, *encoder.ids("<|vision_end|>")]
+    for part, number in (("images", 1), ("edited", 2)):
+        for question in rubrics[part].values():
+            for prompt in (
+                "a red circle",
+                "Change the Zorblat circle to RED.",
+                '"an orange star"',
+                'a\\b {"x"} é\n',
+            ):
+                text = judge_model.fill(question["text"], prompt)
+                inputs = ask(processor, [picture] * number, text)
+                built = encoder.head + frame * number + encoder.ids(text + judge_model.TAIL)
+                assert inputs["input_ids"][0].tolist() == built
+
+
+def test_the_rubrics_are_a_few_tokens(processor):
+    encoder = judge_questions.Encoder(processor.tokenizer)
+    for questions in judge_model.load_rubrics().values():
+        for question in questions.values():
+            assert len(encoder.ids(judge_model.fill(question["text"], "a red circle"))) == 5
+
+
+def test_yes_and_no_are_single_tokens(processor):
+    for word in ("yes", "no", "Yes", "No"):
+        assert len(processor.tokenizer(word)["input_ids"]) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_training_forward_pass_is_the_models_own(processor, model, number):
+    rng = random.Random(4)
+    pair = judge_pictures.sample_pair(rng)
+    pictures = [pair.before, pair.after][:number]
+    texts = ['Does this image show "a red circle"? Please answer yes or no.', "Is there an orange star?"]
+    encoder = judge_questions.Encoder(processor.tokenizer)
+    rows = [[judge_questions.yes_no(t, True, "") for t in texts]]
+    forward = judge_model.BatchedForward(model)
+    table = model.model.language_model.embed_tokens.weight
+    with torch.no_grad():
+        tokens = forward.see(torch.from_numpy(np.stack(pictures))).view(1, -1, judge_model.WIDTH)
+        for group in encoder.pack(rows, buckets=2):
+            (states,), _, _ = forward.answer(
+                tokens, encoder.head, [(group.ids, group.read, group.owner)], table
+            )
+            text = next(t for t in texts if len(encoder.ids(t + judge_model.TAIL)) == group.ids.shape[1] - 1)
+            own = model(**ask(processor, [world.Image.fromarray(p) for p in pictures], text)).logits[0, -1]
+            assert torch.allclose(states[0] @ table.T, own, atol=2e-5)
+
+
+def test_statistics():
+    assert bench_judge.auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == 0.75
+    assert bench_judge.auc([1, 1], [False, True]) == 0.5
+    assert np.isnan(bench_judge.auc([1, 1], [True, True]))
+    assert bench_judge.spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert bench_judge.ranks(np.array([3, 1, 1])).tolist() == [3, 1.5, 1.5]
+
+
+@pytest.mark.skipif(not (MODEL / "model.safetensors").exists(), reason="no weights")
+def test_the_shipped_judge_tells_right_from_wrong():
+    judge = bench_judge.Judge(MODEL)
+    assert judge.model.dtype == torch.float32
+    template = judge_model.load_rubrics()["images"]["p_yes"]["text"]
+    picture = np.asarray(world.render(PAIR))
+    right = ("a red circle left of a blue square", "a blue square to the right of a red circle")
+    wrong = ("a red square left of a blue circle", "a red circle right of a blue square", "a red circle")
+    scores = judge.p_yes([((picture,), judge_model.fill(template, c)) for c in (*right, *wrong)])
+    assert min(scores[:2]) > max(scores[2:])
+    assert min(judge.masses) > 0.9
+    large = np.asarray(world.render(PAIR, 256))
+    assert judge.p_yes([((large,), judge_model.fill(template, right[0]))])[0] > 0.5
+    rating = judge.rate(
+        [((picture,), judge_model.fill(judge_model.load_rubrics()["images"]["rating"]["text"], right[0]))]
+    )
+    assert list(rating[0]) == ["prompt_alignment", "visual_quality", "reason"]
+    assert isinstance(judge.model, transformers.Qwen2_5_VLForConditionalGeneration)
