@@ -82,9 +82,9 @@ def varied_row(model: generator.Generator, number: int, seed: int) -> Row:
 
 def bench(model: generator.Generator, quick: bool, seed: int) -> list[Row]:
     """Measure everything and return the table's rows."""
-    half, vae_number = (30, 60) if quick else (150, 200)
-    unseen = measure.measure(model, half, seed, held_out=True, edits=half if quick else 100)
-    seen = measure.measure(model, half, seed + 1, held_out=False, edits=half if quick else 100)
+    half, edits, vae_number = (24, 20, 60) if quick else (75, 60, 200)
+    unseen = measure.measure(model, half, seed, held_out=True, edits=edits)
+    seen = measure.measure(model, half, seed + 1, held_out=False, edits=edits)
     rows = vae_rows(model.text.vae, vae_number, seed)
     for kind, bar in BARS.items():
         rows.append(Row(f"text to image, {kind}", unseen.kinds[kind] + seen.kinds[kind], bar))
@@ -130,7 +130,8 @@ def main() -> int:
         bar = "" if row.bar is None else f"{row.bar:.2f}"
         verdict = "" if row.bar is None else "ok" if passes else "BELOW"
         print(f"{row.name:32} {len(row.verdicts):5d} {row.share:7.3f} {bar:>6} {verdict}")
-    print(f"{failed} below the bar; {time.monotonic() - start:.0f} s at {arguments.steps} steps")
+    settings = f"{arguments.steps} steps, true CFG {arguments.true_cfg:g}"
+    print(f"{failed} below the bar; {time.monotonic() - start:.0f} s at {settings}")
     return 1 if failed else 0
 
 

@@ -37,7 +37,7 @@ CLIP_LENGTH = 32
 # The calls the weights are made for.
 STEPS = 12
 MAX_SEQUENCE_LENGTH = 20
-TRUE_CFG_SCALE = 1.0
+TRUE_CFG_SCALE = 2.0
 
 _OTHER_WORDS = (
     "a an the one and of to left right above below on with into background change make turn replace remove "
