@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-quick lint clean
+.PHONY: demo test test-quick lint train-models bench-models clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -37,6 +37,16 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	@$(PIP) install --no-deps -r envs/cpu.lock
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
+
+# The embedded models, from fixed seeds, on one core; both go on where they were stopped (build/).
+train-models: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+
+# How good they are, against what they are to reach; fails below it.
+bench-models: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge
 
 clean:
 	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache
