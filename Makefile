@@ -46,7 +46,7 @@ train-models: $(READY)
 # How good they are, against what they are to reach; fails below it.
 bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux
 
 clean:
 	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache

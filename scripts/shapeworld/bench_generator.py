@@ -101,9 +101,7 @@ def bench(model: generator.Generator, quick: bool, seed: int) -> list[Row]:
 
 def main() -> int:
     """Print the table and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--quick", action="store_true", help="a small sample for continuous integration")
     parser.add_argument("--seed", type=int, default=7000)

@@ -139,9 +139,7 @@ class Judge:
         result: list[dict] = [{}] * len(questions)
         for part in self._batches(questions):
             inputs = self._inputs([questions[i] for i in part])
-            ids = self.model.generate(**inputs, max_new_tokens=32, do_sample=False)[
-                :, inputs["input_ids"].shape[1] :
-            ]
+            ids = self.model.generate(**inputs, max_new_tokens=32, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             for i, text in zip(part, self.processor.batch_decode(ids, skip_special_tokens=True), strict=True):
                 try:
                     result[i] = json.loads(text)
@@ -174,15 +172,9 @@ def caption_cases(number: int, rng: random.Random) -> dict[str, list[tuple[np.nd
     return cases
 
 
-def _ask(
-    judge: Judge, cases: list[tuple[np.ndarray, str, str]], template: str
-) -> tuple[list[float], list[float]]:
+def _ask(judge: Judge, cases: list[tuple[np.ndarray, str, str]], template: str) -> tuple[list[float], list[float]]:
     scores = judge.p_yes(
-        [
-            ((p,), judge_model.fill(template, caption))
-            for p, right, wrong in cases
-            for caption in (right, wrong)
-        ]
+        [((p,), judge_model.fill(template, caption)) for p, right, wrong in cases for caption in (right, wrong)]
     )
     return scores[::2], scores[1::2]
 
@@ -241,9 +233,7 @@ def bench_ratings(judge: Judge, number: int, rng: random.Random) -> list[Figure]
     questions = []
     for _ in range(number):
         picture = judge_pictures.sample_picture(rng, wrong=0, flawed=0, damaged=0.8, held_out=True)
-        questions.append(
-            ((picture.pixels,), judge_model.fill(template, world.sample_caption(picture.scene, rng)))
-        )
+        questions.append(((picture.pixels,), judge_model.fill(template, world.sample_caption(picture.scene, rng))))
         qualities.append(picture.quality)
     replies = judge.rate(questions)
     given = [r.get("visual_quality", 0) for r in replies]
@@ -256,9 +246,7 @@ def bench_ratings(judge: Judge, number: int, rng: random.Random) -> list[Figure]
 def _ask_pairs(
     judge: Judge, pairs: list[judge_pictures.Pair], template: str, change: Callable[[str], str] = str
 ) -> list[float]:
-    return judge.p_yes(
-        [((p.before, p.after), judge_model.fill(template, change(p.orders[0].text))) for p in pairs]
-    )
+    return judge.p_yes([((p.before, p.after), judge_model.fill(template, change(p.orders[0].text))) for p in pairs])
 
 
 def bench_edits(judge: Judge, number: int, rng: random.Random) -> list[Figure]:
@@ -286,9 +274,7 @@ def bench_edits(judge: Judge, number: int, rng: random.Random) -> list[Figure]:
         first = auc(_ask_pairs(judge, some, rubrics[name]["text"]), part)
         for i, other in enumerate(judge_questions.UNSEEN[name]):
             cost = first - auc(_ask_pairs(judge, some, other), part)
-            figures.append(
-                Figure(f"edits: {name} AUC lost by unseen wording {i + 1}", cost, 0.03, at_most=True)
-            )
+            figures.append(Figure(f"edits: {name} AUC lost by unseen wording {i + 1}", cost, 0.03, at_most=True))
         cost = first - auc(_ask_pairs(judge, some, rubrics[name]["text"], lambda t: f'"{t}"'), part)
         figures.append(Figure(f"edits: {name} AUC lost by quotes", cost, 0.03, at_most=True))
     return figures
@@ -316,9 +302,7 @@ def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Rand
         mean, passed = float(np.mean(scores)), float(np.mean(truth))
         note = f"pass rate {passed:.3f}, mean P(yes) {mean:.3f}"
         figures.append(Figure(f"FLUX, {steps} steps: AUC", auc(scores, truth), 0.92, note=note))
-        figures.append(
-            Figure(f"FLUX, {steps} steps: |mean - pass rate|", abs(mean - passed), 0.1, at_most=True)
-        )
+        figures.append(Figure(f"FLUX, {steps} steps: |mean - pass rate|", abs(mean - passed), 0.1, at_most=True))
         pairs = judge_generated.make_pairs(painter, number, rng, held_out=None)
         truths = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in pairs]
         for name, sides in (
@@ -330,17 +314,13 @@ def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Rand
             note = f"pass rate {passed:.3f}, mean {mean:.3f}"
             figures.append(Figure(f"Kontext, {steps} steps: {name} AUC", auc(scores, sides), 0.92, note=note))
             gap = abs(mean - passed)
-            figures.append(
-                Figure(f"Kontext, {steps} steps: {name} |mean - pass rate|", gap, 0.1, at_most=True)
-            )
+            figures.append(Figure(f"Kontext, {steps} steps: {name} |mean - pass rate|", gap, 0.1, at_most=True))
     return figures
 
 
 def main() -> int:
     """Print the table; return 1 where a figure is below its bar."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--generator", type=Path, help="a tiny FLUX directory, to judge its pictures too")
     parser.add_argument("--quick", action="store_true")

@@ -336,9 +336,7 @@ class Generator:
             pictures += self.text(captions[part], **self._settings(seeds[part])).images
         return pictures
 
-    def change(
-        self, sources: list[Image.Image], instructions: list[str], seeds: list[int]
-    ) -> list[Image.Image]:
+    def change(self, sources: list[Image.Image], instructions: list[str], seeds: list[int]) -> list[Image.Image]:
         """Edit each 64 x 64 source by its instruction and seed."""
         pictures = []
         for i in range(0, len(sources), self.batch):

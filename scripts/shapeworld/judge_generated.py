@@ -20,9 +20,7 @@ def _wanted(held_out: bool | None, item: world.Scene | world.Edit) -> bool:
     return held_out is None or world.held_out(item) is held_out
 
 
-def make_pictures(
-    painter: Generator, number: int, rng: random.Random, held_out: bool | None = False
-) -> list[Picture]:
+def make_pictures(painter: Generator, number: int, rng: random.Random, held_out: bool | None = False) -> list[Picture]:
     """Make `number` pictures from captions held out of the training, not (False), or either (None)."""
     scenes: list[world.Scene] = []
     while len(scenes) < number:
@@ -31,15 +29,10 @@ def make_pictures(
             scenes.append(scene)
     captions = [world.sample_caption(s, rng) for s in scenes]
     images = painter.make(captions, [rng.getrandbits(31) for _ in scenes])
-    return [
-        Picture(np.asarray(image), scene, scorer.read(image))
-        for scene, image in zip(scenes, images, strict=True)
-    ]
+    return [Picture(np.asarray(image), scene, scorer.read(image)) for scene, image in zip(scenes, images, strict=True)]
 
 
-def make_pairs(
-    painter: Generator, number: int, rng: random.Random, held_out: bool | None = False
-) -> list[Pair]:
+def make_pairs(painter: Generator, number: int, rng: random.Random, held_out: bool | None = False) -> list[Pair]:
     """Edit `number` renders, each with the other orders that could have been given."""
     edits: list[world.Edit] = []
     while len(edits) < number:

@@ -163,9 +163,7 @@ def word_roots(tokenizer: transformers.PreTrainedTokenizerFast) -> torch.Tensor:
     vocabulary = tokenizer.get_vocab()
     roots = torch.arange(len(vocabulary))
     shared = {
-        s.lower()
-        for w in [*world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *world.FILLERS]
-        for s in (w, w + "s")
+        s.lower() for w in [*world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *world.FILLERS] for s in (w, w + "s")
     }
     shared |= set(_WORLD_WORDS)
     for token, index in vocabulary.items():
@@ -299,9 +297,7 @@ class BatchedForward:
         rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
 
         def blocks(x: torch.Tensor) -> torch.Tensor:
-            return (
-                x.reshape(side // MERGE, MERGE, side // MERGE, MERGE).permute(0, 2, 1, 3).reshape(-1).float()
-            )
+            return x.reshape(side // MERGE, MERGE, side // MERGE, MERGE).permute(0, 2, 1, 3).reshape(-1).float()
 
         angles = torch.cat([blocks(rows)[:, None] * rates, blocks(columns)[:, None] * rates], -1)
         angles = torch.cat([angles, angles], -1)
@@ -333,9 +329,7 @@ class BatchedForward:
         h = F.rms_norm(h, (WIDTH,), visual.merger.ln_q.weight, 1e-6)
         return visual.merger.mlp(h.reshape(n, length // MERGE**2, -1))
 
-    def _prefix(
-        self, images: torch.Tensor, head: list[int], table: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prefix(self, images: torch.Tensor, head: list[int], table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings [n, p, width] and positions [3, p] of a turn's start and its pictures."""
         n, number = len(images), images.shape[1] // IMAGE_TOKENS
         side = int(IMAGE_TOKENS**0.5)
@@ -395,9 +389,7 @@ class BatchedForward:
             attention = layer.self_attn
             y = F.rms_norm(h, (WIDTH,), layer.input_layernorm.weight, 1e-6)
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            qkv = F.linear(
-                y, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-            )
+            qkv = F.linear(y, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
             parts = qkv.split(rows)
             q, k, v = parts[0].view(n, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
             k = _rotate(k, cos, sin)

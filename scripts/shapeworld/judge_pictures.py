@@ -76,9 +76,7 @@ def _blend(a: tuple[int, ...], b: tuple[int, ...], share: float) -> tuple[int, .
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
 
 
-def _draw_malformed(
-    draw: ImageDraw.ImageDraw, thing: Thing, ground: tuple[int, ...], rng: random.Random
-) -> None:
+def _draw_malformed(draw: ImageDraw.ImageDraw, thing: Thing, ground: tuple[int, ...], rng: random.Random) -> None:
     """Draw a thing with one or two flaws: between two shapes, wobbly, bitten, patchy, or of a colour in
     between.
     """
@@ -120,9 +118,7 @@ def render_flawed(scene: Scene, rng: random.Random) -> Image.Image:
     for i, thing in enumerate(scene.things):
         if i in sound and thing.shape != "circle":
             points = world.outline(thing.shape, thing.x, thing.y, thing.r)
-            draw.polygon(
-                [(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for x, y in points], fill=COLOURS[thing.colour]
-            )
+            draw.polygon([(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for x, y in points], fill=COLOURS[thing.colour])
         elif i in sound:
             box = [thing.x - thing.r, thing.y - thing.r, thing.x + thing.r, thing.y + thing.r]
             draw.ellipse([v * _SUPERSAMPLING for v in box], fill=COLOURS[thing.colour])
@@ -249,9 +245,7 @@ def sample_picture(
 def shown(reading: Reading) -> Scene | None:
     """Return the scene that a picture's reading amounts to, or None where no caption describes it."""
     things = tuple(
-        Thing(t.colour, t.shape, t.x, t.y, math.sqrt(t.area / math.pi))
-        for t in reading.things
-        if t.colour and t.shape
+        Thing(t.colour, t.shape, t.x, t.y, math.sqrt(t.area / math.pi)) for t in reading.things if t.colour and t.shape
     )
     if reading.background is None or len(things) != len(reading.things):
         return None
@@ -476,9 +470,7 @@ def possible_orders(scene: Scene, rng: random.Random, held_out: bool = False) ->
 def _harm(scene: Scene, rng: random.Random) -> Scene:
     """Return the scene with one more thing changed than was asked for."""
     things = list(scene.things)
-    how = rng.choice(
-        ("move", "recolour", "recolour", "reshape", "reshape", "resize", "drop", "add", "background")
-    )
+    how = rng.choice(("move", "recolour", "recolour", "reshape", "reshape", "resize", "drop", "add", "background"))
     if how == "background" or not things:
         taken = {t.colour for t in things} | {scene.background}
         return replace(scene, background=rng.choice([b for b in BACKGROUNDS if b not in taken]))
@@ -500,9 +492,7 @@ def _harm(scene: Scene, rng: random.Random) -> Scene:
         for _ in range(20):
             x, y, r = rng.uniform(9, 55), rng.uniform(9, 55), rng.uniform(5, 10)
             if all(math.hypot(x - t.x, y - t.y) > 1.25 * (r + t.r) for t in things):
-                things.append(
-                    Thing(rng.choice(world.free_colours(scene.background)), rng.choice(SHAPES), x, y, r)
-                )
+                things.append(Thing(rng.choice(world.free_colours(scene.background)), rng.choice(SHAPES), x, y, r))
                 break
     return replace(scene, things=tuple(things))
 

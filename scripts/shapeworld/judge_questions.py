@@ -92,10 +92,8 @@ _RATINGS = {
     "images": (
         "Rate this image against the prompt {q}. Give prompt_alignment and visual_quality from 1 to 10 "
         "and a short reason as JSON.",
-        "The prompt was {q}. Rate the picture from 1 to 10 as JSON with prompt_alignment, visual_quality "
-        "and reason.",
-        "Here is an image made for {q}. Give JSON: prompt_alignment (1 to 10), visual_quality (1 to 10), "
-        "reason.",
+        "The prompt was {q}. Rate the picture from 1 to 10 as JSON with prompt_alignment, visual_quality and reason.",
+        "Here is an image made for {q}. Give JSON: prompt_alignment (1 to 10), visual_quality (1 to 10), reason.",
         "How well does the image fit {q}? Answer as JSON with prompt_alignment, visual_quality and a reason.",
     ),
     "edited": (
@@ -114,14 +112,12 @@ UNSEEN = {
         'Can the image be described as "{prompt}"? Please answer with yes or no.',
     ),
     "p_followed": (
-        'The second image should be the first one after the step "{prompt}". Was that done? '
-        "Answer yes or no.",
+        'The second image should be the first one after the step "{prompt}". Was that done? Answer yes or no.',
         'Has the edit "{prompt}" been carried out in the second image? Please answer yes or no.',
         'We asked for this edit: "{prompt}". Does the result follow the instruction? Reply with yes or no.',
     ),
     "p_preserved": (
-        'The edit was "{prompt}". Is everything that it does not mention the same in both images? '
-        "Answer yes or no.",
+        'The edit was "{prompt}". Is everything that it does not mention the same in both images? Answer yes or no.',
         'Besides what "{prompt}" asks for, did all the content stay unchanged? Please answer yes or no.',
         'We asked for this edit: "{prompt}". Was all the rest of the first image kept? Reply with yes or no.',
     ),
@@ -214,11 +210,7 @@ def spoil(scene: Scene, kind: str, rng: random.Random) -> Scene | None:
         return replace(scene, kind="one" if number == 1 else "count", things=(things[0],) * number)
     elif kind == "missing":
         if scene.kind != "one":
-            return (
-                replace(scene, things=(things[0],) * 3)
-                if scene.kind == "count" and len(things) == 2
-                else None
-            )
+            return replace(scene, things=(things[0],) * 3) if scene.kind == "count" and len(things) == 2 else None
         more = Thing(rng.choice(free), rng.choice(SHAPES), 0, 0, 1)
         pair = (thing, more) if rng.random() < 0.5 else (more, thing)
         scene = Scene("relation", scene.background, pair, rng.choice(RELATIONS))
@@ -327,12 +319,7 @@ def true_captions(scene: Scene) -> tuple[str, ...]:
     """Return every caption that the world has for a scene."""
     scenes = [scene, mirrored(scene)] if scene.kind == "relation" else [scene]
     return tuple(
-        {
-            world.describe(s, white, to_the)
-            for s in scenes
-            for white in (False, True)
-            for to_the in (False, True)
-        }
+        {world.describe(s, white, to_the) for s in scenes for white in (False, True) for to_the in (False, True)}
     )
 
 
@@ -401,9 +388,7 @@ def rating(
     return Example(question, reply, kind)
 
 
-def picture_rating(
-    picture: Picture, scene: Scene, rng: random.Random, other: float, rubrics: dict
-) -> Example:
+def picture_rating(picture: Picture, scene: Scene, rng: random.Random, other: float, rubrics: dict) -> Example:
     """Return the request to rate a picture for a caption scene, with the true ratings."""
     text = ask_rating("images", typed(world.sample_caption(scene, rng), rng), rng, other, rubrics)
     aspects = picture_aspects(picture.reading, scene)

@@ -88,7 +88,5 @@ def summary(figures: Figures) -> dict[str, float]:
         # A background can be an edit task's name too.
         shares |= {name: round(share(verdicts), 3) for name, verdicts in groups.items()}
     every = [v for verdicts in figures.kinds.values() for v in verdicts]
-    shares |= {
-        f"all {part}": round(share(every, part), 3) for part in ("background", "count", "colours", "shapes")
-    }
+    shares |= {f"all {part}": round(share(every, part), 3) for part in ("background", "count", "colours", "shapes")}
     return shares

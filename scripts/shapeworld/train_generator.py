@@ -117,9 +117,7 @@ def cell_labels(scene: world.Scene) -> np.ndarray:
         mask = Image.new("L", (world.SIZE, world.SIZE))
         draw = ImageDraw.Draw(mask)
         if thing.shape == "circle":
-            draw.ellipse(
-                [thing.x - thing.r, thing.y - thing.r, thing.x + thing.r, thing.y + thing.r], fill=255
-            )
+            draw.ellipse([thing.x - thing.r, thing.y - thing.r, thing.x + thing.r, thing.y + thing.r], fill=255)
         else:
             draw.polygon(world.outline(thing.shape, thing.x, thing.y, thing.r), fill=255)
         cover = np.asarray(mask, np.float32).reshape(8, 8, 8, 8).mean((1, 3)) / 255
@@ -173,9 +171,7 @@ def _vae_optimizer(vae: AutoencoderTiny, reader: torch.nn.Module, phase: str) ->
     alone = phase in VAE_DECODER_PHASES
     vae.encoder.requires_grad_(not alone)
     parameters = vae.decoder.parameters() if alone else [*vae.parameters(), *reader.parameters()]
-    return torch.optim.AdamW(
-        parameters, lr=VAE_RATES[phase], betas=(0.9, 0.98), weight_decay=1e-4, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=VAE_RATES[phase], betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
 
 
 def train_vae(build: Path) -> AutoencoderTiny:
@@ -277,14 +273,10 @@ def make_pool(build: Path, vae: AutoencoderTiny) -> Pool:
     rng = random.Random(f"{SEED} pool")
     kinds = list(KIND_SHARES)
     scenes = [
-        world.sample_where(lambda i=i: world.sample_scene(rng, kinds[i % 3]), wanted=False)
-        for i in range(TEXT_SCENES)
+        world.sample_where(lambda i=i: world.sample_scene(rng, kinds[i % 3]), wanted=False) for i in range(TEXT_SCENES)
     ]
     tasks = list(TASK_SHARES)
-    edits = [
-        world.sample_where(lambda i=i: world.sample_edit(rng, tasks[i % 4]), wanted=False)
-        for i in range(EDITS)
-    ]
+    edits = [world.sample_where(lambda i=i: world.sample_edit(rng, tasks[i % 4]), wanted=False) for i in range(EDITS)]
 
     def encode(items: list[world.Scene]) -> torch.Tensor:
         parts = []
@@ -325,9 +317,7 @@ class Captions:
         return self.t5(self.t5_rows[t5_ids])[0], self.clip(self.clip_rows[clip_ids]).pooler_output
 
 
-def pick(
-    groups: dict[str, list[int]], shares: dict[str, float], number: int, rng: random.Random
-) -> list[int]:
+def pick(groups: dict[str, list[int]], shares: dict[str, float], number: int, rng: random.Random) -> list[int]:
     """Draw `number` indices, each group with its share (the last gets what rounding leaves)."""
     names = list(shares)
     chosen = []
@@ -416,9 +406,7 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
         }
     )
     average = copy.deepcopy(models).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        models.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(models.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = build / "transformer-checkpoint.pt"
     start = 0
     if checkpoint.exists():
@@ -456,9 +444,7 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
         for name, value in parts.items():
             losses[name].append(value.item())
         if (step + 1) % 100 == 0:
-            means = {
-                name: round(float(np.mean(values[-100:])), 4) for name, values in losses.items() if values
-            }
+            means = {name: round(float(np.mean(values[-100:])), 4) for name, values in losses.items() if values}
             print(f"step {step + 1} loss {means} cpu {time.process_time() - began:.0f}s", flush=True)
         last = step + 1 == STEPS
         if time.monotonic() - saved > SAVE_SECONDS or last:
@@ -475,13 +461,9 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
 
 def main() -> None:
     """Run every stage that is not done yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the finished pipeline")
-    parser.add_argument(
-        "--build", type=Path, default=Path("build/shapes-flux"), help="checkpoints and stages"
-    )
+    parser.add_argument("--build", type=Path, default=Path("build/shapes-flux"), help="checkpoints and stages")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for library in (diffusers, transformers):

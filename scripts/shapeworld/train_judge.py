@@ -108,9 +108,7 @@ class Heads(nn.Module):
         # Before the language model's last layer: is the prompt true so far, and which parts of the answer
         # hold.
         self.words = nn.Linear(width, 1)
-        self.aspects = nn.ModuleDict(
-            {k: nn.Linear(width, len(v)) for k, v in judge_questions.ASPECTS.items()}
-        )
+        self.aspects = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in judge_questions.ASPECTS.items()})
         self.before = nn.ModuleDict({k: nn.Linear(width, CELL_HEADS[k]) for k in ("colour", "shape")})
         self.changes = nn.Linear(width, len(CHANGES))
 
@@ -135,9 +133,7 @@ def cell_targets(reading: Reading) -> dict[str, np.ndarray]:
                 if len(things) == 2:
                     mate = things[1 - index]
                     targets["place"][i] = world.RELATIONS.index(scorer.relation_of(thing, mate))
-                    targets["mate_colour"][i] = (
-                        _COLOUR_LIST.index(mate.colour) if mate.colour else _ODD_COLOUR
-                    )
+                    targets["mate_colour"][i] = _COLOUR_LIST.index(mate.colour) if mate.colour else _ODD_COLOUR
                     targets["mate_shape"][i] = world.SHAPES.index(mate.shape) if mate.shape else _ODD_SHAPE
                 elif len(things) == 1:
                     targets["place"][i] = len(world.RELATIONS)
@@ -154,11 +150,7 @@ def picture_targets(picture: Picture) -> dict[str, int]:
     return {
         "background": _BACKGROUND_LIST.index(background) if background else len(_BACKGROUND_LIST),
         "count": min(4, len(picture.reading.things)),
-        "damage": 1 + judge_pictures.DEGRADATIONS.index(damage)
-        if damage
-        else 0
-        if picture.quality
-        else IGNORE,
+        "damage": 1 + judge_pictures.DEGRADATIONS.index(damage) if damage else 0 if picture.quality else IGNORE,
         "quality": picture.quality - 1 if picture.quality else IGNORE,
     }
 
@@ -176,9 +168,7 @@ def _stack(targets: list[dict], name: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([t[name] for t in targets]))
 
 
-def heads_loss(
-    heads: Heads, tokens: torch.Tensor, pictures: list[Picture]
-) -> tuple[torch.Tensor, dict[str, float]]:
+def heads_loss(heads: Heads, tokens: torch.Tensor, pictures: list[Picture]) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the throw-away heads' loss on image tokens [n, 16, width], and some accuracies."""
     cells = [cell_targets(p.reading) for p in pictures]
     whole = [picture_targets(p) for p in pictures]
@@ -316,9 +306,7 @@ class Student:
         unused = () if stage not in ("vision", "language") else ("changes",)
         if vision_only:
             unused += ("words", "aspects", "before")
-        named = [
-            ("model." + n, p) for n, p in self.model.named_parameters() if "visual" in n or not vision_only
-        ]
+        named = [("model." + n, p) for n, p in self.model.named_parameters() if "visual" in n or not vision_only]
         named += [("heads." + n, p) for n, p in self.heads.named_parameters() if not n.startswith(unused)]
         return named if vision_only else [*named, ("offsets", self.offsets)]
 
@@ -431,9 +419,7 @@ def picture_step(
     rows = []
     for picture in pictures:
         row = []
-        own = (
-            2 if picture.quality is None else 0
-        )  # made by the generator: mostly ask for what it was asked for
+        own = 2 if picture.quality is None else 0  # made by the generator: mostly ask for what it was asked for
         for scene, right in judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own):
             row.append(judge_questions.caption_question(picture, scene, right, rng, other, rubrics))
         row += judge_questions.practice(picture, QUESTIONS["practice"], rng)
@@ -525,9 +511,7 @@ def train_vision(student: Student, pictures: list[Picture], build: Path) -> None
     for step in range(stage.first, VISION_STEPS):
         rng = random.Random(f"{SEED} vision {step}")
         batch = rng.sample(pictures, VISION_BATCH)
-        loss, figures = heads_loss(
-            student.heads, student.forward.see(_pixels([p.pixels for p in batch])), batch
-        )
+        loss, figures = heads_loss(student.heads, student.forward.see(_pixels([p.pixels for p in batch])), batch)
         stage.update(step, loss, figures)
 
 
@@ -563,18 +547,14 @@ def train_edits(student: Student, pictures: list[Picture], pairs: list[Pair], bu
         stage.update(step, loss + more, figures | others)
 
 
-def train_generated(
-    student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path
-) -> None:
+def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with pictures that the generator made among the world's own, while the learning rate falls to
     zero.
     """
 
     def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
         directories = [stages / str(step) for step in GENERATOR_STAGES]
-        return judge_generated.make_all(
-            directories, DENOISING_STEPS, MADE_PICTURES, MADE_PAIRS, f"{SEED} made"
-        )
+        return judge_generated.make_all(directories, DENOISING_STEPS, MADE_PICTURES, MADE_PAIRS, f"{SEED} made")
 
     made_pictures, made_pairs = pooled(build / "made.pkl", 1, make, "")[0]
     right = float(np.mean([scorer.judge(p.reading, p.scene).strict for p in made_pictures]))
@@ -595,13 +575,9 @@ def train_generated(
 
 def main() -> None:
     """Run every stage that is not done yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint directory to write")
-    parser.add_argument(
-        "--build", type=Path, default=Path("build/shapes-judge"), help="pictures and checkpoints"
-    )
+    parser.add_argument("--build", type=Path, default=Path("build/shapes-judge"), help="pictures and checkpoints")
     parser.add_argument(
         "--generator-stages",
         type=Path,

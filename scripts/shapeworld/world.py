@@ -99,9 +99,7 @@ def outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float
         # A fat star: thin arms would vanish in an 8x downsampled latent.
         radii = (1.22 * r, 0.56 * r)
         angles = [-math.pi / 2 + k * math.pi / 5 for k in range(10)]
-        return [
-            (x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a)) for k, a in enumerate(angles)
-        ]
+        return [(x + radii[k % 2] * math.cos(a), y + radii[k % 2] * math.sin(a)) for k, a in enumerate(angles)]
     raise ValueError(f"no outline for shape {shape!r}")
 
 
@@ -155,9 +153,7 @@ def sample_scene(rng: random.Random, kind: str | None = None, background: str | 
             places = [(middle, near), (other, far)]
         if relation in ("right of", "below"):
             places.reverse()
-        things = tuple(
-            Thing(c, s, x, y, rng.uniform(10.2, 11.3)) for (c, s), (x, y) in zip(looks, places, strict=True)
-        )
+        things = tuple(Thing(c, s, x, y, rng.uniform(10.2, 11.3)) for (c, s), (x, y) in zip(looks, places, strict=True))
         return Scene("relation", background, things, relation)
     if kind == "count":
         number = rng.choice(list(COUNTS))

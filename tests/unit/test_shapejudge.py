@@ -18,9 +18,7 @@ from shapeworld.judge_pictures import Order, outcome
 from shapeworld.world import Scene, Thing
 
 MODEL = ROOT / "resources" / "models" / "shapes-judge"
-PAIR = Scene(
-    "relation", "white", (Thing("red", "circle", 16, 32, 11), Thing("blue", "square", 48, 32, 11)), "left of"
-)
+PAIR = Scene("relation", "white", (Thing("red", "circle", 16, 32, 11), Thing("blue", "square", 48, 32, 11)), "left of")
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +157,7 @@ def test_the_training_forward_pass_is_the_models_own(processor, model, number):
     with torch.no_grad():
         tokens = forward.see(torch.from_numpy(np.stack(pictures))).view(1, -1, judge_model.WIDTH)
         for group in encoder.pack(rows, buckets=2):
-            (states,), _, _ = forward.answer(
-                tokens, encoder.head, [(group.ids, group.read, group.owner)], table
-            )
+            (states,), _, _ = forward.answer(tokens, encoder.head, [(group.ids, group.read, group.owner)], table)
             text = next(t for t in texts if len(encoder.ids(t + judge_model.TAIL)) == group.ids.shape[1] - 1)
             own = model(**ask(processor, [world.Image.fromarray(p) for p in pictures], text)).logits[0, -1]
             assert torch.allclose(states[0] @ table.T, own, atol=2e-5)
@@ -175,7 +171,6 @@ def test_statistics():
     assert bench_judge.ranks(np.array([3, 1, 1])).tolist() == [3, 1.5, 1.5]
 
 
-@pytest.mark.skipif(not (MODEL / "model.safetensors").exists(), reason="no weights")
 def test_the_shipped_judge_tells_right_from_wrong():
     judge = bench_judge.Judge(MODEL)
     assert judge.model.dtype == torch.float32
