@@ -312,7 +312,7 @@ class Generator:
     def load(cls, directory: Path, **settings: float) -> Generator:
         """Load a directory in float32 on the CPU."""
         text = FluxPipeline.from_pretrained(directory, dtype=torch.float32)
-        edit = FluxKontextPipeline(**{k: v for k, v in text.components.items()})
+        edit = FluxKontextPipeline(**dict(text.components.items()))
         for pipeline in (text, edit):
             pipeline.set_progress_bar_config(disable=True)
         return cls(text, edit, **settings)

@@ -344,10 +344,7 @@ def held_out(item: Scene | Edit) -> bool:
     """Say whether a caption's meaning, or an edit's source and target meanings together, is kept out of
     training.
     """
-    if isinstance(item, Edit):
-        key = f"{meaning(item.source)} -> {meaning(item.target)}"
-    else:
-        key = meaning(item)
+    key = f"{meaning(item.source)} -> {meaning(item.target)}" if isinstance(item, Edit) else meaning(item)
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
