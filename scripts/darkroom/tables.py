@@ -15,32 +15,14 @@ from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
 from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
-from darkroom.shardfile import check_digest, iter_records
+from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records
 
 TABLE_GROUP_ROWS = 16_384
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 # Columns of the final tables before the rubric's; those of edits alone are null for generated images.
-TABLE_COLUMNS = {
-    "kind": "text",
-    "shard": "text",
-    "key": "text",
-    "row": "text",
-    "item": "int",
-    "sample": "int",
-    "prompt": "text",
-    "negative_prompt": "text",
-    "seed": "int",
-    "width": "int",
-    "height": "int",
-    "steps": "int",
-    "guidance": "float",
-    "true_cfg": "float",
-    "origin": "text",
-    "sha256": "text",
-    "error": "text",
-    "source_name": "text",
-    "source_sha256": "text",
+TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
+    name: type_ for name, type_ in EDITED_COLUMNS.items() if type_ != "picture" and name != "fields"
 }
 
 
