@@ -57,7 +57,9 @@ class Engine:
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
-        self.batch_limit = section["batch_size"]  # becomes less where the memory does not suffice
+        # Becomes less where the memory does not suffice. On the CPU one by one: in a batch the last bits of a picture
+        # depend on its neighbours (some 2e-6, which now and then rounds to another pixel value).
+        self.batch_limit = 1 if self.device.type == "cpu" else section["batch_size"]
 
     def load(self, cls: Any, **parts: Any) -> Any:
         """`cls.from_pretrained` with the config's model, revision and folders; parts: components left out (None)."""

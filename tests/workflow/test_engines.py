@@ -113,6 +113,23 @@ def test_batches_do_not_change_pixels(tmp_path):
     assert hashes[0] == hashes[1] and len(set(hashes[0].values())) == 5
 
 
+@pytest.mark.parametrize("name", ["generate", "edit"])
+def test_every_picture_of_a_batch_is_that_of_its_own_request(tmp_path, name):
+    """What a GPU does with batches above 1: the pictures alone, but for rounding."""
+    engine = diffusion.open_engine(filled({}, name, tmp_path), name)
+    colours = ("red", "green", "blue")
+    items = [{"prompt": f"make it {c}" if engine.edits else f"a {c} circle"} for c in colours]
+    stage = stage_for(engine.section, name, tmp_path)
+    requests = read_requests(lines(*({"items": [item]} for item in items)), stage)
+    sources = [Image.new("RGB", (64, 64), colour) for colour in colours] if engine.edits else None
+    engine.prepare(requests)
+    together = engine.run(requests, (64, 64), sources)
+    for place, request in enumerate(requests):
+        alone = engine.run([request], (64, 64), sources and [sources[place]])
+        assert np.abs(together[place] - alone[0]).max() < 1e-3
+        assert np.abs(together[place] - together[place - 1]).max() > 0.1
+
+
 def test_sizes_steps_and_guidance_of_rows_are_kept_exactly(tmp_path):
     rows = [
         {"items": [{"prompt": "a red circle"}], "options": {"width": 70, "height": 50}},
