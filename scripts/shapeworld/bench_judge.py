@@ -31,6 +31,8 @@ from shapeworld import judge_model, judge_pictures, judge_questions, scorer, wor
 BATCH = 48
 # How much lower a figure of the small sample may be.
 QUICK_SLACK = 0.03
+# With fewer wrong pictures than this an area under the curve says nothing, and no bar is held against it.
+FEWEST_WRONG = 5
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,14 @@ def bench_edits(judge: Judge, number: int, rng: random.Random) -> list[Figure]:
 # -------------------------------------------------------------------------------------- on generated pictures
 
 
+def _auc_figure(name: str, scores: list[float], truth: list[bool], note: str) -> Figure:
+    """Return an AUC with its bar, or without one where there are too few wrong (or right) pictures to tell."""
+    wrong = min(sum(truth), len(truth) - sum(truth))
+    if wrong < FEWEST_WRONG:
+        return Figure(name, auc(scores, truth), None, note=f"{note}; {wrong} wrong of {len(truth)}: too few to tell")
+    return Figure(name, auc(scores, truth), 0.92, note=f"{note}; {wrong} wrong of {len(truth)}")
+
+
 def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Random) -> list[Figure]:
     """Measure the judge on what the tiny FLUX and Kontext make, against the scorer's verdicts."""
     from shapeworld import generator, judge_generated
@@ -301,7 +311,7 @@ def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Rand
         )
         mean, passed = float(np.mean(scores)), float(np.mean(truth))
         note = f"pass rate {passed:.3f}, mean P(yes) {mean:.3f}"
-        figures.append(Figure(f"FLUX, {steps} steps: AUC", auc(scores, truth), 0.92, note=note))
+        figures.append(_auc_figure(f"FLUX, {steps} steps: AUC", scores, truth, note))
         figures.append(Figure(f"FLUX, {steps} steps: |mean - pass rate|", abs(mean - passed), 0.1, at_most=True))
         pairs = judge_generated.make_pairs(painter, number, rng, held_out=None)
         truths = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in pairs]
@@ -312,7 +322,7 @@ def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Rand
             scores = _ask_pairs(judge, pairs, rubrics["edited"][name]["text"])
             mean, passed = float(np.mean(scores)), float(np.mean(sides))
             note = f"pass rate {passed:.3f}, mean {mean:.3f}"
-            figures.append(Figure(f"Kontext, {steps} steps: {name} AUC", auc(scores, sides), 0.92, note=note))
+            figures.append(_auc_figure(f"Kontext, {steps} steps: {name} AUC", scores, sides, note))
             gap = abs(mean - passed)
             figures.append(Figure(f"Kontext, {steps} steps: {name} |mean - pass rate|", gap, 0.1, at_most=True))
     return figures
@@ -337,7 +347,8 @@ def main() -> int:
     figures += bench_ratings(judge, 2 * number, rng)
     figures += bench_edits(judge, 3 * number, rng)
     if arguments.generator:
-        figures += bench_generated(judge, arguments.generator, number, rng)
+        # Most of what the generator makes is right: many pictures are needed to see how wrong ones are judged.
+        figures += bench_generated(judge, arguments.generator, 4 * number, rng)
     figures.append(Figure("label mass, mean", float(np.mean(judge.masses)), 0.98))
     figures.append(Figure("label mass, lowest hundredth", float(np.quantile(judge.masses, 0.01)), 0.9))
     slack = QUICK_SLACK if arguments.quick else 0.0

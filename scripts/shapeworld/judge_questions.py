@@ -17,6 +17,7 @@ import transformers
 from . import judge_model, scorer, world
 from .judge_pictures import (
     DEGRADATION_WORDS,
+    NEAR,
     Order,
     Outcome,
     Pair,
@@ -124,18 +125,42 @@ UNSEEN = {
 }
 
 
-def paraphrase(name: str, prompt: str, rng: random.Random) -> str:
+# Wordings of the last stage alone: ones that take the same turn in both kinds of question on edits.
+_FURTHER = {
+    "p_followed": (
+        "Somebody wanted {q}. Does the second image follow the instruction",
+        "The request was {q}. Does the edited image do as asked",
+        "For the edit {q}, does the new picture follow what was asked",
+        "They asked for {q}. Is the result what the instruction says",
+        "This was to be done: {q}. Does the outcome obey it",
+    ),
+    "p_preserved": (
+        "Somebody wanted {q}. Is the rest of the second image as before",
+        "The request was {q}. Does the edited image keep all other content",
+        "For the edit {q}, is everything else in the new picture the same",
+        "They asked for {q}. Was nothing else changed in the result",
+        "This was to be done: {q}. Does the outcome leave the rest alone",
+    ),
+}
+
+
+def paraphrase(name: str, prompt: str, rng: random.Random, further: bool = False) -> str:
     """Return a yes/no question of the kind `name` ("p_yes", "p_followed", "p_preserved") in one of many
-    wordings.
+    wordings; `further`: half of the time in one of the last stage's.
     """
     quoted = f'"{prompt}"' if rng.random() < 0.6 else prompt
+    if further and name in _FURTHER and rng.random() < 0.5:
+        return rng.choice(_FURTHER[name]).format(q=quoted) + rng.choice(_ENDINGS)
     return rng.choice(_OPENINGS) + rng.choice(_BODIES[name]).format(q=quoted) + rng.choice(_ENDINGS)
 
 
 def ask_yes_no(part: str, name: str, prompt: str, rng: random.Random, other: float, rubrics: dict) -> str:
-    """Return the rubric's question about `prompt`, or with probability `other` a paraphrase."""
+    """Return the rubric's question about `prompt`, or with probability `other` a paraphrase.
+
+    Where more than half are paraphrases, as in the last stage, also in its further wordings.
+    """
     if rng.random() < other:
-        return paraphrase(name, prompt, rng)
+        return paraphrase(name, prompt, rng, further=other > 0.5)
     if rng.random() < 0.06:
         prompt = f'"{prompt}"'
     return judge_model.fill(rubrics[part][name]["text"], prompt)
@@ -239,12 +264,15 @@ def spoiled(scene: Scene, rng: random.Random, kinds: tuple[str, ...] = KINDS_OF_
             return wrong
 
 
-def caption_set(picture: Picture, number: int, rng: random.Random, own: int = 0) -> list[tuple[Scene, bool]]:
+def caption_set(
+    picture: Picture, number: int, rng: random.Random, own: int = 0, relations: float = 0.15
+) -> list[tuple[Scene, bool]]:
     """Return `number` caption scenes for a picture with the scorer's verdicts, none of them held out of
     training.
 
     Pairs get a contrast set: the caption, its mirror image, and two that use the same words to say something
-    false, so that only word order tells them apart. `own` times the picture's own prompt comes first.
+    false, so that only word order tells them apart; in a share `relations` of the sets one names any wrong relation. `own`
+    times the picture's own prompt comes first.
     """
     truth = shown(picture.reading)
     anchor = truth or picture.scene
@@ -254,7 +282,7 @@ def caption_set(picture: Picture, number: int, rng: random.Random, own: int = 0)
         scenes = [anchor, mirrored(anchor), false, mirrored(false)]
         luck = rng.random()
         other = spoil(anchor, "swapped", rng) if luck < 0.3 else None
-        if luck > 0.85:
+        if luck > 1 - relations:
             other = spoil(anchor, "relation", rng)
         if other is not None:
             scenes[rng.choice((2, 3))] = mirrored(other) if rng.random() < 0.5 else other
@@ -285,6 +313,22 @@ def caption_set(picture: Picture, number: int, rng: random.Random, own: int = 0)
 # ------------------------------------------------------------------------------------------------ the replies
 
 
+def background_set(picture: Picture, rng: random.Random) -> list[tuple[Scene, bool]]:
+    """Return two caption scenes that differ in the background alone, one of them right, or none.
+
+    A caption that names no background means white, so white is the wrong one as often as any other.
+    """
+    truth = shown(picture.reading)
+    if truth is None or world.held_out(truth):
+        return []
+    wrong = spoil(truth, "background", rng)
+    if truth.background != "white" and rng.random() < 0.6:
+        wrong = replace(truth, background="white")
+    if wrong is None or world.held_out(wrong):
+        return []
+    return [(s, scorer.judge(picture.reading, s).strict) for s in (truth, wrong)]
+
+
 @dataclass(frozen=True)
 class Example:
     """A question and its reply, with hints that training alone makes use of.
@@ -311,7 +355,7 @@ def yes_no(question: str, answer: bool, kind: str, weight: float = 1.0) -> Examp
 # The parts of an answer that training also asks for by themselves: of a caption, and of an edit.
 ASPECTS = {
     "picture": ("background", "count", "colour", "shape", "relation"),
-    "edit": ("followed", "touched", "unharmed", "background kept", "things kept"),
+    "edit": ("followed", "touched", "unharmed", "background kept", "things kept", "places kept"),
 }
 
 
@@ -329,12 +373,21 @@ def picture_aspects(reading: Reading, scene: Scene) -> tuple[float, ...]:
     return tuple(float(share.get(k, 1.0) == 1.0) for k in ASPECTS["picture"])
 
 
+def same_places(pair: Pair) -> bool:
+    """Say whether everything that is left of a pair's source has its place and size."""
+    before = scorer.read_scene(pair.source)
+    return all(
+        any(abs(t.x - b.x) <= NEAR and abs(t.y - b.y) <= NEAR and 1 / 1.5 <= t.area / b.area <= 1.5 for b in before)
+        for t in pair.reading.things
+    )
+
+
 def edit_aspects(pair: Pair, order: Order, result: Outcome) -> tuple[float, ...]:
     """Return the values of `ASPECTS["edit"]`."""
     same_background = pair.reading.background == pair.source.background
     before = sorted((t.colour, t.shape) for t in pair.source.things)
     same_things = before == sorted((t.colour or "", t.shape or "") for t in pair.reading.things)
-    parts = (result.followed, result.degree > 1, result.preserved, same_background, same_things)
+    parts = (result.followed, result.degree > 1, result.preserved, same_background, same_things, same_places(pair))
     return tuple(float(p) for p in parts)
 
 
@@ -388,13 +441,15 @@ def rating(
     return Example(question, reply, kind)
 
 
-def picture_rating(picture: Picture, scene: Scene, rng: random.Random, other: float, rubrics: dict) -> Example:
+def picture_rating(
+    picture: Picture, scene: Scene, rng: random.Random, other: float, rubrics: dict, quality: float = 1.0
+) -> Example:
     """Return the request to rate a picture for a caption scene, with the true ratings."""
     text = ask_rating("images", typed(world.sample_caption(scene, rng), rng), rng, other, rubrics)
     aspects = picture_aspects(picture.reading, scene)
     values = (alignment(picture.reading, scene), picture.quality or 8)
     why = picture_reason(picture.reading, scene, picture.degradation)
-    weights = (1.0, 0.6 if picture.quality else 0.0)
+    weights = (1.0, quality if picture.quality else 0.0)
     example = rating("ratings", text, ("prompt_alignment", "visual_quality"), values, weights, why)
     return replace(example, aspects=aspects)
 

@@ -33,27 +33,35 @@ from shapeworld.judge_pictures import Pair, Picture
 from shapeworld.scorer import Reading
 
 SEED = 31
-PICTURES, PAIRS = 30_000, 12_000
-VISION_STEPS, VISION_BATCH = 700, 64
-LANGUAGE_STEPS, LANGUAGE_PICTURES, LANGUAGE_PAIRS = 950, 12, 6
+PICTURES, PAIRS = 30_000, 20_000
+VISION_STEPS, VISION_BATCH = 1000, 64
+LANGUAGE_STEPS, LANGUAGE_PICTURES, LANGUAGE_PAIRS = 1400, 12, 6
 # Edits come later: to compare two pictures one must be able to read one.
 PAIRS_FROM = 300
-EDITS_STEPS, EDITS_PICTURES, EDITS_PAIRS = 620, 8, 10
+EDITS_STEPS, EDITS_PICTURES, EDITS_PAIRS = 1900, 8, 10
 # The last stage: half of each batch is made by the generator as it was after these steps of its own training
 # (its script keeps them), with these numbers of denoising steps; so many pictures and edits with each.
-GENERATED_STEPS, GENERATED_PICTURES, GENERATED_PAIRS = 650, 10, 8
+GENERATED_STEPS, GENERATED_PICTURES, GENERATED_PAIRS = 2000, 10, 8
 GENERATOR_STAGES, DENOISING_STEPS = (1600, 2400, 3200), (2, 4, 12)
 MADE_PICTURES, MADE_PAIRS = 220, 140
+# And a last one, at a lower rate, on what was weak: pictures by the nearly finished generator, of which the few wrong ones
+# come more often; damaged pictures, whose quality weighs more; wrong relations of all kinds; more paraphrases.
+POLISH_STEPS, POLISH_RATE, POLISH_STAGES, POLISH_PICTURES, POLISH_PAIRS = 1000, 0.4, (4000, 9000), 400, 300
+POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 3.0, 6
+# Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
+QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
-PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 760
+PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
 # How much the hints weigh: is the prompt true so far, and which parts of the answer hold.
 HINTS = {"words": 3.0, "aspects": 2.0}
 MUON_RATE, ADAM_RATE = 4e-3, 2e-3
 # In stages after the first, the vision tower learns more slowly than the rest.
 VISION_SHARE = 0.35
 # The share of a stage at the end over which the learning rate falls to zero. In those between it stays.
-DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0}
+DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0}
+# The share of the full rate at which a stage starts, where it is not all of it.
+RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE}
 SAVE_SECONDS = 90
 
 
@@ -86,18 +94,26 @@ def pooled(path: Path, number: int, draw: Callable[[random.Random], object], see
 _COLOUR_LIST, _BACKGROUND_LIST = list(world.COLOURS), list(world.BACKGROUNDS)
 _ODD_COLOUR, _NO_COLOUR = len(_COLOUR_LIST), len(_COLOUR_LIST) + 1
 _ODD_SHAPE, _NO_SHAPE = len(world.SHAPES), len(world.SHAPES) + 1
-CELL_HEADS = {"colour": _NO_COLOUR + 1, "shape": _NO_SHAPE + 1, "place": 5, "mate_colour": 8, "mate_shape": 6}
+CELL_HEADS = {
+    "colour": _NO_COLOUR + 1,
+    "shape": _NO_SHAPE + 1,
+    "place": 5,
+    "mate_colour": 8,
+    "mate_shape": 6,
+    "ground": len(_BACKGROUND_LIST) + 1,
+}
 PICTURE_HEADS = {"background": len(_BACKGROUND_LIST) + 1, "count": 5, "damage": 7, "quality": 10}
-CHANGES = ("none", "colour", "shape", "both", "appeared", "vanished")
+CHANGES = ("none", "colour", "shape", "both", "appeared", "vanished", "moved", "resized")
 IGNORE = -100
 
 
 class Heads(nn.Module):
     """Linear readers of image tokens, used in training only.
 
-    Per image token: colour and shape of the object there (or none, or none of the world's), and, in pictures
-    of two, how it stands to its mate and what that is. Per picture: background, count, damage, quality. And,
-    in the language model at the second of two pictures, what the first has in the same place.
+    Per image token: colour and shape of the object there (or none, or none of the world's), where exactly it
+    lies and how large it is, the background around it, and, in pictures of two, how it stands to its mate and
+    what that is. Per picture: background, count, damage, quality. And, in the language model at the second of
+    two pictures, what the first has in the same place.
     """
 
     def __init__(self) -> None:
@@ -105,19 +121,30 @@ class Heads(nn.Module):
         width = judge_model.WIDTH
         self.cells = nn.ModuleDict({k: nn.Linear(width, n) for k, n in CELL_HEADS.items()})
         self.pictures = nn.ModuleDict({k: nn.Linear(width, n) for k, n in PICTURE_HEADS.items()})
+        self.geometry = nn.Linear(width, 3)
         # Before the language model's last layer: is the prompt true so far, and which parts of the answer
         # hold.
         self.words = nn.Linear(width, 1)
         self.aspects = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in judge_questions.ASPECTS.items()})
         self.before = nn.ModuleDict({k: nn.Linear(width, CELL_HEADS[k]) for k in ("colour", "shape")})
+        self.before_geometry = nn.Linear(width, 3)
         self.changes = nn.Linear(width, len(CHANGES))
 
 
+def _background_class(reading: Reading) -> int:
+    return _BACKGROUND_LIST.index(reading.background) if reading.background else len(_BACKGROUND_LIST)
+
+
 def cell_targets(reading: Reading) -> dict[str, np.ndarray]:
-    """Return each of the 16 image tokens' classes of `CELL_HEADS`, `IGNORE` where they are not clear."""
+    """Return each of the 16 image tokens' classes of `CELL_HEADS`, `IGNORE` where they are not clear.
+
+    And, as "geometry", the object's centre from the token's and its size, float32 [16, 3], nan where none is.
+    """
     side = int(judge_model.IMAGE_TOKENS**0.5)
     cell = world.SIZE / side
     targets = {k: np.full(side * side, IGNORE, np.int64) for k in CELL_HEADS}
+    targets["ground"][:] = _background_class(reading)
+    targets["geometry"] = np.full((side * side, 3), np.nan, np.float32)
     if len(reading.things) > 5:  # noise
         return targets
     targets["colour"][:] = _NO_COLOUR
@@ -130,6 +157,8 @@ def cell_targets(reading: Reading) -> dict[str, np.ndarray]:
             if gap < reach:
                 targets["colour"][i] = _COLOUR_LIST.index(thing.colour) if thing.colour else _ODD_COLOUR
                 targets["shape"][i] = world.SHAPES.index(thing.shape) if thing.shape else _ODD_SHAPE
+                offsets = thing.x / cell - (i % side + 0.5), thing.y / cell - (i // side + 0.5)
+                targets["geometry"][i] = (*offsets, thing.area**0.5 / cell)
                 if len(things) == 2:
                     mate = things[1 - index]
                     targets["place"][i] = world.RELATIONS.index(scorer.relation_of(thing, mate))
@@ -145,10 +174,9 @@ def cell_targets(reading: Reading) -> dict[str, np.ndarray]:
 
 def picture_targets(picture: Picture) -> dict[str, int]:
     """Return the classes of `PICTURE_HEADS` for a picture."""
-    background = picture.reading.background
     damage = picture.degradation
     return {
-        "background": _BACKGROUND_LIST.index(background) if background else len(_BACKGROUND_LIST),
+        "background": _background_class(picture.reading),
         "count": min(4, len(picture.reading.things)),
         "damage": 1 + judge_pictures.DEGRADATIONS.index(damage) if damage else 0 if picture.quality else IGNORE,
         "quality": picture.quality - 1 if picture.quality else IGNORE,
@@ -162,6 +190,12 @@ def _cell_loss(logits: torch.Tensor, target: torch.Tensor, nothing: int) -> torc
         if chosen.any():
             total = total + F.cross_entropy(logits[chosen], target[chosen])
     return total
+
+
+def _geometry_loss(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute error where there is an object, in image tokens."""
+    known = ~target.isnan().any(-1)
+    return (guess[known] - target[known]).abs().mean() if known.any() else guess.new_zeros(())
 
 
 def _stack(targets: list[dict], name: str) -> torch.Tensor:
@@ -184,6 +218,8 @@ def heads_loss(heads: Heads, tokens: torch.Tensor, pictures: list[Picture]) -> t
             total = total + _cell_loss(logits, target, nothing)
             chosen = (target >= 0) & (target != nothing)
         seen[name] = float((logits.argmax(-1) == target)[chosen].float().mean())
+    geometry = _geometry_loss(heads.geometry(tokens), _stack(cells, "geometry"))
+    total, seen["geometry"] = total + 3 * geometry, geometry.item()
     middle = tokens.mean(1)
     for name, head in heads.pictures.items():
         target = torch.tensor([t[name] for t in whole])
@@ -200,6 +236,14 @@ def change_targets(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
     was, now = before["colour"] != _NO_COLOUR, after["colour"] != _NO_COLOUR
     differs = (before["colour"] != after["colour"]) + 2 * (before["shape"] != after["shape"])
     target[known & was & now] = differs[known & was & now]
+    side = world.SIZE / judge_model.IMAGE_TOKENS**0.5
+    with np.errstate(invalid="ignore"):
+        moves = np.abs(before["geometry"] - after["geometry"])[:, :2].max(-1) * side > judge_pictures.NEAR
+        growth = (after["geometry"][:, 2] / before["geometry"][:, 2]) ** 2
+        sizes = (growth > 1.5) | (growth < 1 / 1.5)
+    same = known & was & now & (differs == 0)
+    target[same & sizes] = CHANGES.index("resized")
+    target[same & moves] = CHANGES.index("moved")
     target[known & ~was & ~now] = CHANGES.index("none")
     target[known & ~was & now] = CHANGES.index("appeared")
     target[known & was & ~now] = CHANGES.index("vanished")
@@ -221,6 +265,7 @@ def comparison_loss(
         total = total + _cell_loss(logits, target, nothing)
         chosen = (target >= 0) & (target != nothing)
         right += float((logits.argmax(-1) == target)[chosen].float().mean()) / 2
+    total = total + 3 * _geometry_loss(heads.before_geometry(states), _stack(cells, "geometry"))
     seen = {"before": right}
     if changes:
         pairs_of_cells = zip(cells, [cell_targets(p.reading) for p in pairs], strict=True)
@@ -305,7 +350,7 @@ class Student:
         vision_only = stage == "vision"
         unused = () if stage not in ("vision", "language") else ("changes",)
         if vision_only:
-            unused += ("words", "aspects", "before")
+            unused += ("words", "aspects", "before")  # and before_geometry
         named = [("model." + n, p) for n, p in self.model.named_parameters() if "visual" in n or not vision_only]
         named += [("heads." + n, p) for n, p in self.heads.named_parameters() if not n.startswith(unused)]
         return named if vision_only else [*named, ("offsets", self.offsets)]
@@ -414,19 +459,25 @@ def picture_step(
     rubrics: dict,
     table: torch.Tensor,
     other: float,
+    relations: float = 0.15,
+    quality: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return the loss of one step's questions on single pictures."""
+    """Return the loss of one step's questions on single pictures.
+
+    `relations`: see `judge_questions.caption_set`; `quality`: the weight of the rating of visual quality.
+    """
     rows = []
     for picture in pictures:
         row = []
         own = 2 if picture.quality is None else 0  # made by the generator: mostly ask for what it was asked for
-        for scene, right in judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own):
+        asked = judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own, relations)
+        for scene, right in asked + judge_questions.background_set(picture, rng):
             row.append(judge_questions.caption_question(picture, scene, right, rng, other, rubrics))
         row += judge_questions.practice(picture, QUESTIONS["practice"], rng)
         scene = picture.scene
         while rng.random() < 0.55 or world.held_out(scene):
             scene = judge_questions.spoiled(scene, rng)
-        row.append(judge_questions.picture_rating(picture, scene, rng, other, rubrics))
+        row.append(judge_questions.picture_rating(picture, scene, rng, other, rubrics, quality))
         rows.append(row)
     tokens = student.forward.see(_pixels([p.pixels for p in pictures]))
     total, means, _ = _reply_loss(student, tokens, rows, table, "picture")
@@ -477,6 +528,7 @@ class Stage:
         """Take one optimizer step."""
         decay = DECAY[self.name] * self.steps
         rate = min(1.0, (step + 1) / 50, (self.steps - step) / decay if decay else 1.0)
+        rate *= RATES.get(self.name, 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * rate
@@ -573,6 +625,68 @@ def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair]
         stage.update(step, loss + more, figures | others)
 
 
+def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
+    """Go on with what was weak, at a lower rate."""
+
+    def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
+        directories = [stages / str(step) for step in POLISH_STAGES]
+        return judge_generated.make_all(directories, DENOISING_STEPS, POLISH_PICTURES, POLISH_PAIRS, f"{SEED} polish")
+
+    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
+    early_pictures, early_pairs = pooled(build / "made.pkl", 1, make, "")[0]
+    made_pictures, made_pairs = made_pictures + early_pictures, made_pairs + early_pairs
+    right = [scorer.judge(p.reading, p.scene).strict for p in made_pictures]
+    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
+    weights = np.cumsum([1 if r else POLISH_WRONG for r in right]).tolist()
+    pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
+    damaged = np.cumsum([2 if p.degradation else 1 for p in pictures]).tolist()
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("polish", POLISH_STEPS, student, build)
+    for step in range(stage.first, POLISH_STEPS):
+        rng = random.Random(f"{SEED} polish {step}")
+        table = student.table()
+        half = GENERATED_PICTURES // 2
+        batch = rng.choices(pictures, cum_weights=damaged, k=half)
+        batch += rng.choices(made_pictures, cum_weights=weights, k=half)
+        loss, figures = picture_step(
+            student, batch, rng, rubrics, table, POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY
+        )
+        half = GENERATED_PAIRS // 2
+        both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=half)
+        more, others = pair_step(student, both, rng, rubrics, table, POLISH_PARAPHRASED)
+        stage.update(step, loss + more, figures | others)
+
+
+def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path) -> None:
+    """Go on with ratings of damaged pictures."""
+    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("quality", QUALITY_STEPS, student, build)
+    for step in range(stage.first, QUALITY_STEPS):
+        rng = random.Random(f"{SEED} quality {step}")
+        table = student.table()
+        batch = rng.choices(pictures, cum_weights=damaged, k=QUALITY_PICTURES)
+        rows = []
+        for picture in batch:
+            asked = judge_questions.caption_set(picture, 2, rng, relations=POLISH_RELATIONS)
+            row = [judge_questions.caption_question(picture, s, r, rng, PARAPHRASED, rubrics) for s, r in asked]
+            scenes = [picture.scene, judge_questions.spoiled(picture.scene, rng)]
+            row += [
+                judge_questions.picture_rating(picture, s, rng, 0.1, rubrics, QUALITY_WEIGHT)
+                for s in scenes
+                if not world.held_out(s)
+            ]
+            rows.append(row)
+        tokens = student.forward.see(_pixels([p.pixels for p in batch]))
+        loss, figures, _ = _reply_loss(student, tokens, rows, table, "picture")
+        loss = loss + 0.15 * heads_loss(student.heads, tokens, batch)[0]
+        if step % 3 == 0:
+            both = rng.sample(pairs, QUALITY_PAIRS)
+            more, others = pair_step(student, both, rng, rubrics, table, POLISH_PARAPHRASED)
+            loss, figures = loss + more, figures | others
+        stage.update(step, loss, figures)
+
+
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -584,7 +698,7 @@ def main() -> None:
         default=Path("build/shapes-flux/stages"),
         help="the generator's directories after so many steps of its training",
     )
-    parser.add_argument("--until", choices=("pictures", *DECAY), default="generated")
+    parser.add_argument("--until", choices=("pictures", *DECAY), default="quality")
     arguments = parser.parse_args()
     build = arguments.build
     torch.set_num_threads(1)
@@ -600,6 +714,8 @@ def main() -> None:
         "language": lambda: train_language(student, pictures, pairs, build),
         "edits": lambda: train_edits(student, pictures, pairs, build),
         "generated": lambda: train_generated(student, pictures, pairs, build, arguments.generator_stages),
+        "polish": lambda: train_polish(student, pictures, pairs, build, arguments.generator_stages),
+        "quality": lambda: train_quality(student, pictures, pairs, build),
     }
     for name, train in stages.items():
         train()
