@@ -1,5 +1,5 @@
 # make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
-# make test: everything that is tested.
+# make test: everything that is tested; make test-all: the same at full size, for an hour or two.
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-quick lint train-models bench-models clean
+.PHONY: demo test test-all test-quick lint plan verify prune train-models bench-models bench-models-quick bench-plan clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -19,8 +19,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-all: $(READY)
+	DARKROOM_TEST_ALL=1 $(BIN)/python -m pytest
+
 test-quick: $(READY)
 	$(BIN)/python -m pytest tests/unit
+
+# Commands on results/, or on the results of the config file named with CONFIG=my.yaml.
+plan verify prune: $(READY)
+	@$(BIN)/snakemake $@ -j1 --quiet all $(if $(CONFIG),--configfile $(CONFIG))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,6 +54,15 @@ train-models: $(READY)
 bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux
+
+# A smaller sample, for continuous integration; allows for its sampling error.
+bench-models-quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux --quick
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --quick
+
+# What planning costs: a million rows, a job's start, the dry run of ten thousand shards beside a bare workflow's.
+bench-plan: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_plan.py
 
 clean:
 	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache

@@ -18,13 +18,14 @@ include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/tools.smk"
 
 
 # Every file of every shard is a target: Snakemake would not miss a deleted image shard whose scores are there.
 rule all:
     default_target: True
     input:
-        [row for kind in KINDS for row in shard_files(kind)],
+        all_files,
         TABLES,
         DATASET.values(),
     message:

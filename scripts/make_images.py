@@ -1,9 +1,11 @@
 """Make the images of one shard (rules generate_images and edit_images)."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
+from darkroom.records import append_record
 from darkroom.runtime import job
 from darkroom.scratch import Scratch
 from darkroom.shardfile import check_digest
@@ -28,8 +30,6 @@ with job(snakemake.log[0], snakemake.threads):
         section=workflow.config[SECTIONS[kind]],
         recipe=workflow.recipes[kind],
         digest=snakemake.params.digest,
-        seed=workflow.config["seed"],
-        samples=workflow.config["samples_per_prompt"],
         folder=Path(workflow.config[ROWS[kind]]).absolute().parent,
         outputs=path.parent,
         scratch=Scratch(workflow.results(".darkroom", "scratch", kind, shard)),
@@ -38,11 +38,15 @@ with job(snakemake.log[0], snakemake.threads):
     )
     for name, source in stage.images.items():
         check_digest(source, workflow.image_digests["images"][name])
-    make_shard(
-        read_requests(workflow.shard_rows(kind, shard, Path(snakemake.input.rows)), stage),
+    rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows[0]))
+    started = time.monotonic()
+    counts = make_shard(
+        read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
         path,
         stage,
         old_shard_files(plan, shard, path.parent),
         moved_rows(plan, shard, workflow.image_digests[kind], path.parent),
         open_engine,
     )
+    record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
+    append_record(workflow.record(kind, shard), record)

@@ -14,7 +14,12 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     output = snakemake.output
     counts = merge_scores(
-        workflow.kinds(), workflow.rubric, workflow.config["select"], Path(output.scores), Path(output.table)
+        workflow.kinds(),
+        workflow.rubric,
+        workflow.config["select"],
+        Path(output.scores),
+        Path(output.table),
+        {"digest": snakemake.params.digest, "failures": workflow.failures_digest()},
     )
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected))
     say(", ".join(f"{name}: {number}" for name, number in counts.items()))

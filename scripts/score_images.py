@@ -1,9 +1,11 @@
 """Judge the images of one shard (rule score_images)."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.judge import judge_shard
+from darkroom.records import append_record
 from darkroom.runtime import job
 from darkroom.workflow import Workflow
 
@@ -22,8 +24,9 @@ if __name__ == "__main__":
     with job(snakemake.log[0], snakemake.threads):
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
         kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
-        judge_shard(
-            images=Path(snakemake.input.images),
+        started = time.monotonic()
+        counts = judge_shard(
+            images=Path(snakemake.input.images[0]),
             images_digest=snakemake.params.images,
             kind=kind,
             rubric=workflow.rubric,
@@ -33,4 +36,7 @@ if __name__ == "__main__":
             stage_digest=snakemake.params.digest,
             journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
             open_engine=open_judge,
+            retry_failed=workflow.config["retry_failed"],
         )
+        record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
+        append_record(workflow.record("scores/" + kind, shard), record)

@@ -1,7 +1,10 @@
 """Real runs of the workflow in a temporary folder."""
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,10 +13,34 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLUX = REPOSITORY / "resources/models/shapes-flux"
 JUDGE = REPOSITORY / "resources/models/shapes-judge"
+
+
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
+PROMPTS = [
+    {"id": f"p{n}", "prompt": f"a {COLOURS[n % 6]} circle on a pink background", "group": n // 4, "note": f"nr {n}"}
+    for n in range(10)
+]
+PROMPTS[3] |= {"samples": 3, "steps": 1}
+PROMPTS[5] |= {"width": 48, "height": 80}
+EDITS = [
+    {"id": "e0", "prompt": "change the circle to blue", "images": [{"row": "p0", "sample": 0}]},
+    {"id": "e1", "prompt": "remove the circle", "images": [{"row": "p3", "sample": 2}]},
+    {"id": "e2", "prompt": "make the circle red", "images": "square.png"},
+    {"id": "e3", "prompt": "make the circle red", "images": "not-there.png"},
+    {"id": "e4", "prompt": "make the circle red", "images": [{"row": "nobody", "sample": 0}]},
+]
+BAD = [b'{"prompt": "cut off', b'{"id": "p1", "prompt": "an id that is taken"}', b'{"prompt": 7}']
+
+
+def write_inputs(run, prompts=PROMPTS, edits=EDITS):
+    run.write_rows("prompts.jsonl", [*prompts[:4], *BAD, *prompts[4:]])
+    run.write_rows("edits.jsonl", edits)
+    Image.new("RGB", (64, 64), (245, 215, 30)).save(run.folder / "square.png")
 
 
 def small_config(**changes: Any) -> dict[str, Any]:
@@ -93,3 +120,50 @@ def environment() -> dict[str, str]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
+
+
+def shards(run):
+    """name below results -> SHA-256, of everything that must be equal when made twice."""
+    kinds = (
+        "prompts/*",
+        "edits/*",
+        "images/*",
+        "edited/*",
+        "scores/*/*",
+        "scores.*",
+        "rejected.jsonl",
+        "dataset/**/*.*",
+    )
+    return {
+        str(path.relative_to(run.results)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in kinds
+        for path in run.results.glob(pattern)
+        if path.is_file()
+    }
+
+
+def made(run):
+    """Images that the jobs of the last run say they made."""
+    return sum(
+        int(n) for p in run.results.glob("logs/*_images/*.log") for n in re.findall(r"done: (\d+) made", p.read_text())
+    )
+
+
+def clear_logs(run):
+    shutil.rmtree(run.results / "logs")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run; tests work on copies of it."""
+    run = Run(tmp_path_factory.mktemp("finished"), small_config(edits="edits.jsonl", shards={"size": 3}))
+    write_inputs(run)
+    run.snakemake()
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    return Run(folder, json.loads(json.dumps(finished.config)))

@@ -36,6 +36,7 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     if error := best_match(Draft202012Validator(schema).iter_errors(config)):
         raise DarkroomError("config: " + _explain(error))
     _fill(config, schema)
+    config["results"] = os.path.normpath(config["results"])  # as Path has it: rules and library name the same files
     _find_files(config, [Path(root) for root in roots])
     _check_stages(config)
     return config

@@ -42,8 +42,6 @@ class Stage:
     section: dict[str, Any]
     recipe: dict[str, Any]
     digest: str
-    seed: int
-    samples: int
     folder: Path
     outputs: Path
     scratch: Scratch
@@ -55,15 +53,10 @@ class Stage:
         return EDITED_COLUMNS if self.name == "edit" else IMAGE_COLUMNS
 
 
-def read_requests(lines: bytes, stage: Stage) -> list[Request]:
-    """The requests of a prompts file's lines; rejected rows have none."""
+def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Request]:
+    """The requests of a prompts file's lines (see `expand`); rejected rows have none."""
     rows = [json.loads(line) for line in lines.splitlines()]
-    return [
-        request
-        for row in rows
-        if "rejected" not in row
-        for request in expand(row, stage.section, stage.seed, stage.samples)
-    ]
+    return [request for row in rows if "rejected" not in row for request in expand(row, section, seed, samples)]
 
 
 class Sources:
@@ -113,8 +106,10 @@ def make_shard(
     old_files: list[Path],
     moved: Callable[[str], str | None],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
-) -> dict[str, int]:
-    """Write the shard file of `requests` and return the counts made, carried, given and failed.
+) -> dict[str, float]:
+    """Write the shard file of `requests` and return the counts requests, made, carried, given and failed.
+
+    And "working", the seconds spent on making images, without imports and the loading of models.
 
     old_files: shard files that may hold images under these keys. moved: the other shard that a row id
     belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
@@ -123,7 +118,7 @@ def make_shard(
     """
     sources = Sources(stage)
     failures: dict[int, str] = {}
-    sizes = _identify(requests, stage, sources, failures)
+    sizes = identify(requests, stage, sources, failures)
     wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
     _carry_over(wanted, path, old_files, stage, moved)
     given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
@@ -134,8 +129,9 @@ def make_shard(
     carried = len(requests) - len(failures) - given - len(todo)
     say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
     broken: dict[str, str] = {}
+    working = 0.0
     if todo:
-        _make([requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine)
+        working = _make([requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine)
     for place, request in enumerate(requests):
         if request.key in broken:
             failures.setdefault(place, broken[request.key])
@@ -154,10 +150,10 @@ def make_shard(
     write_shard(path, stage.columns, _records(requests, failures, stage, sources), meta)
     stage.scratch.clear()
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
-    return counts
+    return {"requests": len(requests), **counts, "working": round(working, 3)}
 
 
-def _identify(
+def identify(
     requests: list[Request], stage: Stage, sources: Sources, failures: dict[int, str]
 ) -> dict[str, tuple[int, int]]:
     """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
@@ -233,8 +229,8 @@ def _make(
     sources: Sources,
     broken: dict[str, str],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
-) -> None:
-    """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason)."""
+) -> float:
+    """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = stage.section
     say(f"model {stage.recipe['model']} ({section['model']}, revision {section['revision']})")
     say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
@@ -252,6 +248,7 @@ def _make(
             else:
                 stage.scratch.put(request.key, encode_png(result))
         progress.add(len(batch))
+    return progress.seconds
 
 
 def _batches(
@@ -290,13 +287,13 @@ def _run(
             except RowError as error:
                 yield request, str(error)
                 continue
-            pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
+            pictures.append(picture)
             there.append(request)
         batch = there
         if not batch:
             return
     try:
-        arrays = engine.run(batch, size, pictures)
+        arrays = batch_arrays(engine, batch, size, pictures)
     except torch.OutOfMemoryError:
         arrays = None  # gone on with below: here the traceback would keep the failed call's memory
     if arrays is None:
@@ -311,16 +308,29 @@ def _run(
         say(f"out of memory with {len(batch)} images at once; going on with {engine.batch_limit}")
         yield from _run(engine, batch, size, sources)
         return
+    for request, array in zip(batch, arrays, strict=True):
+        yield request, finish_image(array, (request.width, request.height), engine.edits)
+
+
+def batch_arrays(
+    engine: "Engine", batch: list[Request], size: tuple[int, int], pictures: list[Image.Image] | None
+) -> Any:
+    """What the engine makes of a batch at `size`: float32 [len(batch), height, width, 3], 0..1; pictures: the sources.
+
+    Raises DarkroomError where the model makes another size.
+    """
+    if pictures is not None:
+        pictures = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
+    arrays = engine.run(batch, size, pictures)
     if tuple(arrays.shape[1:3]) != (size[1], size[0]):
         raise DarkroomError(
             f"{engine.name}.model: returns {arrays.shape[2]} x {arrays.shape[1]} pixels where {size[0]} x {size[1]}"
             " are asked for; set width and height to what it makes"
         )
-    for request, array in zip(batch, arrays, strict=True):
-        yield request, _finish_image(array, (request.width, request.height), engine.edits)
+    return arrays
 
 
-def _finish_image(array: Any, size: tuple[int, int], edited: bool) -> Image.Image | str:
+def finish_image(array: Any, size: tuple[int, int], edited: bool) -> Image.Image | str:
     """[height, width, 3] floats 0..1 as an image of exactly `size`, or what is wrong with them."""
     import numpy as np
 

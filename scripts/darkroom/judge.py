@@ -77,15 +77,21 @@ def judge_shard(
     stage_digest: str,
     journal: Path,
     open_engine: Any,
-) -> dict[str, int]:
-    """Write the score file `path` of the image shard `images` and return the counts asked, carried and failed.
+    retry_failed: bool = False,
+) -> dict[str, float]:
+    """Write the score file `path` of the image shard `images` and return the counts requests, made, carried, failed.
+
+    And "working", the seconds spent on asking. retry_failed: ask again where a reply could not be read.
 
     section and recipe: `judge` of the config and its recipe; journal: a file for finished scores of this shard.
     open_engine(section, kind, rubric) is called only where something is to be asked. Raises DarkroomError where
     the shard is stale or the judge cannot be started, and Interrupted after SIGTERM with finished scores kept.
     """
     meta = check_digest(images, images_digest)
-    known = _known_scores(path, rubric.columns(kind)) | _read_journal(journal)
+    known = _known_scores(path, rubric.columns(kind)) | read_journal(journal)
+    errors = [f"{question.name}_error" for question in rubric.questions[kind]]
+    if retry_failed:
+        known = {key: scores for key, scores in known.items() if not any(scores.get(name) for name in errors)}
     columns = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields"]
     columns += ["source_sha256"] if kind == "edited" else []
     records = list(iter_records(images, columns))
@@ -95,9 +101,11 @@ def judge_shard(
     say(
         f"{len(records)} images: {len(todo)} to judge, {len(records) - failed - len(todo)} carried over, {failed} missing"
     )
-    asked = len(todo)
+    asked, working = len(todo), 0.0
     if todo and rubric.questions[kind]:
-        known |= _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
+        new, working = _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
+        known |= new
+    unread = sum(any(known.get(key, {}).get(name) for name in errors) for key in keys)
 
     def rows() -> Iterator[dict[str, Any]]:
         for key, record in zip(keys, records, strict=True):
@@ -118,11 +126,13 @@ def judge_shard(
             "versions": versions(*PACKAGES),
             "device": device_kind(section["device"]),
             "image_failures": meta["failed"],
+            "failed": unread,
         },
     )
     journal.unlink(missing_ok=True)
     say(f"done: {asked} judged, {len(records) - failed - asked} carried, {failed} without an image")
-    return {"asked": asked, "carried": len(records) - failed - asked, "failed": failed}
+    counts = {"requests": len(records), "made": asked, "carried": len(records) - failed - asked, "failed": failed}
+    return counts | {"working": round(working, 3)}
 
 
 def _known_scores(path: Path, columns: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -140,7 +150,7 @@ def _known_scores(path: Path, columns: dict[str, str]) -> dict[str, dict[str, An
         return {}
 
 
-def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
+def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
     known = {}
     if journal.exists():
         for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -161,7 +171,7 @@ def _ask_all(
     todo: set[str],
     journal: Path,
     open_engine: Any,
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], float]:
     say(f"judge {recipe['model']} ({section['model']}, revision {section['revision']}), engine {section['engine']}")
     say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
     engine = open_engine(section, kind, rubric)
@@ -183,7 +193,7 @@ def _ask_all(
             os.fsync(out.fileno())
             found |= new
             progress.add(len(new))
-    return found
+    return found, progress.seconds
 
 
 def _chunks(images: Path, recipe: dict[str, Any], todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:

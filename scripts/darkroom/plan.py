@@ -150,6 +150,24 @@ def plan_folder(results: str | Path, kind: str) -> Path:
     return Path(results) / ".darkroom" / "plan" / kind
 
 
+def run_lock(results: str | Path) -> Path:
+    """The file that a run keeps locked while it works on a results folder."""
+    return Path(results) / ".darkroom" / "run.lock"
+
+
+def _refuse_during_a_run(results: str | Path, path: Path) -> None:
+    import filelock
+
+    try:
+        filelock.FileLock(run_lock(results)).acquire(timeout=0).lock.release()
+    except filelock.Timeout as error:
+        raise DarkroomError(
+            f"{path}: changed, or is to be cut otherwise, while another run works on {results}; wait for its end, or stop it"
+        ) from error
+    except NotImplementedError:
+        return  # a file system without locks
+
+
 def load_plan(results: str | Path, kind: str) -> Plan:
     """The plan that holds for `kind` ("prompts" or "edits"), as it was made last, without a look at the user's file."""
     folder = plan_folder(results, kind)
@@ -185,6 +203,7 @@ def make_plan(
                 return Plan(folder, json.loads((folder / f"{current['id']}.json").read_bytes()))
         except (OSError, ValueError, KeyError):
             pass
+        _refuse_during_a_run(results, path)
         return _Builder(path, kind, size, folder, samples, prompts).build(state)
 
 

@@ -83,6 +83,11 @@ class Progress:
         self.total, self.unit, self.every = total, unit, every
         self.done, self.started, self.said = 0, time.monotonic(), time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Time since the work began."""
+        return time.monotonic() - self.started
+
     def add(self, count: int) -> None:
         self.done += count
         now = time.monotonic()

@@ -89,13 +89,18 @@ def write_shard(
                     group, size = [], 0
             if group:  # an empty row group is more than `datasets` can read
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            writer.add_key_value_metadata({_META: json.dumps(meta | {"records": count}, sort_keys=True)})
+            writer.add_key_value_metadata(packed_meta(meta, count))
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def packed_meta(meta: dict[str, Any], records: int) -> dict[bytes, str]:
+    """`meta` and the number of records as Parquet's key-value metadata, for `read_meta` to read."""
+    return {_META: json.dumps(meta | {"records": records}, sort_keys=True)}
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
 from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
-from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records
+from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records, packed_meta
 
 TABLE_GROUP_ROWS = 16_384
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -115,7 +115,7 @@ def select_rows(
 
 
 def merge_scores(
-    kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path
+    kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path, meta: dict[str, str]
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
@@ -160,7 +160,7 @@ def merge_scores(
     temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in (parquet, table)]
     try:
         with (
-            pq.ParquetWriter(temporary[0], schema, compression="zstd") as writer,
+            pq.ParquetWriter(temporary[0], schema, compression="zstd", write_page_checksum=True) as writer,
             open(temporary[1], "w", encoding="utf-8", newline="") as stream,
         ):
             # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
@@ -173,11 +173,13 @@ def merge_scores(
                 lines.writerows(group)
                 group.clear()
 
-            for record in records():
+            number = 0
+            for number, record in enumerate(records(), 1):  # noqa: B007
                 group.append(record)
                 if len(group) >= TABLE_GROUP_ROWS:
                     flush()
             flush()
+            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores"}, number))
         for path, final in zip(temporary, (parquet, table), strict=True):
             os.replace(path, final)
     finally:

@@ -3,6 +3,7 @@
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
-from darkroom.plan import Plan, load_plan, make_plan, rows_digest
+from darkroom.notes import Notes
+from darkroom.plan import Plan, load_plan, make_plan, rows_digest, run_lock
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
+from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
 from darkroom.resources import HUB_MODEL_BYTES
 from darkroom.rubric import Rubric, load_rubric
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from darkroom.tables import Kind
 
 ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
+RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
 TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
 
@@ -138,6 +142,106 @@ class Workflow:
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
         return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
+
+    def record(self, stage: str, shard: str) -> Path:
+        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind>."""
+        rule, _, kind = stage.partition("/")
+        folder = Path("score_images", kind) if kind else Path(RULES[rule])
+        return self.results("benchmarks") / folder / f"{shard}{RECORD_SUFFIX}"
+
+    @property
+    def dataset_mark(self) -> Path:
+        """Holds the state that the data set was written for; its files are in the user's own format and have no room."""
+        return self.results(".darkroom", "dataset.digest")
+
+    def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
+        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind>."""
+        for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
+            for kind, shards in digests.items():
+                for shard, planned in shards.items():
+                    yield prefix + kind, shard, self.results(prefix + kind, f"{shard}.parquet"), planned
+
+    @cached_property
+    def notes(self) -> Notes:
+        return Notes(self.results(".darkroom", "notes.json"))
+
+    def outdated_files(self) -> list[Path]:
+        """Files that are there, but were made for something else than is planned now, or are damaged.
+
+        Told from the files themselves: Snakemake's own records can be lost, belong to another working folder, or say of
+        a file that a failed job left as it was that it was made anew.
+        """
+        outdated = []
+        for kind, plan in self.plans.items():
+            for shard in plan.shards.values():
+                path = self.results(ROWS[kind], f"{shard.name}.jsonl")
+                if (note := self.notes.of(path)) and note["digest"] != shard.digest:
+                    outdated.append(path)
+        for stage, shard, path, planned in self.shard_files():
+            note = self.notes.of(path)
+            images = self.notes.of(self.results(stage.removeprefix("scores/"), f"{shard}.parquet"))
+            # Images that were made at a second try are still without scores.
+            again = (
+                note and images and stage.startswith("scores/") and note.get("image_failures") != images.get("failed")
+            )
+            if note and (note["digest"] != planned or again):
+                outdated.append(path)
+        table = self.results("scores.parquet")
+        note = self.notes.of(table)
+        whole = all(self.notes.of(path) for _, _, path, _ in self.shard_files())
+        failures = self.failures_digest() if whole else None  # a lost shard comes back as it was
+        if note and (note["digest"] != self.merge_digest() or failures not in (None, note.get("failures"))):
+            outdated.append(table)
+        made_for = self.dataset_mark.read_text().split() if self.dataset_mark.exists() else [None, None]
+        if made_for[0] != self.dataset_digest() or failures not in (None, made_for[1]):
+            outdated += [path for path in self.dataset_files().values() if path.exists()]
+        self.notes.save()
+        return outdated
+
+    def failed_files(self) -> list[Path]:
+        """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
+        failed = {
+            (stage, shard) for stage, shard, path, _ in self.shard_files() if (self.notes.of(path) or {}).get("failed")
+        }
+        files = [
+            path
+            for stage, shard, path, _ in self.shard_files()
+            if path.exists() and failed & {(stage, shard), (stage.removeprefix("scores/"), shard)}
+        ]
+        self.notes.save()
+        tables = [self.results("scores.parquet"), *self.dataset_files().values()]
+        return files + [path for path in tables if files and path.exists()]
+
+    def failures_digest(self) -> str:
+        """Changes where failed requests or replies were made at a second try, which no other digest tells."""
+        failed = [
+            [stage, shard, (self.notes.of(path) or {}).get("failed")] for stage, shard, path, _ in self.shard_files()
+        ]
+        return digest(failed, 16)
+
+    def dataset_state(self) -> str:
+        """What the data set is made for: its digest, and the failures that were there."""
+        return f"{self.dataset_digest()} {self.failures_digest()}"
+
+    def claim(self) -> None:
+        """Keep the results folder for this process until it ends, in whatever way.
+
+        Snakemake locks its working folder alone; two of them may name the same results. Raises DarkroomError where
+        another process holds it.
+        """
+        import filelock
+
+        path = run_lock(self.results())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(path)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise DarkroomError(
+                f"{self.results()}: another run works on these results; wait for its end, or stop it"
+            ) from error
+        except NotImplementedError:
+            return  # a file system without locks
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)

@@ -361,11 +361,16 @@ def take_given(folder, names):
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
     section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"}
-    stage = Stage("generate", section, recipe, "digest", 0, 2, folder, folder, Scratch(folder / "scratch"))
+    stage = Stage("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
     records = []
     for name in plan.names:
         counts = make_shard(
-            read_requests(plan.read(name), stage), folder / f"{name}.parquet", stage, [], lambda row: False, no_engine
+            read_requests(plan.read(name), section, 0, 2),
+            folder / f"{name}.parquet",
+            stage,
+            [],
+            lambda row: False,
+            no_engine,
         )
         made = list(iter_records(folder / f"{name}.parquet"))
         assert counts["made"] == 0 and counts["failed"] == sum(record["error"] is not None for record in made)

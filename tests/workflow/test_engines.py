@@ -35,8 +35,6 @@ def stage_for(section, name, tmp_path):
         section=section,
         recipe=image_recipe(section),
         digest="d",
-        seed=0,
-        samples=1,
         folder=tmp_path,
         outputs=tmp_path,
         scratch=Scratch(tmp_path / "scratch"),
@@ -49,7 +47,9 @@ def lines(*rows):
 
 
 def make(stage, data, path):
-    counts = make_shard(read_requests(data, stage), path, stage, [], lambda row: None, diffusion.open_engine)
+    counts = make_shard(
+        read_requests(data, stage.section, 0, 1), path, stage, [], lambda row: None, diffusion.open_engine
+    )
     return counts, list(iter_records(path))
 
 
@@ -120,7 +120,7 @@ def test_every_picture_of_a_batch_is_that_of_its_own_request(tmp_path, name):
     colours = ("red", "green", "blue")
     items = [{"prompt": f"make it {c}" if engine.edits else f"a {c} circle"} for c in colours]
     stage = stage_for(engine.section, name, tmp_path)
-    requests = read_requests(lines(*({"items": [item]} for item in items)), stage)
+    requests = read_requests(lines(*({"items": [item]} for item in items)), stage.section, 0, 1)
     sources = [Image.new("RGB", (64, 64), colour) for colour in colours] if engine.edits else None
     engine.prepare(requests)
     together = engine.run(requests, (64, 64), sources)
@@ -269,7 +269,9 @@ def test_sigterm_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
 
     try:
         with pytest.raises(Interrupted, match="interrupted, 2 of 6 kept"):
-            make_shard(read_requests(rows, stage), path, stage, [], lambda row: None, engine_that_is_told_to_stop)
+            make_shard(
+                read_requests(rows, stage.section, 0, 1), path, stage, [], lambda row: None, engine_that_is_told_to_stop
+            )
     finally:
         runtime.stop_requested.clear()
     counts, _ = make(stage, rows, path)

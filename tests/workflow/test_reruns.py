@@ -6,84 +6,13 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import time
 
+import filelock
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, Run, environment, small_config
+from conftest import JUDGE, PROMPTS, REPOSITORY, Run, clear_logs, environment, made, shards, write_inputs
 from darkroom.shardfile import iter_records, read_meta
-from PIL import Image
-
-COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
-PROMPTS = [
-    {"id": f"p{n}", "prompt": f"a {COLOURS[n % 6]} circle on a pink background", "group": n // 4, "note": f"nr {n}"}
-    for n in range(10)
-]
-PROMPTS[3] |= {"samples": 3, "steps": 1}
-PROMPTS[5] |= {"width": 48, "height": 80}
-EDITS = [
-    {"id": "e0", "prompt": "change the circle to blue", "images": [{"row": "p0", "sample": 0}]},
-    {"id": "e1", "prompt": "remove the circle", "images": [{"row": "p3", "sample": 2}]},
-    {"id": "e2", "prompt": "make the circle red", "images": "square.png"},
-    {"id": "e3", "prompt": "make the circle red", "images": "not-there.png"},
-    {"id": "e4", "prompt": "make the circle red", "images": [{"row": "nobody", "sample": 0}]},
-]
-BAD = [b'{"prompt": "cut off', b'{"id": "p1", "prompt": "an id that is taken"}', b'{"prompt": 7}']
-
-
-def write_inputs(run, prompts=PROMPTS, edits=EDITS):
-    run.write_rows("prompts.jsonl", [*prompts[:4], *BAD, *prompts[4:]])
-    run.write_rows("edits.jsonl", edits)
-    Image.new("RGB", (64, 64), (245, 215, 30)).save(run.folder / "square.png")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run; tests work on copies of it."""
-    run = Run(tmp_path_factory.mktemp("finished"), small_config(edits="edits.jsonl", shards={"size": 3}))
-    write_inputs(run)
-    run.snakemake()
-    return run
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(finished.folder, folder)
-    return Run(folder, json.loads(json.dumps(finished.config)))
-
-
-def shards(run):
-    """name below results -> SHA-256, of everything that must be equal when made twice."""
-    kinds = (
-        "prompts/*",
-        "edits/*",
-        "images/*",
-        "edited/*",
-        "scores/*/*",
-        "scores.*",
-        "rejected.jsonl",
-        "dataset/**/*.*",
-    )
-    return {
-        str(path.relative_to(run.results)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in kinds
-        for path in run.results.glob(pattern)
-        if path.is_file()
-    }
-
-
-def made(run):
-    """Images that the jobs of the last run say they made."""
-    return sum(
-        int(n) for p in run.results.glob("logs/*_images/*.log") for n in re.findall(r"done: (\d+) made", p.read_text())
-    )
-
-
-def clear_logs(run):
-    shutil.rmtree(run.results / "logs")
 
 
 def test_every_row_ends_in_exactly_one_place(finished):
@@ -161,6 +90,16 @@ def edited_row(rows, number, **changes):
     return [row | changes if n == number else row for n, row in enumerate(rows)]
 
 
+def other_judge(run):
+    """The same judge with another setting of its own: another model, to whoever compares."""
+    folder = run.folder / "judge"
+    shutil.copytree(JUDGE, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.5}))
+    run.config["judge"]["model"] = str(folder)
+
+
+IMAGES = {"generate_images", "edit_images"}
 AFTER = {"score_images", "merge_scores", "write_dataset", "all"}
 CHANGES = {
     "threshold": (
@@ -172,12 +111,27 @@ CHANGES = {
     "steps of edits": (lambda c: c.config["edit"].update(steps=3), AFTER | {"edit_images"}),
     "steps of images": (lambda c: c.config["generate"].update(steps=3), AFTER | {"generate_images", "edit_images"}),
     "seed": (lambda c: c.config.update(seed=1), AFTER | {"generate_images", "edit_images"}),
+    "nothing": (lambda c: None, set()),
+    "one row's width": (
+        lambda c: write_inputs(c, edited_row(PROMPTS, 8, width=48)),
+        AFTER | {"shard_prompts", "generate_images"},
+    ),
+    "an image shard deleted": (
+        lambda c: sorted(c.results.glob("images/*.parquet"))[-1].unlink(),
+        {"generate_images", "score_images", "merge_scores", "all"},  # whose images and scores are carried over
+    ),
+    "judge model": (lambda c: other_judge(c), AFTER),
+    "shard size": (lambda c: c.config["shards"].update(size=40), AFTER | IMAGES | {"shard_prompts", "shard_edits"}),
     "batch size": (lambda c: c.config["generate"].update(batch_size=2), set()),
 }
 
 
+@pytest.mark.parametrize("history", ["kept", "lost"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_reruns_what_it_decides_and_no_more(copy, name):
+def test_a_change_reruns_what_it_decides_and_no_more(copy, name, history):
+    """Also where Snakemake's own records are lost: then the files tell what they were made for."""
+    if history == "lost":
+        shutil.rmtree(copy.folder / ".snakemake")
     change, rules = CHANGES[name]
     change(copy)
     assert set(copy.planned()) == rules
@@ -225,35 +179,45 @@ def test_a_deleted_image_shard_comes_back_byte_by_byte(copy, finished):
     assert shards(copy) == shards(finished)
 
 
-def test_a_stale_score_file_stops_the_merge_with_a_clear_line(copy):
-    victim = sorted(copy.results.glob("scores/images/*.parquet"))[0]
-    other = sorted(copy.results.glob("scores/images/*.parquet"))[1]
-    shutil.copy(other, victim)
-    done = copy.snakemake("--forcerun", "merge_scores", check=False)
+def test_a_stale_shard_whose_job_failed_is_still_stale(copy):
+    """Snakemake puts the old file back, and notes for it what the failed job was started with."""
+    copy.config["generate"]["steps"] = 3
+    planned = copy.planned()
+    copy.config["generate"]["device"] = "cuda"  # which is no part of what is made, and not to be had here
+    done = copy.snakemake("--until", "generate_images", check=False)
+    assert done.returncode == 1 and "error: generate.device is cuda, but torch sees no GPU" in done.stdout + done.stderr
+    copy.config["generate"]["device"] = "cpu"
+    empty = sum(read_meta(path)["records"] == 0 for path in copy.results.glob("images/*.parquet"))  # need no model
+    assert copy.planned() == planned | {"generate_images": planned["generate_images"] - empty}
+
+
+def test_a_second_run_on_the_same_results_is_refused(copy, finished, tmp_path):
+    """From another working folder: in the same one Snakemake's own lock refuses it."""
+    other = Run(tmp_path / "other", copy.config | {"results": str(copy.results)})
+    other.folder.mkdir()
+    for name in ("prompts", "edits"):
+        other.config[name] = str(copy.folder / f"{name}.jsonl")
+    (copy.results / "scores.csv").unlink()
+    other.planned()
+    with filelock.FileLock(copy.results / ".darkroom/run.lock"):
+        done = other.snakemake("--forcerun", "merge_scores", check=False)
+        with copy.folder.joinpath("prompts.jsonl").open("a") as rows:
+            rows.write('{"prompt": "one more"}\n')
+        changed = other.snakemake("-n", check=False)
+    write_inputs(copy)
+    assert changed.returncode == 1 and "prompts.jsonl: changed" in changed.stderr
+    assert "another run works on" in changed.stderr
     assert done.returncode == 1
-    assert f"{victim.relative_to(copy.folder)}: stale" in done.stderr
+    assert f"error: {copy.results}: another run works on these results" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (copy.results / "scores.csv").exists()
+    copy.snakemake()
+    assert shards(copy) == shards(finished)
 
 
-def test_killed_at_random_moments_the_result_is_the_same(finished, tmp_path):
-    run = Run(tmp_path, json.loads(json.dumps(finished.config)))
-    write_inputs(run)
-    dice = random.Random(time.time_ns())
-    for _ in range(3):
-        process = subprocess.Popen(
-            run.command(),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
-        wait = dice.uniform(5, 45)
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        print(f"killed after {wait:.1f} s")
-        run.snakemake("--unlock", check=False)
-    run.snakemake()
-    assert shards(run) == shards(finished)
-    assert not list(run.results.glob(".darkroom/scratch/**/*.png"))
+def test_a_score_file_of_another_shard_is_noticed_and_made_again(copy, finished):
+    victim, other = sorted(copy.results.glob("scores/images/*.parquet"))[:2]
+    shutil.copy(other, victim)
+    assert copy.planned()["score_images"] == 1
+    copy.snakemake()
+    assert shards(copy) == shards(finished)

@@ -68,3 +68,36 @@ def image_minutes(kind, section):
     return lambda wildcards, attempt: needs.image_minutes(
         *DARKROOM.image_work(kind, wildcards.shard), attempt
     )
+
+
+# What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
+AGAIN = set()
+if workflow.is_main_process:
+    AGAIN |= {str(path) for path in DARKROOM.outdated_files()}
+    if DARKROOM.config["retry_failed"]:
+        AGAIN |= {str(path) for path in DARKROOM.failed_files()}
+
+
+def reads(paths, makes):
+    """Input files of the job that makes the file `makes`: their times count only where that is to be made anyway.
+
+    Without ancient() a touched shard of more than a megabyte would make all that follows stale; with it always, Snakemake
+    would pass over a stale file whose input is made anew in the same run.
+    """
+    stays = workflow.is_main_process and makes not in AGAIN and Path(makes).exists()
+    return [ancient(path) for path in paths] if stays else paths
+
+
+def all_files(wildcards):
+    """Every file of every shard; an input function, for only when the DAG is built it can be told what to make again."""
+    if workflow.is_main_process:
+        # The same as --forcerun, which is read before the Snakefile is.
+        workflow.dag.forcefiles.update(AGAIN)
+    return [path for kind in KINDS for path in shard_files(kind)]
+
+
+onstart:
+    try:
+        DARKROOM.claim()
+    except DarkroomError as error:
+        sys.exit(f"error: {error}")

@@ -7,7 +7,10 @@ if "images" in KINDS:
 
     rule generate_images:
         input:
-            rows=f"{RESULTS}/prompts/{{shard}}.jsonl",
+            rows=lambda wildcards: reads(
+                [f"{RESULTS}/prompts/{wildcards.shard}.jsonl"],
+                makes=f"{RESULTS}/images/{wildcards.shard}.parquet",
+            ),
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
         log:
@@ -34,11 +37,17 @@ if "edited" in KINDS:
 
     rule edit_images:
         input:
-            rows=f"{RESULTS}/edits/{{shard}}.jsonl",
-            images=lambda wildcards: [
-                f"{RESULTS}/images/{name}.parquet"
-                for name in DARKROOM.source_shards(wildcards.shard)
-            ],
+            rows=lambda wildcards: reads(
+                [f"{RESULTS}/edits/{wildcards.shard}.jsonl"],
+                makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
+            ),
+            images=lambda wildcards: reads(
+                [
+                    f"{RESULTS}/images/{name}.parquet"
+                    for name in DARKROOM.source_shards(wildcards.shard)
+                ],
+                makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
+            ),
         output:
             update(f"{RESULTS}/edited/{{shard}}.parquet"),
         log:

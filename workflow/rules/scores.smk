@@ -4,7 +4,10 @@
 
 rule score_images:
     input:
-        images=f"{RESULTS}/{{kind}}/{{shard}}.parquet",
+        images=lambda wildcards: reads(
+            [f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet"],
+            makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.shard}.parquet",
+        ),
     output:
         update(f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet"),
     log:

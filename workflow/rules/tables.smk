@@ -4,7 +4,10 @@
 
 rule merge_scores:
     input:
-        [row for kind in KINDS for row in shard_files(kind)],
+        reads(
+            [path for kind in KINDS for path in shard_files(kind)],
+            makes=f"{RESULTS}/scores.parquet",
+        ),
     output:
         scores=f"{RESULTS}/scores.parquet",
         table=f"{RESULTS}/scores.csv",
@@ -28,7 +31,7 @@ rule merge_scores:
 
 rule write_dataset:
     input:
-        TABLES,
+        reads(TABLES, makes=next(iter(DATASET.values()))),
     output:
         **DATASET,
     log:

@@ -1,0 +1,20 @@
+"""List, then remove, files that are no longer planned (rule prune: `snakemake -j1 prune`)."""
+
+from typing import TYPE_CHECKING
+
+from darkroom.prune import remove, size_of, unplanned_files
+from darkroom.runtime import job
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(None):
+    files = unplanned_files(Workflow.of_job(snakemake.config, snakemake.scriptdir))
+    total = 0
+    for path in files:
+        total += size_of(path)
+        print(path)
+    for path in files:
+        remove(path)
+    print(f"removed {len(files)} files and folders that are no longer planned, {total / 10**6:.1f} MB", flush=True)

@@ -1,0 +1,60 @@
+"""Make one image again from its own record and compare the pixels; exit 1 where they differ.
+
+    python scripts/replay.py --key KEY
+    python scripts/replay.py --row ROW --sample 1 --configfile my.yaml
+
+The record says what to make; the config says where the model and the results lie.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from darkroom.config import load_config
+from darkroom.errors import DarkroomError, RowError
+from darkroom.replay import find_record, replay
+from darkroom.runtime import job
+from darkroom.workflow import ROWS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configfile", type=Path, default=REPOSITORY / "config/config.yaml")
+    parser.add_argument("--key", help="the image's key, as the tables have it")
+    parser.add_argument("--row", help="or its row id")
+    parser.add_argument("--kind", choices=("images", "edited"), help="where to look; both unless told")
+    parser.add_argument("--item", type=int, default=0)
+    parser.add_argument("--sample", type=int, default=0)
+    arguments = parser.parse_args()
+    if bool(arguments.key) == bool(arguments.row):
+        parser.error("give --key or --row")
+    with job(None):
+        from darkroom import diffusion
+
+        try:
+            given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
+        config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
+        kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]
+        place = find_record(
+            Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
+        )
+        try:
+            result = replay(*place, config, diffusion.open_engine)
+        except RowError as error:
+            raise DarkroomError(f"{place[0]}: {error}") from error
+        for name, (then, now) in result.versions.items():
+            print(f"{name}: made with {then}, now {now}")
+        record = result.record
+        print(f"{place[0]}: row {record['row']}, item {record['item']}, sample {record['sample']}, key {record['key']}")
+        if not result.equal:
+            raise DarkroomError(f"{result.pixels} pixels differ, by at most {result.greatest} of 255")
+        print("equal: every pixel is the one that is stored")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+"""Print what a run would do and how long it would take (rule plan: `snakemake -j1 plan`)."""
+
+from typing import TYPE_CHECKING
+
+from darkroom.forecast import forecast, table
+from darkroom.runtime import job
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(None):
+    print(table(forecast(Workflow.of_job(snakemake.config, snakemake.scriptdir))), flush=True)

@@ -1,0 +1,17 @@
+"""Read all results once more and fail where anything is wrong (rule verify: `snakemake -j1 verify`)."""
+
+from typing import TYPE_CHECKING
+
+from darkroom.errors import DarkroomError
+from darkroom.runtime import job
+from darkroom.verify import report_lines, verify
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(None):
+    report = verify(Workflow.of_job(snakemake.config, snakemake.scriptdir))
+    print(report_lines(report), flush=True)
+    if report.problems:
+        raise DarkroomError(f"{len(report.problems)} problems, listed above")

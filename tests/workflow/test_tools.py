@@ -1,0 +1,170 @@
+"""plan, verify, prune and replay: they say what is so, and what the jobs then do agrees with it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import BAD, PROMPTS, REPOSITORY, environment, shards, write_inputs
+from darkroom.records import read_records
+from darkroom.shardfile import iter_records, read_meta, write_shard
+
+
+def forecast_of(run):
+    """stage -> the numbers of the table that `plan` prints."""
+    text = run.snakemake("plan").stdout
+    lines = [line.split() for line in text.splitlines() if re.match(r"(scores/)?(images|edited) +\d", line)]
+    return {
+        line[0]: dict(zip(("shards", "missing", "stale", "to make", "carried"), map(int, line[1:6]), strict=True))
+        for line in lines
+    }
+
+
+def recorded(run):
+    """stage -> [jobs, requests made, carried over] as the jobs recorded them."""
+    folders = {"images": "generate_images", "edited": "edit_images"}
+    folders |= {f"scores/{kind}": f"score_images/{kind}" for kind in ("images", "edited")}
+    found = {}
+    for stage, folder in folders.items():
+        records = list(read_records(run.results / "benchmarks" / folder))
+        found[stage] = [len(records), *(sum(r[name] for r in records) for name in ("made", "carried"))]
+    return found
+
+
+def test_the_plan_says_what_the_jobs_then_do(copy):
+    assert all((s["missing"], s["stale"], s["to make"]) == (0, 0, 0) for s in forecast_of(copy).values())
+    rows = [row | {"prompt": "two green stars"} if row["id"] in ("p0", "p8") else row for row in PROMPTS]
+    write_inputs(copy, rows[:-1])
+    sorted(copy.results.glob("scores/edited/*.parquet"))[0].unlink()
+    planned, before = forecast_of(copy), recorded(copy)
+    # p0 and p8; e0 starts from p0; three pictures have a new content, one score file is missing.
+    assert planned["images"]["to make"] == 2 and planned["edited"]["to make"] == 1
+    assert planned["scores/edited"]["missing"] == 1
+    text = copy.snakemake("plan").stdout
+    assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
+    copy.snakemake()
+    after = recorded(copy)
+    for stage, numbers in planned.items():
+        jobs, new, carried = (a - b for a, b in zip(after[stage], before[stage], strict=True))
+        assert (jobs, new, carried) == (numbers["missing"] + numbers["stale"], numbers["to make"], numbers["carried"])
+
+
+def test_verify_reads_every_row_image_and_score(copy):
+    text = copy.snakemake("verify").stdout
+    counts = {name: int(number) for number, name in re.findall(r"^ +(\d+) (\S.*)$", text, re.M)}
+    assert counts["images images"] == counts["images scored"] == 12 and counts["images rejected rows"] == len(BAD)
+    assert counts["edited failed"] == 1 and counts["data set files"] == 12 + 3
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def flip_an_image(run):
+    path = sorted(run.results.glob("images/*.parquet"))[0]
+    flip(path, path.read_bytes().index(b"IDAT") + 40)
+    return path
+
+
+def swap_an_image(run):
+    """Another whole picture, well formed, under a record that is not its own."""
+    path = sorted(run.results.glob("images/*.parquet"))[0]
+    records, meta = list(iter_records(path)), read_meta(path)
+    records[0]["image"] = records[-1]["image"] if records[0]["image"] != records[-1]["image"] else None
+    kinds = {"image": "picture", "guidance": "float", "true_cfg": "float"}
+    kinds |= dict.fromkeys(("item", "sample", "seed", "width", "height", "steps"), "int")
+    write_shard(path, {name: kinds.get(name, "text") for name in records[0]}, records, meta)
+    return path
+
+
+def shorten_a_table(run):
+    path = run.results / "rejected.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    return path
+
+
+def change_a_row(run):
+    path = sorted(run.results.glob("prompts/*.jsonl"))[0]
+    path.write_text(path.read_text().replace("circle", "square", 1))
+    return path
+
+
+def change_a_data_set_file(run):
+    path = sorted(run.results.glob("dataset/images/*/*.png"))[0]
+    flip(path, 60)
+    return path
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [flip_an_image, swap_an_image, shorten_a_table, change_a_row, change_a_data_set_file],
+    ids=lambda f: f.__name__,
+)
+def test_verify_finds_what_was_harmed(copy, harm):
+    path = harm(copy)
+    done = copy.snakemake("verify", check=False)
+    assert done.returncode == 1
+    problems = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert str(path.relative_to(copy.folder)) in problems[0]
+
+
+def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
+    write_inputs(copy, PROMPTS[:4])  # the shards of the other rows are not planned any more
+    done = copy.snakemake("prune", check=False)
+    assert done.returncode == 1 and "run snakemake first, then prune" in done.stderr
+    copy.snakemake()
+    before = shards(copy)
+    text = copy.snakemake("prune").stdout
+    after = shards(copy)
+    gone = set(before) - set(after)
+    assert gone and all(before[name] == after[name] for name in after)
+    assert {f"results/{name}" for name in gone} <= set(text.split())
+    left = {path.stem for path in copy.results.glob("images/*.parquet")}
+    assert left == {path.stem for path in copy.results.glob("prompts/*.jsonl")}
+    scores = pd.read_parquet(copy.results / "scores.parquet")
+    assert set(scores[scores["kind"] == "images"]["shard"]) <= left
+    copy.snakemake("verify")
+    assert copy.planned() == {}
+    assert "removed 0 files" in copy.snakemake("prune").stdout
+
+
+def replay(run, *arguments):
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts/replay.py"), "--configfile", "config.yaml", *arguments],
+        cwd=run.folder,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+
+
+def test_any_image_can_be_made_again_from_its_record(copy):
+    copy.command()  # writes config.yaml
+    scores = pd.read_parquet(copy.results / "scores.parquet")
+    edit = scores[(scores["kind"] == "edited") & (scores["row"] == "e2")]["key"].iloc[0]
+    for arguments in (["--row", "p3", "--sample", "2"], ["--key", edit]):
+        done = replay(copy, *arguments)
+        assert done.returncode == 0 and "equal: every pixel" in done.stdout, done.stderr
+    swap_an_image(copy)
+    path = sorted(copy.results.glob("images/*.parquet"))[0]
+    first = next(iter_records(path))
+    done = replay(copy, "--key", first["key"])
+    assert done.returncode == 1 and re.search(r"^error: \d+ pixels differ", done.stderr, re.M)
+    done = replay(copy, "--row", "nobody")
+    assert done.returncode == 1 and "no image with row nobody" in done.stderr
+
+
+def test_failed_requests_are_tried_again_when_asked_for(copy, finished):
+    assert copy.planned() == {}
+    copy.config["retry_failed"] = True
+    failed = [path for path in copy.results.glob("edited/*.parquet") if read_meta(path)["failed"]]
+    planned = copy.planned()
+    assert planned["edit_images"] == len(failed) == 1 and "generate_images" not in planned
+    copy.snakemake()
+    assert shards(copy) == shards(finished)
+    record = json.loads((copy.results / f"benchmarks/edit_images/{failed[0].stem}.jsonl").read_text().splitlines()[-1])
+    assert (record["made"], record["failed"]) == (0, 1)
