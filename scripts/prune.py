@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from darkroom.prune import remove, size_of, unplanned_files
-from darkroom.runtime import job
+from darkroom.runtime import job, tell
 from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -11,10 +11,8 @@ if TYPE_CHECKING:
 
 with job(None):
     files = unplanned_files(Workflow.of_job(snakemake.config, snakemake.scriptdir))
-    total = 0
-    for path in files:
-        total += size_of(path)
-        print(path)
+    total = sum(map(size_of, files))
+    tell("\n".join(map(str, files)), snakemake.log[0])
     for path in files:
         remove(path)
     print(f"removed {len(files)} files and folders that are no longer planned, {total / 10**6:.1f} MB", flush=True)

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from darkroom.forecast import forecast, table
-from darkroom.runtime import job
+from darkroom.runtime import job, tell
 from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(None):
-    print(table(forecast(Workflow.of_job(snakemake.config, snakemake.scriptdir))), flush=True)
+    tell(table(forecast(Workflow.of_job(snakemake.config, snakemake.scriptdir))), snakemake.log[0])

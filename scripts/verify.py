@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from darkroom.errors import DarkroomError
-from darkroom.runtime import job
+from darkroom.runtime import job, tell
 from darkroom.verify import report_lines, verify
 from darkroom.workflow import Workflow
 
@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 with job(None):
     report = verify(Workflow.of_job(snakemake.config, snakemake.scriptdir))
-    print(report_lines(report), flush=True)
+    tell(report_lines(report), snakemake.log[0])
     if report.problems:
         raise DarkroomError(f"{len(report.problems)} problems, listed above")

@@ -59,6 +59,13 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
+def tell(text: str, log: str | Path) -> None:
+    """Print `text` for whoever asked for it, and keep it in the file `log`."""
+    print(text, flush=True)
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    Path(log).write_text(text + "\n", encoding="utf-8")
+
+
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of packages; those that are not installed are left out."""
     found = {}

@@ -122,7 +122,7 @@ def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
     if meta["digest"] != expected:
         raise DarkroomError(
             f"{path}: stale, made for digest {meta['digest'][:12]} where {expected[:12]} is planned;"
-            f" run `snakemake --forcerun {meta['rule']}`, which keeps every image that is still good"
+            " run snakemake again, which keeps every image that is still good"
         )
     return meta
 

@@ -118,9 +118,7 @@ class Workflow:
                 f"shard {shard} is no longer planned: the rows changed during the run; run snakemake again"
             )
         if rows_digest(data) != planned.digest:
-            raise DarkroomError(
-                f"{path}: not the rows that are planned; run `snakemake --forcerun shard_prompts shard_edits`"
-            )
+            raise DarkroomError(f"{path}: not the rows that are planned; run snakemake again")
         return data
 
     def requests(self, kind: str, shard: str) -> int:

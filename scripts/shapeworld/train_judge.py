@@ -350,7 +350,7 @@ class Student:
         vision_only = stage == "vision"
         unused = () if stage not in ("vision", "language") else ("changes",)
         if vision_only:
-            unused += ("words", "aspects", "before")  # and before_geometry
+            unused += ("words", "aspects", "before")
         named = [("model." + n, p) for n, p in self.model.named_parameters() if "visual" in n or not vision_only]
         named += [("heads." + n, p) for n, p in self.heads.named_parameters() if not n.startswith(unused)]
         return named if vision_only else [*named, ("offsets", self.offsets)]

@@ -5,6 +5,8 @@
 
 
 rule plan:
+    log:
+        f"{RESULTS}/logs/plan.log",
     localrule: True
     conda:
         "../../envs/tables.yaml"
@@ -15,6 +17,8 @@ rule plan:
 
 
 rule verify:
+    log:
+        f"{RESULTS}/logs/verify.log",
     localrule: True
     conda:
         "../../envs/tables.yaml"
@@ -25,6 +29,8 @@ rule verify:
 
 
 rule prune:
+    log:
+        f"{RESULTS}/logs/prune.log",
     localrule: True
     conda:
         "../../envs/tables.yaml"
