@@ -175,7 +175,7 @@ def test_killed_at_random_moments_the_result_is_the_same(finished, tmp_path):
 
 
 def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(tmp_path):
-    run = Run(tmp_path, small_config(shards={"size": 100}, generate=QUICK))
+    run = Run(tmp_path, small_config(shards={"size": 100_000}, generate=QUICK))
     no_questions(run)
     run.write_rows("prompts.jsonl", rows(30))
     run.results.mkdir()
@@ -244,7 +244,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path):
 
 def test_a_run_that_is_told_to_stop_keeps_what_it_has(tmp_path):
     """SIGTERM, as Slurm sends it before the end of a job's time."""
-    run = Run(tmp_path, small_config(shards={"size": 400}, generate=QUICK | {"steps": 8}))
+    run = Run(tmp_path, small_config(shards={"size": 100_000}, generate=QUICK | {"steps": 8}))
     no_questions(run)
     run.write_rows("prompts.jsonl", rows(200))
     env, counter = counted(run)
@@ -253,14 +253,14 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has(tmp_path):
     while len(counter.read_text().split()) < 5:
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.1)
-    job = subprocess.run(
-        ["pgrep", "-f", f"{re.escape(str(run.folder))}.*make_images|scripts/.*make_images.py"],
-        capture_output=True,
-        text=True,
+    # The job itself: the shell that Snakemake starts it from has the same command line.
+    found = subprocess.run(
+        ["pgrep", "-f", r"scripts/\w+\.make_images\.py"], capture_output=True, text=True
     ).stdout.split()
-    for pid in job:
-        if Path(f"/proc/{pid}/cwd").resolve() == run.folder.resolve():
-            os.kill(int(pid), signal.SIGTERM)
+    jobs = [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().startswith("python")]
+    jobs = [pid for pid in jobs if Path(f"/proc/{pid}/cwd").resolve() == run.folder.resolve()]
+    assert len(jobs) == 1
+    os.kill(int(jobs[0]), signal.SIGTERM)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     kept = int(re.search(r"error: interrupted, (\d+) of 200 kept", text).group(1))
