@@ -150,22 +150,23 @@ def plan_folder(results: str | Path, kind: str) -> Path:
     return Path(results) / ".darkroom" / "plan" / kind
 
 
-def run_lock(results: str | Path) -> Path:
-    """The file that a run keeps locked while it works on a results folder."""
-    return Path(results) / ".darkroom" / "run.lock"
+def hold_results(results: str | Path, refusal: str) -> Any:
+    """Lock a results folder against other runs, until the lock that is returned is released or the process ends.
 
-
-def _refuse_during_a_run(results: str | Path, path: Path) -> None:
+    None on a file system without locks. Raises DarkroomError with `refusal` where another process holds it.
+    """
     import filelock
 
+    path = Path(results) / ".darkroom" / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
     try:
-        filelock.FileLock(run_lock(results)).acquire(timeout=0).lock.release()
+        lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise DarkroomError(
-            f"{path}: changed, or is to be cut otherwise, while another run works on {results}; wait for its end, or stop it"
-        ) from error
+        raise DarkroomError(refusal) from error
     except NotImplementedError:
-        return  # a file system without locks
+        return None
+    return lock
 
 
 def load_plan(results: str | Path, kind: str) -> Plan:
@@ -203,7 +204,10 @@ def make_plan(
                 return Plan(folder, json.loads((folder / f"{current['id']}.json").read_bytes()))
         except (OSError, ValueError, KeyError):
             pass
-        _refuse_during_a_run(results, path)
+        # Its jobs read the plan that is current.
+        refusal = f"{path}: changed, or is to be cut otherwise, while another run works on {results}"
+        if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
+            lock.release()
         return _Builder(path, kind, size, folder, samples, prompts).build(state)
 
 

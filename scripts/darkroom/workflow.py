@@ -13,7 +13,7 @@ from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.notes import Notes
-from darkroom.plan import Plan, load_plan, make_plan, rows_digest, run_lock
+from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
@@ -227,19 +227,8 @@ class Workflow:
         Snakemake locks its working folder alone; two of them may name the same results. Raises DarkroomError where
         another process holds it.
         """
-        import filelock
-
-        path = run_lock(self.results())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(path)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise DarkroomError(
-                f"{self.results()}: another run works on these results; wait for its end, or stop it"
-            ) from error
-        except NotImplementedError:
-            return  # a file system without locks
+        refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
+        self._lock = hold_results(self.results(), refusal)
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)
