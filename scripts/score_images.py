@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.judge import judge_shard
 from darkroom.records import append_record
-from darkroom.runtime import job
+from darkroom.runtime import job, limit_threads
 from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ def open_judge(section, kind, rubric):
 
 # The guard is for vLLM's workers: where they are spawned they import this file.
 if __name__ == "__main__":
-    with job(snakemake.log[0], snakemake.threads):
+    with job(snakemake.log[0]):
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+        limit_threads(snakemake.threads, workflow.config["judge"]["device"])
         kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
         started = time.monotonic()
         counts = judge_shard(

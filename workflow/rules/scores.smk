@@ -20,9 +20,7 @@ rule score_images:
     resources:
         gpu=gpus("judge"),
         mem_mb=memory("judge"),
-        runtime=lambda wildcards, attempt: needs.judge_minutes(
-            DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
-        ),
+        runtime=judge_minutes(),
     params:
         digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.shard],
         images=lambda wildcards: DARKROOM.image_digests[wildcards.kind][wildcards.shard],
