@@ -287,12 +287,13 @@ def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batc
     assert lost.node == cancelled.node != limited.node == hungry.node
     slurm("scancel", cancelled.id)
     (checkout.observed / f"hog-{hungry.id}").touch()
-    slurm("scontrol", "update", f"jobid={limited.id}", f"TimeLimit={minutes_since(limited.start) + 1}")
+    # Slurm looks every half minute whose time is almost over.
+    slurm("scontrol", "update", f"jobid={limited.id}", f"TimeLimit={minutes_since(limited.start) + 2}")
     until(lambda: ended(cancelled.id), "the cancelled job's end")
     cluster("kill-node", lost.node)
     slurm("scontrol", "update", f"node={lost.node}", "state=down", "reason=test")
     cluster("start-node", lost.node)
-    slurm("scontrol", "update", f"node={lost.node}", "state=resume")
+    until(lambda: "down" not in slurm("sinfo", "-h", "-n", lost.node, "-o", "%T"), "the node's return")
 
     def again():
         second = {job.comment.rpartition("_")[2]: job for job in of_rule("generate_images") if job.id not in ids}
@@ -303,8 +304,8 @@ def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batc
     for old in (cancelled, limited, hungry):
         new = second[old.comment.rpartition("_")[2]]
         assert int(new.memory.rstrip("M")) > 1.4 * int(old.memory.rstrip("M"))
-        # Of the limited one the limit was lowered: what it asked for is what its neighbour did.
         assert minutes(new.limit) > 1.5 * minutes(old.limit)
+    assert state(limited.id) == "FAILED"  # it ended by itself, before its time was over
     made = len(checkout.noted("images"))
     until(lambda: len(checkout.noted("images")) > made + 2, "more images", process)
     process.send_signal(signal.SIGINT)
