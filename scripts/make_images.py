@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
 from darkroom.records import append_record
-from darkroom.runtime import job
+from darkroom.runtime import job, limit_threads
 from darkroom.scratch import Scratch
 from darkroom.shardfile import check_digest
 from darkroom.workflow import ROWS, SECTIONS, Workflow
@@ -21,9 +21,10 @@ def open_engine(section, name):
     return diffusion.open_engine(section, name)
 
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
+    limit_threads(snakemake.threads, workflow.config[SECTIONS[kind]]["device"])
     plan = workflow.plans[kind]
     stage = Stage(
         name=SECTIONS[kind],

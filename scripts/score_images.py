@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from darkroom.generate import moved_rows
 from darkroom.judge import judge_shards, old_score_files
 from darkroom.records import append_record
-from darkroom.runtime import job
+from darkroom.runtime import job, limit_threads
 from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def open_judge(section, kind, rubric):
 
 # The guard is for vLLM's workers: where they are spawned they import this file.
 if __name__ == "__main__":
-    with job(snakemake.log[0], snakemake.threads):
+    with job(snakemake.log[0]):
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
         kind, group, path = snakemake.wildcards.kind, snakemake.wildcards.group, Path(snakemake.output[0])
         plan, groups = workflow.plans[kind], workflow.groups[kind]
@@ -31,6 +31,7 @@ if __name__ == "__main__":
         moved = moved_rows(
             lambda row: home.get(plan.shard_of_row(row)), group, workflow.score_digests[kind], path.parent
         )
+        limit_threads(snakemake.threads, workflow.config["judge"]["device"])
         started = time.monotonic()
         counts = judge_shards(
             images={file: workflow.image_digests[kind][file.stem] for file in images},

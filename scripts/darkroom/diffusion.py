@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from darkroom.config import is_folder_name
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.requests import Request
 from darkroom.runtime import say
 
@@ -77,7 +77,7 @@ class Engine:
         try:
             return pipe.to(self.device)
         except torch.OutOfMemoryError as error:
-            raise DarkroomError(
+            raise OutOfMemory(
                 f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
             ) from error
 

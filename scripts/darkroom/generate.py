@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.errors import DarkroomError, Interrupted, OutOfMemory, RowError
 from darkroom.images import encode_png, open_picture, read_file
 from darkroom.plan import Plan
 from darkroom.requests import Request, expand, request_key
@@ -300,7 +300,7 @@ def _run(
         gc.collect()
         torch.cuda.empty_cache()
         if len(batch) == 1:
-            raise DarkroomError(
+            raise OutOfMemory(
                 f"{engine.name}: out of memory with a single image of {size[0]} x {size[1]} pixels;"
                 " use a larger GPU, a smaller size or a smaller model"
             )

@@ -6,7 +6,9 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
 from darkroom.errors import DarkroomError
+from darkroom.runtime import refusal
 from darkroom.workflow import Workflow
+from snakemake.jobs import Job
 
 try:
     DARKROOM = Workflow.open(
@@ -61,13 +63,21 @@ def job_threads(section):
 
 
 def memory(section):
-    size = DARKROOM.model_bytes(section)
-    return lambda wildcards, attempt: needs.memory_mb(size, attempt)
+    size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
+    return lambda wildcards, attempt: needs.memory_mb(size, attempt, processes)
 
 
 def image_minutes(kind, section):
+    size = DARKROOM.model_bytes(section)
     return lambda wildcards, attempt: needs.image_minutes(
-        *DARKROOM.image_work(kind, wildcards.shard), attempt
+        size, *DARKROOM.image_work(kind, wildcards.shard), attempt
+    )
+
+
+def judge_minutes():
+    size = DARKROOM.model_bytes("judge")
+    return lambda wildcards, attempt: needs.judge_minutes(
+        size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
     )
 
 
@@ -113,8 +123,20 @@ def all_files(wildcards):
     return [path for kind in KINDS for path in shard_files(kind)]
 
 
+def retries(job):
+    """How often a job is run again; Snakemake knows no failure that another try cannot cure, but our jobs say so."""
+    refused = any(refusal(path).exists() for path in job.log)
+    return 0 if refused else job.rule.restart_times
+
+
+if workflow.is_main_process:
+    Job.restart_times = property(retries)
+
+
 onstart:
     try:
         DARKROOM.claim()
     except DarkroomError as error:
         sys.exit(f"error: {error}")
+    for path in DARKROOM.results("logs").rglob("*.refused"):
+        path.unlink()

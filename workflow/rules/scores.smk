@@ -33,9 +33,7 @@ rule score_images:
     resources:
         gpu=gpus("judge"),
         mem_mb=memory("judge"),
-        runtime=lambda wildcards, attempt: needs.judge_minutes(
-            DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
-        ),
+        runtime=judge_minutes(),
     params:
         digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.group],
     message:
