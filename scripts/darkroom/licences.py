@@ -63,9 +63,11 @@ def model_of(section: str, settings: dict[str, Any]) -> Model:
     stated = _of_card(Path(folder) / "README.md") if folder else {}
     page = None if local else f"{HUB}/{name}"
     licence = stated.get("license_name") if stated.get("license") in (None, "other") else stated["license"]
-    if licence is None and not local:
+    if licence is None:
+        # A model made from another one is bound by that one's licence.
         known = {model.lower(): licence for model, licence in _KNOWN.items()}
-        licence = known.get(name.lower())
+        origin = stated.get("base_model", "") if local else name
+        licence = known.get(origin.lower())
     licence = (licence or stated.get("license") or "unknown").lower()
     link = stated.get("license_link")
     if link and "://" not in link:
