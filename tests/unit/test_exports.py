@@ -1,6 +1,8 @@
 """Exports: what other tools read back is what was selected; the same bytes when made twice; bounded memory."""
 
+import csv
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -217,6 +219,28 @@ def test_an_export_read_back_is_what_was_selected(built, format, kind):
     if kind == "images":
         assert {"mine", None} == set(own["row_image"]) == set(own["row_key"])
         assert '{"a": 1}' in own["row_recipe"] and 1.5 in own["n"]
+
+
+def test_rows_come_back_in_the_format_they_came_in(built):
+    folder, export, _ = built
+    rows = [json.loads(line) for line in (folder / "exports/folder/prompts.jsonl").open(encoding="utf-8")]
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    for ending in (".jsonl.gz", ".csv", ".parquet"):
+        other = export("folder", to=ending[1:])
+        other.rows = {kind: path.with_suffix(ending) for kind, path in other.rows.items()}
+        write_export(other)
+        path = other.rows["images"]
+        if ending == ".csv":
+            with path.open(encoding="utf-8", newline="") as stream:
+                back = list(csv.DictReader(stream))
+        elif ending == ".parquet":
+            back = pq.read_table(path).to_pylist()
+        else:
+            back = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        for row, line in zip(rows, back, strict=True):
+            for name, value in row.items():
+                nested = ending == ".csv" and isinstance(value, list | dict)
+                assert line[name] == (json.dumps(value) if nested else str(value) if ending == ".csv" else value), name
 
 
 def test_an_id_or_a_prompt_never_becomes_a_path(built):

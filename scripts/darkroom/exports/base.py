@@ -182,7 +182,7 @@ class Sums:
 
     def __init__(self, folder: Path):
         self.folder, self.noted = folder, {}
-        self.temporary = folder / f".{SUMS}.{os.getpid()}"
+        self.temporary = folder / f".{SUMS}.part"
 
     def __enter__(self) -> "Sums":
         (self.folder / SUMS).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def replace_files(folder: Path, written: list[Path], names: list[str]) -> None:
     """Give finished files their final names, and remove files of earlier exports: those named train-* or .train-*."""
     for path, name in zip(written, names, strict=True):
         os.replace(path, folder / name)
-    for path in [*folder.glob("train-*"), *folder.glob(".train-*")]:
+    for path in [path for pattern in ("train-*", ".train-*", "..train-*") for path in folder.glob(pattern)]:
         if path.name not in names:
             path.unlink()
 

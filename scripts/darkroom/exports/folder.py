@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
@@ -97,17 +97,17 @@ def _filled(
 
 def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    table = temporary.with_name(f"{temporary.name}.table")
-    suffix = PurePosixPath(path.name.removesuffix(".gz")).suffix
+    temporary = path.with_name(f".{path.name}.part")
+    table = path.with_name(f".{path.name}.table.part")
+    write_table = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix)
     count = 0
     try:
-        with gzip.GzipFile(temporary, "wb", mtime=0) if path.name.endswith(".gz") else open(temporary, "wb") as out:
+        with gzip.GzipFile(temporary, "wb", mtime=0) if path.suffix == ".gz" else open(temporary, "wb") as out:
             for row in rows:
                 count += 1
                 out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
-        if suffix in (".csv", ".parquet"):  # whose columns are known when the last row is
-            (_write_csv if suffix == ".csv" else _write_parquet)(temporary, table)
+        if write_table:  # whose columns are known when the last row is
+            write_table(temporary, table)
             os.replace(table, temporary)
         os.replace(temporary, path)
     finally:

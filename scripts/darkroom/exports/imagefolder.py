@@ -23,7 +23,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
         pictures = PngFolder(folder, names, sums, prefix=f"{kind.name}/")
         marker = export.marker(kind)
         count = 0
-        temporary = folder / f".metadata.jsonl.{os.getpid()}"
+        temporary = folder / ".metadata.jsonl.part"
         try:
             with open(temporary, "w", encoding="utf-8") as out:
                 for image in export.selected(kind):
