@@ -45,7 +45,7 @@ with job(snakemake.log[0], snakemake.threads):
         path,
         stage,
         old_shard_files(plan, shard, path.parent),
-        moved_rows(plan, shard, workflow.image_digests[kind], path.parent),
+        moved_rows(plan.shard_of_row, shard, workflow.image_digests[kind], path.parent),
         open_engine,
     )
     record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}

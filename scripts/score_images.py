@@ -1,10 +1,11 @@
-"""Judge the images of one shard (rule score_images)."""
+"""Judge the images of one group of shards (rule score_images)."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.judge import judge_shard
+from darkroom.generate import moved_rows
+from darkroom.judge import judge_shards, old_score_files
 from darkroom.records import append_record
 from darkroom.runtime import job
 from darkroom.workflow import Workflow
@@ -23,20 +24,27 @@ def open_judge(section, kind, rubric):
 if __name__ == "__main__":
     with job(snakemake.log[0], snakemake.threads):
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
-        kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
+        kind, group, path = snakemake.wildcards.kind, snakemake.wildcards.group, Path(snakemake.output[0])
+        plan, groups = workflow.plans[kind], workflow.groups[kind]
+        images = (Path(name) for name in snakemake.input)
+        home = groups.of_shard()
+        moved = moved_rows(
+            lambda row: home.get(plan.shard_of_row(row)), group, workflow.score_digests[kind], path.parent
+        )
         started = time.monotonic()
-        counts = judge_shard(
-            images=Path(snakemake.input.images[0]),
-            images_digest=snakemake.params.images,
+        counts = judge_shards(
+            images={file: workflow.image_digests[kind][file.stem] for file in images},
             kind=kind,
             rubric=workflow.rubric,
             section=workflow.config["judge"],
             recipe=workflow.recipes["judge"],
-            path=Path(snakemake.output[0]),
+            path=path,
             stage_digest=snakemake.params.digest,
-            journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
+            journal=workflow.score_journal(kind, group),
+            old_files=old_score_files(plan, groups, group, path.parent),
+            moved=lambda row: workflow.score_journal(kind, other) if (other := moved(row)) else None,
             open_engine=open_judge,
             retry_failed=workflow.config["retry_failed"],
         )
         record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
-        append_record(workflow.record("scores/" + kind, shard), record)
+        append_record(workflow.record("scores/" + kind, group), record)

@@ -381,12 +381,17 @@ def _pictures(request: Request, stage: Stage, sources: Sources) -> dict[str, Any
     return columns
 
 
-def moved_rows(plan: Plan, shard: str, digests: dict[str, str], outputs: Path) -> Callable[[str], str | None]:
-    """For `make_shard`: the other shard a row belongs to now, unless that one's file is there and up to date."""
+def moved_rows(
+    home: Callable[[str], str | None], own: str, digests: dict[str, str], outputs: Path
+) -> Callable[[str], str | None]:
+    """The other file a row belongs to now, by name, unless that one is there and up to date.
+
+    home: row id -> the name of its file; own: the file that is being made; digests: what each file is to be made for.
+    """
 
     def moved(row: str) -> str | None:
-        other = plan.shard_of_row(row)
-        if other in (None, shard):
+        other = home(row)
+        if other in (None, own):
             return None
         if other not in settled:
             try:

@@ -103,6 +103,6 @@ def edited_digest(
     return digest(parts)
 
 
-def score_digest(images: str, recipe: dict[str, Any]) -> str:
-    """The digest of a score shard: of the images it judges and the judge's recipe."""
-    return digest([images, recipe])
+def score_digest(images: list[str], recipe: dict[str, Any]) -> str:
+    """The digest of a score file: of the image shards it judges, by their digests, and the judge's recipe."""
+    return digest([images[0] if len(images) == 1 else images, recipe])

@@ -41,12 +41,12 @@ def verify(workflow: Workflow) -> Report:
     """
     report = Report()
     for kind in workflow.kinds():
-        for shard in kind.plan.names:
-            for check in (_rows, _images, _scores):
-                try:
-                    report.problems += list(check(workflow, kind, shard, report))
-                except DarkroomError as error:
-                    report.problems.append(str(error))
+        checks = [(check, shard) for shard in kind.plan.names for check in (_rows, _images)]
+        for check, name in checks + [(_scores, group) for group in kind.groups]:
+            try:
+                report.problems += list(check(workflow, kind, name, report))
+            except DarkroomError as error:
+                report.problems.append(str(error))
     try:
         report.problems += list(_tables(workflow, report))
     except (DarkroomError, OSError) as error:
@@ -106,16 +106,17 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
         yield f"{path}: {number} records where {len(requests)} requests are planned"
 
 
-def _scores(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterator[str]:
-    path = kind.scores / f"{shard}.parquet"
-    check_digest(path, kind.score_digests[shard])
-    images = iter_records(kind.images / f"{shard}.parquet", ["key", "row", "sha256", "error"])
+def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Iterator[str]:
+    path = kind.scores / f"{group}.parquet"
+    check_digest(path, kind.score_digests[group])
+    columns = ["key", "row", "sha256", "error"]
+    images = (i for shard in kind.groups[group] for i in iter_records(kind.images / f"{shard}.parquet", columns))
     scores = list(iter_records(path))
     for image, score in zip(images, scores, strict=False):
         if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
             yield f"{path}: row {image['row']}: the scores are of another picture"
         report.add(f"{kind.name} scored", image["error"] is None)
-    planned = workflow.requests(kind.name, shard)
+    planned = workflow.score_requests(kind.name, group)
     if len(scores) != planned:
         yield f"{path}: {len(scores)} scores where {planned} requests are planned"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
+from darkroom.groups import Groups, load_groups, make_groups
 from darkroom.identity import digest
 from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
@@ -34,11 +35,12 @@ TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
 
 @dataclass
 class Workflow:
-    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan."""
+    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan; groups: kind -> the shards judged together."""
 
     config: dict[str, Any]
     plans: dict[str, Plan]
     rubric: Rubric
+    groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -53,11 +55,14 @@ class Workflow:
         _check_preferences(config["export"]["preferences"], rubric)
         check_licences(config, TRAINING)
         plans: dict[str, Plan] = {}
+        groups: dict[str, Groups] = {}
+        together = config["judge"]["shards_per_job"]
         for kind, rows in ROWS.items():
             if config[rows] is None:
                 continue
             if planned:
                 plans[kind] = load_plan(config["results"], rows)
+                groups[kind] = load_groups(config["results"], rows, plans[kind], together)
                 continue
             plans[kind] = make_plan(
                 config[rows],
@@ -67,13 +72,14 @@ class Workflow:
                 config["samples_per_prompt"],
                 plans.get("images") if kind == "edited" else None,
             )
+            groups[kind] = make_groups(config["results"], rows, plans[kind], together)
             if config["strict"] and (bad := plans[kind].first_rejected()):
                 raise DarkroomError(
                     f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
                 )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, recipes)
+        return cls(config, plans, rubric, groups, recipes)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], scriptdir: str) -> "Workflow":
@@ -99,17 +105,29 @@ class Workflow:
         return digests
 
     @cached_property
-    def score_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> shard -> the digest its score file is made for."""
+    def shard_score_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest of its scores, in whichever file they are."""
         recipe = self.recipes["judge"]
         return {
-            kind: {name: score_digest(images, recipe) for name, images in digests.items()}
+            kind: {name: score_digest([images], recipe) for name, images in digests.items()}
             for kind, digests in self.image_digests.items()
+        }
+
+    @cached_property
+    def score_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> group of shards -> the digest its score file is made for."""
+        recipe = self.recipes["judge"]
+        return {
+            kind: {
+                name: score_digest([self.image_digests[kind][shard] for shard in shards], recipe)
+                for name, shards in groups.members.items()
+            }
+            for kind, groups in self.groups.items()
         }
 
     def merge_digest(self) -> str:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
-        return digest([TABLE_VERSION, plans, self.score_digests, self.config["select"]])
+        return digest([TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]])
 
     def export_digest(self, format: str) -> str:
         """What an export is made for, apart from failures that were made at a second try."""
@@ -158,18 +176,33 @@ class Workflow:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
         return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
 
+    def score_requests(self, kind: str, group: str) -> int:
+        return sum(self.requests(kind, shard) for shard in self.groups[kind].members[group])
+
+    def score_file(self, kind: str, shard: str) -> Path:
+        """The file that holds the scores of an image shard."""
+        return self.results("scores", kind, f"{self._group_of[kind][shard]}.parquet")
+
+    @cached_property
+    def _group_of(self) -> dict[str, dict[str, str]]:
+        return {kind: groups.of_shard() for kind, groups in self.groups.items()}
+
     def record(self, stage: str, shard: str) -> Path:
-        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind>."""
+        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind> with groups for shards."""
         rule, _, kind = stage.partition("/")
         folder = Path("score_images", kind) if kind else Path(RULES[rule])
         return self.results("benchmarks") / folder / f"{shard}{RECORD_SUFFIX}"
+
+    def score_journal(self, kind: str, group: str) -> Path:
+        """Scores of a group whose file is not written yet."""
+        return self.results(".darkroom", "scratch", "scores", kind, f"{group}.jsonl")
 
     def export_mark(self, format: str) -> Path:
         """Holds the state that an export was written for; its files are in formats of others and have no room."""
         return self.results(".darkroom", "dataset.digest" if format == "folder" else f"{format}.digest")
 
     def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
-        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind>."""
+        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind> with groups for shards."""
         for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
             for kind, shards in digests.items():
                 for shard, planned in shards.items():
@@ -193,12 +226,7 @@ class Workflow:
                     outdated.append(path)
         for stage, shard, path, planned in self.shard_files():
             note = self.notes.of(path)
-            images = self.notes.of(self.results(stage.removeprefix("scores/"), f"{shard}.parquet"))
-            # Images that were made at a second try are still without scores.
-            again = (
-                note and images and stage.startswith("scores/") and note.get("image_failures") != images.get("failed")
-            )
-            if note and (note["digest"] != planned or again):
+            if note and (note["digest"] != planned or self._lacks_scores(stage, shard, note)):
                 outdated.append(path)
         table = self.results("scores.parquet")
         note = self.notes.of(table)
@@ -214,6 +242,17 @@ class Workflow:
         self.notes.save()
         return outdated
 
+    def _lacks_scores(self, stage: str, group: str, note: dict[str, Any]) -> bool:
+        """Whether images were made at a second try after a score file was written."""
+        images = [
+            self.notes.of(self.results(kind, f"{shard}.parquet")) for kind, shard in self._images_of(stage, group)
+        ]
+        return (
+            bool(images)
+            and all(images)
+            and note.get("image_failures") != sum(image.get("failed", 0) for image in images)
+        )
+
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
         failed = {
@@ -222,12 +261,17 @@ class Workflow:
         files = [
             path
             for stage, shard, path, _ in self.shard_files()
-            if path.exists() and failed & {(stage, shard), (stage.removeprefix("scores/"), shard)}
+            if path.exists() and failed & {(stage, shard), *self._images_of(stage, shard)}
         ]
         self.notes.save()
         exports = [path for files in self.export_files().values() for path in files]
         tables = [self.results("scores.parquet"), *exports]
         return files + [path for path in tables if files and path.exists()]
+
+    def _images_of(self, stage: str, group: str) -> list[tuple[str, str]]:
+        """The image shards (kind, shard) that a score file is made from."""
+        prefix, _, kind = stage.partition("/")
+        return [(kind, shard) for shard in self.groups[kind].members[group]] if prefix == "scores" else []
 
     def failures_digest(self) -> str:
         """Changes where failed requests or replies were made at a second try, which no other digest tells."""
@@ -305,6 +349,7 @@ class Workflow:
                 samples=self.config["samples_per_prompt"],
                 image_digests=self.image_digests[kind],
                 score_digests=self.score_digests[kind],
+                groups=self.groups[kind].members,
                 prompts=self.results(ROWS[kind]),
                 images=self.results(kind),
                 scores=self.results("scores", kind),

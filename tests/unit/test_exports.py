@@ -92,7 +92,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             write_shard(path, score_columns(RUBRIC, kind), scores, {"digest": "s", "rule": "r"})
         digests = dict.fromkeys(plan.names, "i"), dict.fromkeys(plan.names, "s")
         folders = folder / name, folder / kind, folder / "scores" / kind
-        kinds.append(Kind(kind, plan, samples, *digests, *folders))
+        kinds.append(Kind(kind, plan, samples, *digests, *folders, {shard: [shard] for shard in plan.names}))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
     merge_scores(kinds, RUBRIC, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
 

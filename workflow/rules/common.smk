@@ -36,19 +36,20 @@ EXPORTS = {
 
 wildcard_constraints:
     shard="[0-9a-f]{12}x*",
+    group="[0-9a-f]{12}x*",
     kind="images|edited",
     format="imagefolder|parquet|webdataset|preferences",
 
 
 def shard_files(kind):
     """Every file of every shard of a kind."""
-    return expand(
-        [
-            f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
-            f"{RESULTS}/{kind}/{{shard}}.parquet",
-            f"{RESULTS}/scores/{kind}/{{shard}}.parquet",
-        ],
-        shard=DARKROOM.plans[kind].names,
+    files = [
+        f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
+        f"{RESULTS}/{kind}/{{shard}}.parquet",
+    ]
+    return expand(files, shard=DARKROOM.plans[kind].names) + expand(
+        f"{RESULTS}/scores/{kind}/{{group}}.parquet",
+        group=DARKROOM.groups[kind].members,
     )
 
 

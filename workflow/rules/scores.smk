@@ -1,19 +1,22 @@
 # REQUIRED INPUTS: {results}/images/{shard}.parquet or {results}/edited/{shard}.parquet
-# OUTPUTS: {results}/scores/{kind}/{shard}.parquet: what the judge says of each image
+# OUTPUTS: {results}/scores/{kind}/{group}.parquet: what the judge says of each image of a group of shards
 
 
 rule score_images:
     input:
         images=lambda wildcards: reads(
-            [f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet"],
-            makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.shard}.parquet",
+            [
+                f"{RESULTS}/{wildcards.kind}/{shard}.parquet"
+                for shard in DARKROOM.groups[wildcards.kind].members[wildcards.group]
+            ],
+            makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.group}.parquet",
         ),
     output:
-        update(f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet"),
+        update(f"{RESULTS}/scores/{{kind}}/{{group}}.parquet"),
     log:
-        f"{RESULTS}/logs/score_images/{{kind}}/{{shard}}.log",
+        f"{RESULTS}/logs/score_images/{{kind}}/{{group}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/score_images/{{kind}}/{{shard}}.tsv"
+        f"{RESULTS}/benchmarks/score_images/{{kind}}/{{group}}.tsv"
     conda:
         "../../envs/judge.yaml"
     threads: job_threads("judge")
@@ -21,12 +24,11 @@ rule score_images:
         gpu=gpus("judge"),
         mem_mb=memory("judge"),
         runtime=lambda wildcards, attempt: needs.judge_minutes(
-            DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
+            DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
         ),
     params:
-        digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.shard],
-        images=lambda wildcards: DARKROOM.image_digests[wildcards.kind][wildcards.shard],
+        digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.group],
     message:
-        "score {wildcards.kind}, shard {wildcards.shard}"
+        "score {wildcards.kind}, shard {wildcards.group}"
     script:
         "../../scripts/score_images.py"
