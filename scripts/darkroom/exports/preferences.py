@@ -58,7 +58,7 @@ def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
         names = [column] if own or column in _SHARED else [f"{column}_0", f"{column}_1"]
         for number, name in enumerate(names):
             while name in taken:
-                name = f"row_{name}" if own else f"{name}_"
+                name = f"row_{name}" if own else f"image_{name}"
             taken.add(name)
             yield name, column, number
 
