@@ -38,7 +38,7 @@ with job(snakemake.log[0], snakemake.threads):
     )
     for name, source in stage.images.items():
         check_digest(source, workflow.image_digests["images"][name])
-    rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows[0]))
+    rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows))
     started = time.monotonic()
     counts = make_shard(
         read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),

@@ -218,40 +218,52 @@ class Workflow:
         Told from the files themselves: Snakemake's own records can be lost, belong to another working folder, or say of
         a file that a failed job left as it was that it was made anew.
         """
-        outdated = []
-        for kind, plan in self.plans.items():
-            for shard in plan.shards.values():
-                path = self.results(ROWS[kind], f"{shard.name}.jsonl")
-                if (note := self.notes.of(path)) and note["digest"] != shard.digest:
-                    outdated.append(path)
-        for stage, shard, path, planned in self.shard_files():
-            note = self.notes.of(path)
-            if note and (note["digest"] != planned or self._lacks_scores(stage, shard, note)):
-                outdated.append(path)
-        table = self.results("scores.parquet")
-        note = self.notes.of(table)
-        whole = all(self.notes.of(path) for _, _, path, _ in self.shard_files())
-        failures = self.failures_digest() if whole else None  # a lost shard comes back as it was
-        if note and (note["digest"] != self.merge_digest() or failures not in (None, note.get("failures"))):
-            outdated.append(table)
+        return [Path(path) for path in self.sorted_files()[1]]
+
+    def sorted_files(self) -> tuple[set[str], set[str]]:
+        """(files of shards and tables that are there, those of them that `outdated_files` names), as the rules name them."""
+        # Plain strings, and one look at each file: this runs at every parse, for tens of thousands of files.
+        notes = self._notes()
+        outdated = {path for path, (note, planned) in notes.items() if note and note["digest"] != planned}
+        for kind, groups in self.groups.items():
+            base = f"{self.config['results']}/{kind}"
+            for group, shards in groups.members.items():
+                path = f"{self.config['results']}/scores/{kind}/{group}.parquet"
+                images = [notes[f"{base}/{shard}.parquet"][0] for shard in shards]
+                # Images that were made at a second try are still without scores.
+                if (note := notes[path][0]) and all(images):
+                    failed = sum(image.get("failed", 0) for image in images)
+                    outdated |= {path} if note.get("image_failures") != failed else set()
+        there = {path for path, (note, _) in notes.items() if note}
+        table = f"{self.config['results']}/scores.parquet"
+        # A lost shard comes back as it was.
+        failures = self._failures_digest(notes) if len(there) == len(notes) else None
+        if note := self.notes.of(table):
+            there.add(table)
+            if note["digest"] != self.merge_digest() or failures not in (None, note.get("failures")):
+                outdated.add(table)
         for format, files in self.export_files().items():
             mark = self.export_mark(format)
             made_for = mark.read_text().split() if mark.exists() else [None, None]
+            written = {str(path) for path in files if path.exists()}
             if made_for[0] != self.export_digest(format) or failures not in (None, made_for[1]):
-                outdated += [path for path in files if path.exists()]
+                outdated |= written
+            there |= written
         self.notes.save()
-        return outdated
+        return there, outdated
 
-    def _lacks_scores(self, stage: str, group: str, note: dict[str, Any]) -> bool:
-        """Whether images were made at a second try after a score file was written."""
-        images = [
-            self.notes.of(self.results(kind, f"{shard}.parquet")) for kind, shard in self._images_of(stage, group)
-        ]
-        return (
-            bool(images)
-            and all(images)
-            and note.get("image_failures") != sum(image.get("failed", 0) for image in images)
-        )
+    def _notes(self) -> dict[str, tuple[dict[str, Any] | None, str]]:
+        """Every planned file of rows, images and scores -> (what it says of itself, the digest that is planned)."""
+        base = self.config["results"]
+        planned = {
+            f"{base}/{ROWS[kind]}/{shard.name}.jsonl": shard.digest
+            for kind, plan in self.plans.items()
+            for shard in plan.shards.values()
+        }
+        for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
+            for kind, shards in digests.items():
+                planned |= {f"{base}/{prefix}{kind}/{shard}.parquet": value for shard, value in shards.items()}
+        return {path: (self.notes.of(path), value) for path, value in planned.items()}
 
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
@@ -275,8 +287,12 @@ class Workflow:
 
     def failures_digest(self) -> str:
         """Changes where failed requests or replies were made at a second try, which no other digest tells."""
+        return self._failures_digest(self._notes())
+
+    def _failures_digest(self, notes: dict[str, tuple[dict[str, Any] | None, str]]) -> str:
+        base = len(self.config["results"]) + 1
         failed = [
-            [stage, shard, (self.notes.of(path) or {}).get("failed")] for stage, shard, path, _ in self.shard_files()
+            [path[base:], (note or {}).get("failed")] for path, (note, _) in notes.items() if path.endswith(".parquet")
         ]
         return digest(failed, 16)
 

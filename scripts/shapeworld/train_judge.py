@@ -51,9 +51,10 @@ POLISH_STEPS, POLISH_RATE, POLISH_STAGES, POLISH_PICTURES, POLISH_PAIRS = 1000, 
 POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 3.0, 6
 # Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
 QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
-# And near misses: of many pictures by the finished generator the few wrong ones (a star too round, a gray too light), and
-# as many right ones.
-MISSES_STEPS, MISSES_RATE, MISSES_STAGES, MISSES_DENOISING, MISSES_DRAWN = 700, 0.3, (8000, 9000), (3, 4, 6), 6000
+# And near misses: pictures by the finished generator that just fail (a star too round, a gray too light), found among
+# many and made by nudging right ones, and as many that just pass.
+MISSES_STEPS, MISSES_RATE, MISSES_STAGES, MISSES_DENOISING = 1000, 0.4, (8000, 9000), (3, 4)
+MISSES_DRAWN, MISSES_NUDGED = 1500, 4
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -700,7 +701,7 @@ def train_misses(student: Student, pictures: list[Picture], pairs: list[Pair], b
             painter = judge_generated.Generator.load(stages / str(name))
             for steps in MISSES_DENOISING:
                 rng = random.Random(f"{SEED} misses {name} {steps}")
-                found += judge_generated.make_misses(replace(painter, steps=steps), MISSES_DRAWN, rng)
+                found += judge_generated.make_misses(replace(painter, steps=steps), MISSES_DRAWN, MISSES_NUDGED, rng)
         return found
 
     misses = pooled(build / "misses.pkl", 1, make, "")[0]

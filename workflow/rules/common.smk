@@ -76,11 +76,12 @@ def image_minutes(kind, section):
 
 
 # What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
-AGAIN = set()
+CURRENT, AGAIN = set(), set()
 if workflow.is_main_process:
-    AGAIN |= {str(path) for path in DARKROOM.outdated_files()}
+    CURRENT, AGAIN = DARKROOM.sorted_files()
     if DARKROOM.config["retry_failed"]:
         AGAIN |= {str(path) for path in DARKROOM.failed_files()}
+    CURRENT -= AGAIN
 
 
 def reads(paths, makes):
@@ -89,8 +90,23 @@ def reads(paths, makes):
     Without ancient() a touched shard of more than a megabyte would make all that follows stale; with it always, Snakemake
     would pass over a stale file whose input is made anew in the same run.
     """
-    stays = workflow.is_main_process and makes not in AGAIN and Path(makes).exists()
-    return [ancient(path) for path in paths] if stays else paths
+    return [ancient(path) for path in paths] if makes in CURRENT else paths
+
+
+def reads_one(path, makes, jobs):
+    """As `reads`, for a rule whose jobs read one file each: patterns, and the wildcard values of all jobs.
+
+    An input function costs as much as all else about a job, so it is one only where some jobs have to run and some have not.
+    """
+    current = sum(makes.format(**job) in CURRENT for job in jobs)
+    if not current:
+        return path
+    if current == len(jobs):
+        return ancient(path)
+    return lambda wildcards: reads(
+        [path.format(**dict(wildcards.items()))],
+        makes.format(**dict(wildcards.items())),
+    )[0]
 
 
 def all_files(wildcards):

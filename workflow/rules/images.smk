@@ -7,9 +7,10 @@ if "images" in KINDS:
 
     rule generate_images:
         input:
-            rows=lambda wildcards: reads(
-                [f"{RESULTS}/prompts/{wildcards.shard}.jsonl"],
-                makes=f"{RESULTS}/images/{wildcards.shard}.parquet",
+            rows=reads_one(
+                f"{RESULTS}/prompts/{{shard}}.jsonl",
+                makes=f"{RESULTS}/images/{{shard}}.parquet",
+                jobs=[{"shard": name} for name in DARKROOM.plans["images"].names],
             ),
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
@@ -37,9 +38,10 @@ if "edited" in KINDS:
 
     rule edit_images:
         input:
-            rows=lambda wildcards: reads(
-                [f"{RESULTS}/edits/{wildcards.shard}.jsonl"],
-                makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
+            rows=reads_one(
+                f"{RESULTS}/edits/{{shard}}.jsonl",
+                makes=f"{RESULTS}/edited/{{shard}}.parquet",
+                jobs=[{"shard": name} for name in DARKROOM.plans["edited"].names],
             ),
             images=lambda wildcards: reads(
                 [

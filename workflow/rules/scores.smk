@@ -2,15 +2,25 @@
 # OUTPUTS: {results}/scores/{kind}/{group}.parquet: what the judge says of each image of a group of shards
 
 
+if DARKROOM.config["judge"]["shards_per_job"] == 1:
+    judged = reads_one(
+        f"{RESULTS}/{{kind}}/{{group}}.parquet",
+        makes=f"{RESULTS}/scores/{{kind}}/{{group}}.parquet",
+        jobs=[{"kind": k, "group": g} for k in KINDS for g in DARKROOM.plans[k].names],
+    )
+else:
+    judged = lambda wildcards: reads(
+        [
+            f"{RESULTS}/{wildcards.kind}/{shard}.parquet"
+            for shard in DARKROOM.groups[wildcards.kind].members[wildcards.group]
+        ],
+        makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.group}.parquet",
+    )
+
+
 rule score_images:
     input:
-        images=lambda wildcards: reads(
-            [
-                f"{RESULTS}/{wildcards.kind}/{shard}.parquet"
-                for shard in DARKROOM.groups[wildcards.kind].members[wildcards.group]
-            ],
-            makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.group}.parquet",
-        ),
+        images=judged,
     output:
         update(f"{RESULTS}/scores/{{kind}}/{{group}}.parquet"),
     log:
