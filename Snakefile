@@ -18,6 +18,7 @@ include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/exports.smk"
 include: "workflow/rules/tools.smk"
 
 
@@ -27,6 +28,6 @@ rule all:
     input:
         all_files,
         TABLES,
-        DATASET.values(),
+        EXPORTS.values(),
     message:
-        f"done: see {RESULTS}/scores.csv and {RESULTS}/dataset/"
+        f"done: see {RESULTS}/scores.csv and the exports: {', '.join(EXPORTS) or 'none'}"

@@ -1,5 +1,6 @@
 """Check a configuration against the schema and fill in its defaults."""
 
+import copy
 import difflib
 import math
 import os
@@ -22,8 +23,6 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     then the workflow's own) and replaced by where they were found. Raises DarkroomError: one line that names the
     key and says what is expected.
     """
-    import copy
-
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -57,7 +56,7 @@ def _fill(value: dict[str, Any], schema: dict[str, Any]) -> None:
     for name, sub in schema.get("properties", {}).items():
         if name not in value and "default" in sub:
             default = sub["default"]
-            value[name] = dict(default) if isinstance(default, dict) else default
+            value[name] = copy.copy(default)
         if isinstance(value.get(name), float) and "integer" in sub.get("type", ()):
             value[name] = int(value[name])  # the schema lets 512.0 pass for a whole number
         if isinstance(value.get(name), dict):
@@ -81,6 +80,8 @@ def _explain(error: Any) -> str:
         "maximum": lambda: f"must be at most {error.validator_value}",
         "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
         "minLength": lambda: "must not be empty",
+        "uniqueItems": lambda: "must not name anything twice",
+        "pattern": lambda: "may hold letters, digits, . _ and -, at most 96 characters",
     }.get(error.validator, lambda: error.message)()
     return f"{where}: {expected}, got {got}"
 

@@ -194,7 +194,8 @@ def merge_scores(
                 if len(group) >= TABLE_GROUP_ROWS:
                     flush()
             flush()
-            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores"}, number))
+            own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
+            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
         for path, final in zip(temporary, (parquet, table), strict=True):
             os.replace(path, final)
     finally:

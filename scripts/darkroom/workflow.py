@@ -4,15 +4,17 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
+from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.groups import Groups, load_groups, make_groups
 from darkroom.identity import digest
+from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
@@ -22,12 +24,13 @@ from darkroom.resources import HUB_MODEL_BYTES
 from darkroom.rubric import Rubric, load_rubric
 
 if TYPE_CHECKING:
+    from darkroom.exports.base import Export
     from darkroom.tables import Kind
 
 ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
 RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
-TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
+TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Workflow:
         config = load_config(config, schema, roots)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
+        _check_preferences(config["export"]["preferences"], rubric)
+        check_licences(config, TRAINING)
         plans: dict[str, Plan] = {}
         groups: dict[str, Groups] = {}
         together = config["judge"]["shards_per_job"]
@@ -124,8 +129,20 @@ class Workflow:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
         return digest([TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]])
 
-    def dataset_digest(self) -> str:
-        return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
+    def export_digest(self, format: str) -> str:
+        """What an export is made for, apart from failures that were made at a second try."""
+        export = self.config["export"]
+        models = [asdict(model) for model in models_of(self.config)]
+        parts = [VERSION, format, self.merge_digest(), models, export["name"], export["licence"]]
+        if format == "folder":
+            parts.append(self.config["judge"]["reply_column"])
+        if format in CUT:
+            parts.append(export["file_mb"])
+        if format in MARKED:
+            parts.append(export["provenance"])
+        if format == "preferences":
+            parts.append(export["preferences"])
+        return digest(parts)
 
     def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
         """The lines of a shard's prompts file, which must be the ones that are planned."""
@@ -180,10 +197,9 @@ class Workflow:
         """Scores of a group whose file is not written yet."""
         return self.results(".darkroom", "scratch", "scores", kind, f"{group}.jsonl")
 
-    @property
-    def dataset_mark(self) -> Path:
-        """Holds the state that the data set was written for; its files are in the user's own format and have no room."""
-        return self.results(".darkroom", "dataset.digest")
+    def export_mark(self, format: str) -> Path:
+        """Holds the state that an export was written for; its files are in formats of others and have no room."""
+        return self.results(".darkroom", "dataset.digest" if format == "folder" else f"{format}.digest")
 
     def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
         """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind> with groups for shards."""
@@ -226,12 +242,15 @@ class Workflow:
             there.add(table)
             if note["digest"] != self.merge_digest() or failures not in (None, note.get("failures")):
                 outdated.add(table)
-        made_for = self.dataset_mark.read_text().split() if self.dataset_mark.exists() else [None, None]
-        written = {str(path) for path in self.dataset_files().values() if path.exists()}
-        if made_for[0] != self.dataset_digest() or failures not in (None, made_for[1]):
-            outdated |= written
+        for format, files in self.export_files().items():
+            mark = self.export_mark(format)
+            made_for = mark.read_text().split() if mark.exists() else [None, None]
+            written = {str(path) for path in files if path.exists()}
+            if made_for[0] != self.export_digest(format) or failures not in (None, made_for[1]):
+                outdated |= written
+            there |= written
         self.notes.save()
-        return there | written, outdated
+        return there, outdated
 
     def _notes(self) -> dict[str, tuple[dict[str, Any] | None, str]]:
         """Every planned file of rows, images and scores -> (what it says of itself, the digest that is planned)."""
@@ -257,7 +276,8 @@ class Workflow:
             if path.exists() and failed & {(stage, shard), *self._images_of(stage, shard)}
         ]
         self.notes.save()
-        tables = [self.results("scores.parquet"), *self.dataset_files().values()]
+        exports = [path for files in self.export_files().values() for path in files]
+        tables = [self.results("scores.parquet"), *exports]
         return files + [path for path in tables if files and path.exists()]
 
     def _images_of(self, stage: str, group: str) -> list[tuple[str, str]]:
@@ -276,9 +296,9 @@ class Workflow:
         ]
         return digest(failed, 16)
 
-    def dataset_state(self) -> str:
-        """What the data set is made for: its digest, and the failures that were there."""
-        return f"{self.dataset_digest()} {self.failures_digest()}"
+    def export_state(self, format: str) -> str:
+        """What an export is made for: its digest, and the failures that were there."""
+        return f"{self.export_digest(format)} {self.failures_digest()}"
 
     def claim(self) -> None:
         """Keep the results folder for this process until it ends, in whatever way.
@@ -291,6 +311,38 @@ class Workflow:
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)
+
+    def export_folder(self, format: str) -> Path:
+        return self.results("dataset") if format == "folder" else self.results("exports", format)
+
+    def export_files(self) -> dict[str, list[Path]]:
+        """Format -> the files that the workflow knows an export by; SHA256SUMS is the last to be written."""
+        return {
+            format: [
+                *(self.dataset_files().values() if format == "folder" else ()),
+                self.export_folder(format) / SUMS,
+            ]
+            for format in self.config["export"]["formats"]
+        }
+
+    def export(self, format: str) -> "Export":
+        """What an export is written from."""
+        from darkroom.exports.base import Export
+
+        return Export(
+            format=format,
+            folder=self.export_folder(format),
+            kinds=self.kinds(),
+            table=self.results("scores.parquet"),
+            table_digest=self.merge_digest(),
+            rubric=self.rubric,
+            settings=self.config["export"],
+            select=self.config["select"],
+            models=models_of(self.config),
+            digest=self.export_digest(format),
+            reply_column=self.config["judge"]["reply_column"],
+            rows=self.dataset_files(),
+        )
 
     def dataset_files(self) -> dict[str, Path]:
         """kind -> the file of rows in the data set, in the format of the user's file."""
@@ -330,3 +382,12 @@ def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
                 raise DarkroomError(
                     f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
                 )
+
+
+def _check_preferences(preferences: dict[str, Any], rubric: Rubric) -> None:
+    for kind in ("images", "edited"):
+        name, known = preferences[kind], rubric.scores(kind)
+        if name is not None and name not in known:
+            raise DarkroomError(
+                f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
+            )

@@ -55,6 +55,10 @@ def test_every_key_has_a_default_and_a_description():
 
 def test_an_empty_section_is_all_defaults(folder):
     assert load_config(config("shards:"), SCHEMA)["shards"] == {"size": 100}
+    export = load_config(config("export:"), SCHEMA)["export"]
+    assert (export["formats"], export["preferences"]["margin"]) == (["folder"], 0)
+    export["formats"].append("parquet")  # a default is nobody's own
+    assert load_config(config("export:"), SCHEMA)["export"]["formats"] == ["folder"]
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
@@ -103,6 +107,14 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("generate: {model: flux}", "generate.model: no such folder: flux (a hub model is written owner/name)"),
         ("generate: {model: ./rows.jsonl}", "generate.model: not a folder: ./rows.jsonl"),
         ("generate: {model: a/b, local_dir: gone}", "generate.local_dir: no such folder: gone"),
+        ("export: {formats: [tfrecord]}", "export.formats.0: expected one of folder, imagefolder, parquet, webdataset"),
+        ("export: {formats: parquet}", "export.formats: expected a list, got 'parquet'"),
+        (
+            "export: {formats: [folder, folder]}",
+            "export.formats: must not name anything twice, got ['folder', 'folder']",
+        ),
+        ("export: {name: ../x}", "export.name: may hold letters, digits, . _ and -, at most 96 characters, got '../x'"),
+        ("export: {acknowledge_licences: true}", "export.acknowledge_licences: expected a list, got True"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
     ],
 )

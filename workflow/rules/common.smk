@@ -30,13 +30,17 @@ TABLES = [
     f"{RESULTS}/scores.csv",
     f"{RESULTS}/rejected.jsonl",
 ]
-DATASET = {kind: str(path) for kind, path in DARKROOM.dataset_files().items()}
+EXPORTS = {
+    format: [str(path) for path in files]
+    for format, files in DARKROOM.export_files().items()
+}
 
 
 wildcard_constraints:
     shard="[0-9a-f]{12}x*",
     group="[0-9a-f]{12}x*",
     kind="images|edited",
+    format="imagefolder|parquet|webdataset|preferences",
 
 
 def shard_files(kind):
