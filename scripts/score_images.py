@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def open_judge(section, kind, rubric):
     from darkroom import vlm  # vLLM: only where something is to be asked
 
-    return vlm.open_judge(section, kind, rubric)
+    return vlm.open_judge(workflow.local_section("judge"), kind, rubric)
 
 
 # The guard is for vLLM's workers: where they are spawned they import this file.

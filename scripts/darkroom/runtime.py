@@ -17,11 +17,14 @@ stop_requested = threading.Event()
 
 
 @contextlib.contextmanager
-def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
+def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Iterator[None]:
     """Run the body with its output in the file `log`; a DarkroomError becomes one line there and on stderr, and exit 1.
 
-    SIGTERM (what Slurm sends before a job's end) sets `stop_requested`; the body finishes what it has in hand.
+    SIGTERM (what Slurm sends before a job's end) sets `stop_requested`; the body finishes what it has in hand. Unless
+    `online`, the hub's libraries are told to stay off the network: nodes often have none, and models lie in folders.
     """
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     terminal = os.dup(2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
+from darkroom.hub import HubModel, hub_models, local_section
 from darkroom.identity import digest
 from darkroom.notes import Notes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
@@ -31,20 +32,25 @@ TABLE_VERSION = 1  # raise it when the code of the tables or the data set change
 
 @dataclass
 class Workflow:
-    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan."""
+    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan; models: section -> its model of the hub."""
 
     config: dict[str, Any]
     plans: dict[str, Plan]
     rubric: Rubric
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, HubModel] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False) -> "Workflow":
+    def open(
+        cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False, unpinned: bool = False
+    ) -> "Workflow":
         """Check the config and plan the rows; planned: take the plan that is there, without a look at the rows.
 
+        unpinned: let hub models pass whose commit is not known; nothing can be made with them.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
         config = load_config(config, schema, roots)
+        models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
         plans: dict[str, Plan] = {}
@@ -68,14 +74,14 @@ class Workflow:
                 )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, recipes)
+        return cls(config, plans, rubric, recipes, models)
 
     @classmethod
-    def of_job(cls, config: dict[str, Any], scriptdir: str) -> "Workflow":
+    def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
         """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
         repository = Path(scriptdir).parent
         schema = repository / "workflow/schemas/config.schema.yaml"
-        return cls.open(config, schema, [Path.cwd(), repository], planned=True)
+        return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -137,6 +143,10 @@ class Workflow:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
         return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
 
+    def local_section(self, section: str) -> dict[str, Any]:
+        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
+        return local_section(self.config[section], self.models.get(section))
+
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
         return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
@@ -195,6 +205,20 @@ class Workflow:
             outdated += [path for path in self.dataset_files().values() if path.exists()]
         self.notes.save()
         return outdated
+
+    def outdated_models(self, again: set[str]) -> list[Path]:
+        """Markers of hub models that were fetched for something else or are gone, and that are needed.
+
+        again: files to be made again. A model that nothing waits for is not fetched: its weights may have been removed
+        when all was done.
+        """
+        stages = {"images": "generate", "edited": "edit"}
+        needed = {
+            stages.get(stage, "judge")
+            for stage, _, path, _ in self.shard_files()
+            if str(path) in again or not path.exists()
+        }
+        return [model.marker for name, model in self.models.items() if name in needed and model.outdated]
 
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""

@@ -15,6 +15,8 @@ try:
         roots=[Path.cwd(), Path(workflow.basedir)],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,
+        # Which target is asked for is not known yet; fetch_models is what finds the commit.
+        unpinned=True,
     )
 except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
@@ -76,6 +78,7 @@ if workflow.is_main_process:
     AGAIN |= {str(path) for path in DARKROOM.outdated_files()}
     if DARKROOM.config["retry_failed"]:
         AGAIN |= {str(path) for path in DARKROOM.failed_files()}
+    AGAIN |= {str(path) for path in DARKROOM.outdated_models(AGAIN)}
 
 
 def reads(paths, makes):
@@ -86,6 +89,16 @@ def reads(paths, makes):
     """
     stays = workflow.is_main_process and makes not in AGAIN and Path(makes).exists()
     return [ancient(path) for path in paths] if stays else paths
+
+
+def model(section, makes):
+    """Input of the job that makes the file `makes` with the model of a section: none where that lies in a folder."""
+    wanted = DARKROOM.models.get(section)
+    if wanted is None:
+        return []
+    if wanted.commit is None:
+        sys.exit(f"error: {wanted.unpinned}")
+    return reads([str(wanted.marker)], makes=makes)
 
 
 def all_files(wildcards):

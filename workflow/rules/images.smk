@@ -11,6 +11,9 @@ if "images" in KINDS:
                 [f"{RESULTS}/prompts/{wildcards.shard}.jsonl"],
                 makes=f"{RESULTS}/images/{wildcards.shard}.parquet",
             ),
+            model=lambda wildcards: model(
+                "generate", makes=f"{RESULTS}/images/{wildcards.shard}.parquet"
+            ),
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
         log:
@@ -47,6 +50,9 @@ if "edited" in KINDS:
                     for name in DARKROOM.source_shards(wildcards.shard)
                 ],
                 makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
+            ),
+            model=lambda wildcards: model(
+                "edit", makes=f"{RESULTS}/edited/{wildcards.shard}.parquet"
             ),
         output:
             update(f"{RESULTS}/edited/{{shard}}.parquet"),

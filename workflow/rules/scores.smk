@@ -8,6 +8,10 @@ rule score_images:
             [f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet"],
             makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.shard}.parquet",
         ),
+        model=lambda wildcards: model(
+            "judge",
+            makes=f"{RESULTS}/scores/{wildcards.kind}/{wildcards.shard}.parquet",
+        ),
     output:
         update(f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet"),
     log:

@@ -1,0 +1,142 @@
+"""Models from a hub: fetched once, with the real client, and then never asked for again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import FLUX, JUDGE, REPOSITORY, Run, environment, small_config
+from darkroom.shardfile import iter_records, read_meta
+from hubserver import Hub, Repository, folder_files
+
+DECOYS = {
+    "tiny/flux": [
+        *("README.md", "preview.jpg", "flux1.safetensors", "ae.safetensors", "pipeline.py", "unet/model.safetensors"),
+        *("text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors", "vae/flax_model.msgpack"),
+        *("transformer/model.py", "transformer/diffusion_pytorch_model.bin", "transformer/flux.gguf"),
+    ],
+    "tiny/judge": ["README.md", "pytorch_model.bin", "modeling.py", "consolidated.safetensors", "original/model.pth"],
+}
+
+
+def repository(name, folder, **options):
+    files = {n: d for n, d in folder_files(folder).items() if n not in ("README.md", "SHA256SUMS")}
+    return Repository(files | {decoy: b"decoy" * 3000 for decoy in DECOYS[name]}, **options)
+
+
+@pytest.fixture
+def hub():
+    with Hub({"tiny/flux": repository("tiny/flux", FLUX), "tiny/judge": repository("tiny/judge", JUDGE)}) as hub:
+        yield hub
+
+
+def surroundings(hub, **more):
+    """The environment of a host that sees the hub, and no user's token."""
+    env = {k: v for k, v in environment().items() if not k.startswith("HF_") and k not in ("TRANSFORMERS_OFFLINE",)}
+    return env | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "60"} | more
+
+
+@pytest.fixture
+def from_hub(tmp_path, hub):
+    """A run whose models are all on the hub, with a cache of its own."""
+    cache = str(tmp_path / "cache")
+    section = {"model": "tiny/flux", "cache_dir": cache, "steps": 1}
+    judge = {"model": "tiny/judge", "cache_dir": cache, "engine": "transformers"}
+    run = Run(tmp_path / "run", small_config(generate=section, edit=section, judge=judge, edits="edits.jsonl"))
+    run.folder.mkdir()
+    run.env = surroundings(hub, HF_HOME=str(tmp_path / "home"))
+    run.write_rows("prompts.jsonl", [{"id": "p0", "prompt": "a red circle"}, {"id": "p1", "prompt": "a blue star"}])
+    run.write_rows("edits.jsonl", [{"id": "e0", "prompt": "make it green", "images": [{"row": "p0", "sample": 0}]}])
+    return run
+
+
+def errors(done):
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def fetched(run, section):
+    return json.loads((run.results / f".darkroom/models/{section}.json").read_text())
+
+
+def without_models(run):
+    """Every record and what a shard says of itself, but for the models' names and what is hashed from them."""
+    named = {"key", "image_key", "digest", "recipe"}
+    shards = {}
+    for path in sorted(run.results.glob("**/*.parquet")):
+        meta = {k: v for k, v in read_meta(path).items() if k not in named}
+        recipe = {k: v for k, v in read_meta(path).get("recipe", {}).items() if k != "model"}
+        records = [{k: v for k, v in record.items() if k not in named} for record in iter_records(path)]
+        shards[path.relative_to(run.results)] = (meta, recipe, records)
+    return shards
+
+
+def test_a_run_from_the_hub_fetches_once_and_then_works_without_it(from_hub, hub, tmp_path):
+    run = from_hub
+    # Without a commit nothing is planned: not even the dry run can say what there is to make.
+    done = run.snakemake("-n", check=False)
+    assert done.returncode == 1 and len(errors(done)) == 1
+    assert "config: generate.revision: images and scores belong to one commit" in errors(done)[0]
+    assert hub.asked == []
+
+    text = run.snakemake("fetch_models").stdout
+    flux, judge = (hub.repositories[name].commit for name in ("tiny/flux", "tiny/judge"))
+    for section, commit in (("generate", flux), ("edit", flux), ("judge", judge)):
+        assert f"for the config, under {section}:\n  revision: {commit} # main when fetched" in text
+        assert fetched(run, section)["commit"] == commit
+    assert not any(decoy in hub.got() for decoys in DECOYS.values() for decoy in decoys)
+    assert len(hub.got()) == len(set(hub.got()))  # generate and edit share their files
+    for section, folder in (("generate", FLUX), ("judge", JUDGE)):
+        files = fetched(run, section)["files"]
+        assert files == {n: len(d) for n, d in folder_files(folder).items() if n not in ("README.md", "SHA256SUMS")}
+
+    hub.stop()
+    run.snakemake()
+    assert run.planned() == {}
+    for path in run.results.glob("images/*.parquet"):
+        assert read_meta(path)["recipe"]["model"] == f"tiny/flux@{flux}"
+
+    # The same from the folders, but for the models' names.
+    folder = Run(tmp_path / "folder", json.loads(json.dumps(run.config)), run.env)
+    for section, model in (("generate", FLUX), ("edit", FLUX), ("judge", JUDGE)):
+        folder.config[section]["model"] = str(model)
+    shutil.copytree(run.folder, folder.folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
+    folder.snakemake()
+    assert not list(folder.results.glob(".darkroom/models/*"))
+    assert without_models(run) == without_models(folder) and len(without_models(run)) == 5
+
+    # The commit written into the config, the cache emptied: nothing is stale, and nothing is fetched for nothing.
+    run.config["generate"]["revision"] = run.config["edit"]["revision"] = flux
+    run.config["judge"]["revision"] = judge
+    shutil.rmtree(tmp_path / "cache")
+    run.snakemake("plan", "verify", "prune")
+    assert run.planned() == {}
+    # A shard is to be made, and the hub is away: one clear line, and what is known of the model is kept.
+    next(run.results.glob("scores/images/*.parquet")).unlink()
+    done = run.snakemake(check=False)
+    assert done.returncode == 1
+    assert [line for line in errors(done) if "judge.model: tiny/judge cannot be fetched from" in line]
+    assert fetched(run, "judge")["commit"] == judge
+    assert run.planned() == {"fetch_model": 1, "score_images": 1, "merge_scores": 1, "write_dataset": 1, "all": 1}
+
+
+def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):
+    """A node that does not see the cache, while the submitting host does: here the cache goes between plan and job."""
+    run = from_hub
+    for section in ("generate", "edit", "judge"):
+        run.config[section]["revision"] = hub.repositories[run.config[section]["model"]].commit
+    run.config["edits"] = None
+    text = run.snakemake("fetch_models").stdout
+    assert "for the config" not in text
+    weights = tmp_path / f"cache/models--tiny--flux/snapshots/{run.config['generate']['revision']}/vae"
+    shutil.rmtree(weights)
+    shard = next(iter(run.planned_names("images")))
+    done = run.snakemake(shard, check=False)
+    assert done.returncode == 1
+    assert "generate.model: tiny/flux: vae/config.json is not in" in errors(done)[0]
+    assert "run `snakemake -j1 fetch_models` again, with generate.cache_dir on a disk that this machine sees" in errors(done)[0]
+    asked = len(hub.asked)
+    run.snakemake("fetch_models")
+    assert weights.exists() and hub.asked[asked:] and all("/vae/" in path for _, path in hub.asked[asked:])
