@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from conftest import FLUX, JUDGE, environment
+
 LARGE = 10_000  # bytes; above it a file is in the store (LFS)
 
 
@@ -31,8 +33,10 @@ class Repository:
         self.branches |= {"main": self.commit}
 
 
-def folder_files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def model_files(folder: Path) -> dict[str, bytes]:
+    """The files of an embedded model that a run needs: all but what is for its reader."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if name not in ("README.md", "SHA256SUMS")}
 
 
 class Hub:
@@ -57,8 +61,9 @@ class Hub:
         self.server.server_close()
 
     def got(self) -> list[str]:
-        """Names of the files that were asked for with GET."""
-        return [path.split("/", 5)[5] for method, path in self.asked if method == "GET" and "/resolve/" in path]
+        """Names of the files that were asked for with GET, from a repository or from the store."""
+        paths = [path.split("/") for method, path in self.asked if method == "GET"]
+        return ["/".join(parts[5:] if parts[3] == "resolve" else parts[4:]) for parts in paths if parts[1] != "api"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -149,3 +154,34 @@ def _entry(name: str, data: bytes) -> dict:
     if len(data) > LARGE:
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return entry
+
+
+# ------------------------------------------------------------------------------- the embedded models, on such a hub
+
+DECOYS = {
+    "tiny/flux": [
+        *("README.md", "preview.jpg", "flux1.safetensors", "ae.safetensors", "pipeline.py", "unet/model.safetensors"),
+        *("text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors", "vae/flax_model.msgpack"),
+        *("transformer/model.py", "transformer/diffusion_pytorch_model.bin", "transformer/flux.gguf"),
+    ],
+    "tiny/judge": ["README.md", "pytorch_model.bin", "modeling.py", "consolidated.safetensors", "original/model.pth"],
+}
+
+
+def tiny_hub(**options: dict) -> Hub:
+    """The embedded models as tiny/flux and tiny/judge, beside files that are not to be fetched; options: by `flux`, `judge`."""
+    folders = {"flux": FLUX, "judge": JUDGE}
+    return Hub(
+        {
+            f"tiny/{name}": Repository(
+                model_files(folder) | dict.fromkeys(DECOYS[f"tiny/{name}"], b"decoy" * 3000), **options.get(name, {})
+            )
+            for name, folder in folders.items()
+        }
+    )
+
+
+def surroundings(hub, **more):
+    """The environment of a host that sees the hub, and no user's token."""
+    env = {name: value for name, value in environment().items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return env | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "60"} | more

@@ -357,7 +357,7 @@ def _explain(error: BaseException, model: HubModel, cache: Path) -> str:
             f"{where}: {repo} is gated, and the token has no access to it: accept its licence at {page} with the token's"
             " account; a fine-grained token must be allowed to read gated repositories"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError) or (status == 401 and get_token() is None):
         return f"{where}: no {repo} at {constants.ENDPOINT}, or a private one; check the name, or log in with `hf auth login`"
     if status == 401:
         return f"{where}: the hub refuses the token; log in again with `hf auth login`, or set HF_TOKEN to a valid one"

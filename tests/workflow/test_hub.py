@@ -1,41 +1,18 @@
 """Models from a hub: fetched once, with the real client, and then never asked for again."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import FLUX, JUDGE, REPOSITORY, Run, environment, small_config
+from conftest import FLUX, JUDGE, Run, small_config
 from darkroom.shardfile import iter_records, read_meta
-from hubserver import Hub, Repository, folder_files
-
-DECOYS = {
-    "tiny/flux": [
-        *("README.md", "preview.jpg", "flux1.safetensors", "ae.safetensors", "pipeline.py", "unet/model.safetensors"),
-        *("text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors", "vae/flax_model.msgpack"),
-        *("transformer/model.py", "transformer/diffusion_pytorch_model.bin", "transformer/flux.gguf"),
-    ],
-    "tiny/judge": ["README.md", "pytorch_model.bin", "modeling.py", "consolidated.safetensors", "original/model.pth"],
-}
-
-
-def repository(name, folder, **options):
-    files = {n: d for n, d in folder_files(folder).items() if n not in ("README.md", "SHA256SUMS")}
-    return Repository(files | {decoy: b"decoy" * 3000 for decoy in DECOYS[name]}, **options)
+from hubserver import DECOYS, model_files, surroundings, tiny_hub
 
 
 @pytest.fixture
 def hub():
-    with Hub({"tiny/flux": repository("tiny/flux", FLUX), "tiny/judge": repository("tiny/judge", JUDGE)}) as hub:
+    with tiny_hub() as hub:
         yield hub
-
-
-def surroundings(hub, **more):
-    """The environment of a host that sees the hub, and no user's token."""
-    env = {k: v for k, v in environment().items() if not k.startswith("HF_") and k not in ("TRANSFORMERS_OFFLINE",)}
-    return env | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_ETAG_TIMEOUT": "60"} | more
 
 
 @pytest.fixture
@@ -44,7 +21,10 @@ def from_hub(tmp_path, hub):
     cache = str(tmp_path / "cache")
     section = {"model": "tiny/flux", "cache_dir": cache, "steps": 1}
     judge = {"model": "tiny/judge", "cache_dir": cache, "engine": "transformers"}
-    run = Run(tmp_path / "run", small_config(generate=section, edit=section, judge=judge, edits="edits.jsonl"))
+    run = Run(
+        tmp_path / "run",
+        small_config(generate=section, edit=section, judge=judge, edits="edits.jsonl", shards={"size": 100}),
+    )
     run.folder.mkdir()
     run.env = surroundings(hub, HF_HOME=str(tmp_path / "home"))
     run.write_rows("prompts.jsonl", [{"id": "p0", "prompt": "a red circle"}, {"id": "p1", "prompt": "a blue star"}])
@@ -90,7 +70,7 @@ def test_a_run_from_the_hub_fetches_once_and_then_works_without_it(from_hub, hub
     assert len(hub.got()) == len(set(hub.got()))  # generate and edit share their files
     for section, folder in (("generate", FLUX), ("judge", JUDGE)):
         files = fetched(run, section)["files"]
-        assert files == {n: len(d) for n, d in folder_files(folder).items() if n not in ("README.md", "SHA256SUMS")}
+        assert files == {name: len(data) for name, data in model_files(folder).items()}
 
     hub.stop()
     run.snakemake()
@@ -132,11 +112,15 @@ def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):
     assert "for the config" not in text
     weights = tmp_path / f"cache/models--tiny--flux/snapshots/{run.config['generate']['revision']}/vae"
     shutil.rmtree(weights)
-    shard = next(iter(run.planned_names("images")))
-    done = run.snakemake(shard, check=False)
+    plan = json.loads((run.results / ".darkroom/plan/prompts/current.json").read_text())["id"]
+    (shard,) = json.loads((run.results / f".darkroom/plan/prompts/{plan}.json").read_text())["shards"]
+    done = run.snakemake(f"results/images/{shard['name']}.parquet", check=False)
     assert done.returncode == 1
     assert "generate.model: tiny/flux: vae/config.json is not in" in errors(done)[0]
-    assert "run `snakemake -j1 fetch_models` again, with generate.cache_dir on a disk that this machine sees" in errors(done)[0]
+    assert (
+        "run `snakemake -j1 fetch_models` again, with generate.cache_dir on a disk that this machine sees"
+        in errors(done)[0]
+    )
     asked = len(hub.asked)
     run.snakemake("fetch_models")
     assert weights.exists() and hub.asked[asked:] and all("/vae/" in path for _, path in hub.asked[asked:])

@@ -13,8 +13,8 @@ rule fetch_model:
         update(f"{RESULTS}/.darkroom/models/{{section}}.json"),
     log:
         f"{RESULTS}/logs/fetch_model/{{section}}.log",
-    localrule: True
     retries: 0
+    localrule: True
     conda:
         "../../envs/hub.yaml"
     params:
@@ -28,8 +28,8 @@ rule fetch_model:
 rule fetch_models:
     log:
         f"{RESULTS}/logs/fetch_models.log",
-    localrule: True
     retries: 0
+    localrule: True
     conda:
         "../../envs/hub.yaml"
     message:
