@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def open_engine(section, name):
     from darkroom import diffusion  # torch and diffusers: only where something is to be made
 
-    return diffusion.open_engine(section, name)
+    return diffusion.open_engine(workflow.local_section(name), name)
 
 
 with job(snakemake.log[0]):

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError, RowError
+from darkroom.hub import hub_models, local_section
 from darkroom.replay import find_record, replay
 from darkroom.runtime import job
 from darkroom.workflow import ROWS
@@ -39,12 +40,17 @@ def main() -> None:
         except (OSError, yaml.YAMLError) as error:
             raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
         config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
+        models = hub_models(config)
+
+        def open_engine(section, name):
+            return diffusion.open_engine(local_section(section, models.get(name)), name)
+
         kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]
         place = find_record(
             Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
         )
         try:
-            result = replay(*place, config, diffusion.open_engine)
+            result = replay(*place, config, open_engine)
         except RowError as error:
             raise DarkroomError(f"{place[0]}: {error}") from error
         for name, (then, now) in result.versions.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def open_judge(section, kind, rubric):
     from darkroom import vlm  # vLLM: only where something is to be asked
 
-    return vlm.open_judge(section, kind, rubric)
+    return vlm.open_judge(workflow.local_section("judge"), kind, rubric)
 
 
 # The guard is for vLLM's workers: where they are spawned they import this file.
@@ -26,7 +26,8 @@ if __name__ == "__main__":
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
         kind, group, path = snakemake.wildcards.kind, snakemake.wildcards.group, Path(snakemake.output[0])
         plan, groups = workflow.plans[kind], workflow.groups[kind]
-        images = (Path(name) for name in snakemake.input)
+        named = snakemake.input.images
+        images = (Path(name) for name in ([named] if isinstance(named, str) else named))
         home = groups.of_shard()
         moved = moved_rows(
             lambda row: home.get(plan.shard_of_row(row)), group, workflow.score_digests[kind], path.parent

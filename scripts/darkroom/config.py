@@ -97,6 +97,17 @@ def is_folder_name(model: str) -> bool:
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
 
 
+def model_folder(section: dict[str, Any]) -> str | None:
+    """The folder that a section's model lies in, None for a model of the hub."""
+    return section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+
+
+def used_sections(config: dict[str, Any]) -> list[str]:
+    """The sections whose models a run with this config loads, in the order they run."""
+    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
+    return [name for name, use in used.items() if use]
+
+
 def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where the name is too long)
 
@@ -142,8 +153,7 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
-    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    for name in (name for name, use in used.items() if use):
+    for name in used_sections(config):
         section = config[name]
         if section.get("local_dir"):
             find(section, "local_dir", f"{name}.local_dir", "folder")

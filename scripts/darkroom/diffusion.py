@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from darkroom.config import is_folder_name
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.requests import Request
 from darkroom.runtime import say
@@ -48,7 +47,10 @@ def batch_key(request: Request, size: tuple[int, int]) -> tuple[Any, ...]:
 
 
 class Engine:
-    """A diffusers pipeline behind one call. section: `generate` or `edit` of the config; name: which of the two."""
+    """A diffusers pipeline behind one call.
+
+    section: `generate` or `edit` of the config, its model a folder (`darkroom.hub.local_section`); name: which of the two.
+    """
 
     def __init__(self, section: dict[str, Any], name: str):
         self.section, self.name = section, name
@@ -62,17 +64,13 @@ class Engine:
         self.batch_limit = 1 if self.device.type == "cpu" else section["batch_size"]
 
     def load(self, cls: Any, **parts: Any) -> Any:
-        """`cls.from_pretrained` with the config's model, revision and folders; parts: components left out (None)."""
-        section = self.section
-        folder = section["local_dir"] or (section["model"] if is_folder_name(section["model"]) else None)
-        where = {} if folder else {"revision": section["revision"], "cache_dir": section["cache_dir"]}
+        """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
+        folder = self.section["local_dir"] or self.section["model"]
         try:
-            pipe = cls.from_pretrained(
-                folder or section["model"], dtype=self.dtype, use_safetensors=True, **where, **parts
-            )
+            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **parts)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DarkroomError(f"{self.name}.model: cannot load {folder or section['model']}: {reason}") from error
+            raise DarkroomError(f"{self.name}.model: cannot load {folder}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         try:
             return pipe.to(self.device)

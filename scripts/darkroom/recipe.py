@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.config import is_folder_name
+from darkroom.config import model_folder
 from darkroom.identity import digest
 
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
@@ -26,7 +26,7 @@ def model_identity(section: dict[str, Any]) -> str:
     A folder's digest covers its file list, the sizes, small files whole and 256 samples spread over each large
     one, so that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
     """
-    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    folder = model_folder(section)
     if folder is None:
         return f"{section['model']}@{section['revision'] or 'main'}"
     base = Path(folder)
@@ -66,7 +66,7 @@ def judge_recipe(section: dict[str, Any], rubric_digest: str) -> dict[str, Any]:
 
 def model_bytes(section: dict[str, Any]) -> int | None:
     """The size of a model folder's weights in bytes, None for a model on the hub."""
-    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    folder = model_folder(section)
     if folder is None:
         return None
     base = Path(folder)

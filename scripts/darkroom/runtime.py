@@ -17,7 +17,7 @@ stop_requested = threading.Event()
 
 
 @contextlib.contextmanager
-def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
+def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Iterator[None]:
     """Run the body with its output in the file `log`; a DarkroomError becomes one line there and on stderr, and exit 1.
 
     SIGTERM and SIGURG set `stop_requested`; the body finishes what it has in hand. Slurm sends SIGTERM at a job's end;
@@ -25,7 +25,11 @@ def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
 
     An error that no retry can cure is written to the file `refusal(log)` as well. Where that is there already, the job
     ends at once with the same line: it is the same run that tries again, for each run begins without any.
+
+    Unless `online`, the hub's libraries are told to stay off the network: nodes often have none, and models lie in folders.
     """
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     terminal = os.dup(2)

@@ -7,7 +7,6 @@ model's own patch size), decode JSON under the same grammar (xgrammar) and read 
 import os
 from typing import Any
 
-from darkroom.config import is_folder_name
 from darkroom.errors import DarkroomError
 from darkroom.judge import Answer, Ask
 from darkroom.rubric import Rubric
@@ -19,17 +18,19 @@ _NO = ("no", "No", " no", " No", "NO")
 
 
 class Judge:
-    """What both engines share: the processor, the conversation, the label tokens. section: `judge` of the config."""
+    """What both engines share: the processor, the conversation, the label tokens.
+
+    section: `judge` of the config, its model a folder (`darkroom.hub.local_section`).
+    """
 
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         from transformers import AutoConfig, AutoProcessor
 
         self.section, self.images_each = section, 2 if kind == "edited" else 1
         self.path = section["model"]
-        self.hub = {} if is_folder_name(self.path) else {"revision": section["revision"]}
         try:
-            self.processor = AutoProcessor.from_pretrained(self.path, **self.hub)
-            self.config = AutoConfig.from_pretrained(self.path, **self.hub)
+            self.processor = AutoProcessor.from_pretrained(self.path)
+            self.config = AutoConfig.from_pretrained(self.path)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
         self.tokenizer = self.processor.tokenizer
@@ -125,7 +126,6 @@ class VllmJudge(Judge):
         try:
             self.llm = LLM(
                 model=self.path,
-                **self.hub,
                 dtype=self.dtype,
                 seed=0,
                 max_model_len=self.max_length,
@@ -193,9 +193,7 @@ class TransformersJudge(Judge):
         device = resolve_device(section["device"], "judge")
         self.dtype, self.device = resolve_dtype(section["dtype"], device), device_name(device)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                self.path, dtype=self.dtype, use_safetensors=True, **self.hub
-            )
+            model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True)
             self.model = model.to(device).eval()
         except Exception as error:
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error

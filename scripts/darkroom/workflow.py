@@ -13,6 +13,7 @@ from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.groups import Groups, load_groups, make_groups
+from darkroom.hub import HubModel, hub_models, local_section
 from darkroom.identity import digest
 from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
@@ -35,21 +36,29 @@ TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
 
 @dataclass
 class Workflow:
-    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan; groups: kind -> the shards judged together."""
+    """One run. Plans and groups: kind ("images", "edited") -> Plan, and the shards that are judged together.
+
+    config: checked, with defaults; models: section -> its model of the hub.
+    """
 
     config: dict[str, Any]
     plans: dict[str, Plan]
     rubric: Rubric
     groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, HubModel] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False) -> "Workflow":
+    def open(
+        cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False, unpinned: bool = False
+    ) -> "Workflow":
         """Check the config and plan the rows; planned: take the plan that is there, without a look at the rows.
 
+        unpinned: let hub models pass whose commit is not known; nothing can be made with them.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
         config = load_config(config, schema, roots)
+        models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
         _check_preferences(config["export"]["preferences"], rubric)
@@ -79,14 +88,14 @@ class Workflow:
                 )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, groups, recipes)
+        return cls(config, plans, rubric, groups, recipes, models)
 
     @classmethod
-    def of_job(cls, config: dict[str, Any], scriptdir: str) -> "Workflow":
+    def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
         """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
         repository = Path(scriptdir).parent
         schema = repository / "workflow/schemas/config.schema.yaml"
-        return cls.open(config, schema, [Path.cwd(), repository], planned=True)
+        return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -171,6 +180,10 @@ class Workflow:
     def model_bytes(self, section: str) -> int:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
         return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
+
+    def local_section(self, section: str) -> dict[str, Any]:
+        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
+        return local_section(self.config[section], self.models.get(section))
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
@@ -264,6 +277,20 @@ class Workflow:
             for kind, shards in digests.items():
                 planned |= {f"{base}/{prefix}{kind}/{shard}.parquet": value for shard, value in shards.items()}
         return {path: (self.notes.of(path), value) for path, value in planned.items()}
+
+    def outdated_models(self, again: set[str]) -> list[Path]:
+        """Markers of hub models that were fetched for something else or are gone, and that are needed.
+
+        again: files to be made again. A model that nothing waits for is not fetched: its weights may have been removed
+        when all was done.
+        """
+        stages = {"images": "generate", "edited": "edit"}
+        needed = {
+            stages.get(stage, "judge")
+            for stage, _, path, _ in self.shard_files()
+            if str(path) in again or not path.exists()
+        }
+        return [model.marker for name, model in self.models.items() if name in needed and model.outdated]
 
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""

@@ -17,6 +17,8 @@ try:
         roots=[Path.cwd(), Path(workflow.basedir)],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,
+        # Which target is asked for is not known yet; fetch_models is what finds the commit.
+        unpinned=True,
     )
 except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
@@ -91,6 +93,7 @@ if workflow.is_main_process:
     CURRENT, AGAIN = DARKROOM.sorted_files()
     if DARKROOM.config["retry_failed"]:
         AGAIN |= {str(path) for path in DARKROOM.failed_files()}
+    AGAIN |= {str(path) for path in DARKROOM.outdated_models(AGAIN)}
     CURRENT -= AGAIN
 
 
@@ -117,6 +120,20 @@ def reads_one(path, makes, jobs):
         [path.format(**dict(wildcards.items()))],
         makes.format(**dict(wildcards.items())),
     )[0]
+
+
+def model(section, makes):
+    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder."""
+    if section not in DARKROOM.models:
+        return []
+    wanted = DARKROOM.models[section]
+
+    def marker(wildcards):
+        if wanted.commit is None:
+            sys.exit(f"error: {wanted.unpinned}")
+        return reads([str(wanted.marker)], makes.format(**dict(wildcards.items())))
+
+    return marker
 
 
 def all_files(wildcards):

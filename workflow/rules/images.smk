@@ -12,6 +12,7 @@ if "images" in KINDS:
                 makes=f"{RESULTS}/images/{{shard}}.parquet",
                 jobs=[{"shard": name} for name in DARKROOM.plans["images"].names],
             ),
+            model=model("generate", makes=f"{RESULTS}/images/{{shard}}.parquet"),
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
         log:
@@ -50,6 +51,7 @@ if "edited" in KINDS:
                 ],
                 makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
             ),
+            model=model("edit", makes=f"{RESULTS}/edited/{{shard}}.parquet"),
         output:
             update(f"{RESULTS}/edited/{{shard}}.parquet"),
         log:

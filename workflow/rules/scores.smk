@@ -21,6 +21,7 @@ else:
 rule score_images:
     input:
         images=judged,
+        model=model("judge", makes=f"{RESULTS}/scores/{{kind}}/{{group}}.parquet"),
     output:
         update(f"{RESULTS}/scores/{{kind}}/{{group}}.parquet"),
     log:
