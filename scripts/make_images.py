@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darkroom.devices import Devices
 from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
 from darkroom.records import append_record
 from darkroom.runtime import job
@@ -39,7 +40,7 @@ with job(snakemake.log[0], snakemake.threads):
     for name, source in stage.images.items():
         check_digest(source, workflow.image_digests["images"][name])
     rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows[0]))
-    started = time.monotonic()
+    started, devices = time.monotonic(), Devices()
     counts = make_shard(
         read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
         path,
@@ -47,6 +48,8 @@ with job(snakemake.log[0], snakemake.threads):
         old_shard_files(plan, shard, path.parent),
         moved_rows(plan, shard, workflow.image_digests[kind], path.parent),
         open_engine,
+        devices,
     )
-    record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
-    append_record(workflow.record(kind, shard), record)
+    seconds = time.monotonic() - started - devices.waited
+    append_record(workflow.record(kind, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})
+    devices.release()

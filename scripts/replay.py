@@ -12,12 +12,20 @@ from pathlib import Path
 
 import yaml
 from darkroom.config import load_config
+from darkroom.devices import Devices
 from darkroom.errors import DarkroomError, RowError
 from darkroom.replay import find_record, replay
 from darkroom.runtime import job
 from darkroom.workflow import ROWS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def open_engine(section, name):
+    Devices().claim(section | {"gpus": 1}, name)
+    from darkroom import diffusion  # torch and diffusers: only after the claim
+
+    return diffusion.open_engine(section, name)
 
 
 def main() -> None:
@@ -32,8 +40,6 @@ def main() -> None:
     if bool(arguments.key) == bool(arguments.row):
         parser.error("give --key or --row")
     with job(None):
-        from darkroom import diffusion
-
         try:
             given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
@@ -44,7 +50,7 @@ def main() -> None:
             Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
         )
         try:
-            result = replay(*place, config, diffusion.open_engine)
+            result = replay(*place, config, open_engine)
         except RowError as error:
             raise DarkroomError(f"{place[0]}: {error}") from error
         for name, (then, now) in result.versions.items():

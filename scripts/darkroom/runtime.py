@@ -14,6 +14,7 @@ from pathlib import Path
 from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
+_speaker = ""
 
 
 @contextlib.contextmanager
@@ -34,14 +35,8 @@ def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
             os.dup2(stream.fileno(), 2)
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     try:
-        try:
+        with clear_disk_errors():
             yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DarkroomError(
-                f"no space left for {error.filename or 'the results'}; free some and run again, what is finished is kept"
-            ) from error
     except DarkroomError as error:
         line = f"error: {error}\n"
         sys.stderr.write(line)
@@ -54,9 +49,28 @@ def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
         sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def clear_disk_errors() -> Iterator[None]:
+    """Turn a full disk into a DarkroomError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DarkroomError(
+            f"no space left for {error.filename or 'the results'}; free some and run again, what is finished is kept"
+        ) from error
+
+
+def speak_as(name: str) -> None:
+    """Put a name before all that this process says, for a log that several write to."""
+    global _speaker
+    _speaker = f"{name}: "
+
+
 def say(text: str) -> None:
     """One line into the job's log, with the time."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {_speaker}{text}", flush=True)
 
 
 def tell(text: str, log: str | Path) -> None:
@@ -79,7 +93,8 @@ def versions(*packages: str) -> dict[str, str]:
 def device_kind(wanted: str) -> str:
     """ "cuda" or "cpu" for a `device` of the config, told from the device files, without importing torch."""
     if wanted == "auto":
-        wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) and not hidden else "cpu"
     return wanted
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
+from darkroom.devices import visible_devices
 from darkroom.errors import DarkroomError
 from darkroom.workflow import Workflow
 
@@ -54,20 +55,29 @@ def gpus(section):
     return 0 if wanted["device"] == "cpu" else wanted["gpus"]
 
 
+def workers(section):
+    """Processes of a stage's jobs: each GPU has one, but the judge's share one model."""
+    return 1 if section == "judge" else max(1, gpus(section))
+
+
 def job_threads(section):
-    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU's job feeds it with a few."""
-    return 1 if DARKROOM.config[section]["device"] == "cpu" else 4
+    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU is fed with a few."""
+    return 4 * workers(section) if gpus(section) else 1
 
 
 def memory(section):
     size = DARKROOM.model_bytes(section)
-    return lambda wildcards, attempt: needs.memory_mb(size, attempt)
+    return lambda wildcards, attempt: needs.memory_mb(size, attempt) * workers(section)
 
 
 def image_minutes(kind, section):
-    return lambda wildcards, attempt: needs.image_minutes(
-        *DARKROOM.image_work(kind, wildcards.shard), attempt
-    )
+    def minutes(wildcards, attempt):
+        requests, steps, pixels = DARKROOM.image_work(kind, wildcards.shard)
+        return needs.image_minutes(
+            -(-requests // workers(section)), steps, pixels, attempt
+        )
+
+    return minutes
 
 
 # What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
@@ -93,6 +103,11 @@ def all_files(wildcards):
     if workflow.is_main_process:
         # The same as --forcerun, which is read before the Snakefile is.
         workflow.dag.forcefiles.update(AGAIN)
+        if workflow.local_exec and "gpu" not in workflow.global_resources:
+            # The same as --resources gpu=N, without which Snakemake takes GPUs to be endless. Jobs wait for a device of
+            # their own in any case, but each of them that waits is a process.
+            if number := len(visible_devices()):
+                workflow.global_resources["gpu"] = number
     return [path for kind in KINDS for path in shard_files(kind)]
 
 
