@@ -21,6 +21,7 @@ from darkroom.runtime import say, stop_requested
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 24 * 3600.0  # seconds without any device changing hands after which a job gives up
+_DEV = Path("/dev")
 _POLL, _BUSY, _REMIND = 1.0, 0.05, 600.0  # seconds
 
 
@@ -31,7 +32,7 @@ def visible_devices() -> list[str]:
     """
     named = os.environ.get(VARIABLE)
     if named is None:
-        return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+        return [str(number) for number, _ in enumerate(_DEV.glob("nvidia[0-9]*"))]
     devices: list[str] = []
     for entry in (part.strip() for part in named.split(",")):
         if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", entry):
