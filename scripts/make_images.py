@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darkroom.devices import Devices
 from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
 from darkroom.records import append_record
 from darkroom.runtime import job, limit_threads
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def open_engine(section, name):
     from darkroom import diffusion  # torch and diffusers: only where something is to be made
 
-    return diffusion.open_engine(workflow.local_section(name), name)
+    return diffusion.open_engine(section, name)
 
 
 with job(snakemake.log[0]):
@@ -36,11 +37,12 @@ with job(snakemake.log[0]):
         scratch=Scratch(workflow.results(".darkroom", "scratch", kind, shard)),
         strict=workflow.config["strict"],
         images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
+        model=workflow.models.get(SECTIONS[kind]),
     )
     for name, source in stage.images.items():
         check_digest(source, workflow.image_digests["images"][name])
     rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows))
-    started = time.monotonic()
+    started, devices = time.monotonic(), Devices()
     counts = make_shard(
         read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
         path,
@@ -48,6 +50,8 @@ with job(snakemake.log[0]):
         old_shard_files(plan, shard, path.parent),
         moved_rows(plan.shard_of_row, shard, workflow.image_digests[kind], path.parent),
         open_engine,
+        devices,
     )
-    record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
-    append_record(workflow.record(kind, shard), record)
+    seconds = time.monotonic() - started - devices.waited
+    append_record(workflow.record(kind, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})
+    devices.release()

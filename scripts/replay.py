@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from darkroom.config import load_config
+from darkroom.devices import Devices
 from darkroom.errors import DarkroomError, RowError
 from darkroom.hub import hub_models, local_section
 from darkroom.replay import find_record, replay
@@ -33,8 +34,6 @@ def main() -> None:
     if bool(arguments.key) == bool(arguments.row):
         parser.error("give --key or --row")
     with job(None):
-        from darkroom import diffusion
-
         try:
             given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
@@ -43,6 +42,9 @@ def main() -> None:
         models = hub_models(config)
 
         def open_engine(section, name):
+            Devices().claim(section | {"gpus": 1}, name)
+            from darkroom import diffusion  # torch and diffusers: only after the claim
+
             return diffusion.open_engine(local_section(section, models.get(name)), name)
 
         kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]

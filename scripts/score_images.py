@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darkroom.devices import Devices
 from darkroom.generate import moved_rows
 from darkroom.judge import judge_shards, old_score_files
 from darkroom.records import append_record
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
+devices = Devices()
+
+
 def open_judge(section, kind, rubric):
+    devices.claim(section, "judge")
     from darkroom import vlm  # vLLM: only where something is to be asked
 
     return vlm.open_judge(workflow.local_section("judge"), kind, rubric)
@@ -48,5 +53,7 @@ if __name__ == "__main__":
             open_engine=open_judge,
             retry_failed=workflow.config["retry_failed"],
         )
-        record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
+        seconds = time.monotonic() - started - devices.waited
+        record = counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)}
         append_record(workflow.record("scores/" + kind, group), record)
+        devices.release()

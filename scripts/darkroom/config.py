@@ -113,21 +113,14 @@ def _exists(path: Path) -> bool:
 
 
 def _check_stages(config: dict[str, Any]) -> None:
-    """What one key alone cannot tell: families that do not fit their stage, and numbers of GPUs."""
+    """What one key alone cannot tell: families and numbers of GPUs that do not fit their stage."""
     if config["generate"]["family"] == "flux-kontext":
         raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
     if config["edit"]["family"] == "flux":
         raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
-    for name in ("generate", "edit"):
-        if config[name]["gpus"] > 1:
-            raise DarkroomError(
-                f"config: {name}.gpus: a job of this stage uses one GPU; use more, smaller shards instead"
-            )
     judge = config["judge"]
-    if judge["device"] == "cpu":
-        judge["tensor_parallel_size"] = 1
-    judge["tensor_parallel_size"] = judge["tensor_parallel_size"] or judge["gpus"]
-    judge["gpus"] = max(judge["gpus"], judge["tensor_parallel_size"])
+    if judge["engine"] == "transformers" and judge["device"] != "cpu" and judge["gpus"] > 1:
+        raise DarkroomError("config: judge.gpus: engine transformers uses one GPU; use vllm, or more, smaller shards")
 
 
 def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:

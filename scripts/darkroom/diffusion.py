@@ -6,6 +6,7 @@ They never see shards or files.
 
 import gc
 import inspect
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -104,24 +105,23 @@ class FluxEngine(Engine):
         from diffusers import FluxKontextPipeline, FluxPipeline
 
         self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
-        self.multiple = 16
-        self.pipe = None
+        # The VAE alone, which is small: sizes are worked out by its grid before there are prompts to encode.
+        others = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer")
+        pipe = self.load(self.cls, **dict.fromkeys(others))
+        self.vae, self.multiple = pipe.vae, pipe.vae_scale_factor * 2
 
     def prepare(self, requests: list[Request]) -> None:
         texts = {request.prompt for request in requests}
         texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
         self._encode(sorted(texts))
         nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        self.pipe = self.load(self.cls, **nothing)
-        self.multiple = self.pipe.vae_scale_factor * 2
+        self.pipe = self.load(self.cls, **nothing, vae=self.vae)
         say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
 
     def _encode(self, texts: list[str]) -> None:
         """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
         pipe = self.load(self.cls, transformer=None, vae=None)
         self.places = {text: place for place, text in enumerate(texts)}
-        # Embeddings of a shard's prompts can take gigabytes (4 MB each for T5-XXL at 512 tokens): keep them in a file.
-        self.spool = tempfile.NamedTemporaryFile(prefix="darkroom-prompts-")  # noqa: SIM115
         self.embeds = self.pooled = None
         length = self.section["max_sequence_length"]
         cut = 0
@@ -132,12 +132,7 @@ class FluxEngine(Engine):
                     prompt=text, prompt_2=None, device=self.device, max_sequence_length=length
                 )
                 if self.embeds is None:
-                    rows, columns = embeds.shape[1:]
-                    # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
-                    os.posix_fallocate(self.spool.fileno(), 0, len(texts) * rows * columns * self.dtype.itemsize)
-                    self.embeds = torch.from_file(
-                        self.spool.name, shared=True, size=len(texts) * rows * columns, dtype=self.dtype
-                    ).view(len(texts), rows, columns)
+                    self.embeds = self._spool(len(texts), *embeds.shape[1:])
                     self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.dtype)
                 self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
         say(f"{self.name}: {len(texts)} prompts encoded")
@@ -147,6 +142,17 @@ class FluxEngine(Engine):
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _spool(self, *shape: int) -> torch.Tensor:
+        """A tensor in a file, for the embeddings of a shard can take gigabytes (4 MB a prompt for T5-XXL at 512 tokens).
+
+        The file has no name, so that a job that is killed leaves nothing behind.
+        """
+        size = math.prod(shape)
+        with tempfile.NamedTemporaryFile(prefix="darkroom-prompts-") as file:
+            # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
+            os.posix_fallocate(file.fileno(), 0, size * self.dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=self.dtype).view(shape)
 
     def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         places = [self.places[text] for text in texts]

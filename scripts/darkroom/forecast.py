@@ -82,7 +82,8 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     for stage in stages:
         section = SECTIONS.get(stage.name, "judge")
         stage.gpus = 0 if workflow.config[section]["device"] == "cpu" else workflow.config[section]["gpus"]
-        pace = speed(list(read_records(workflow.record(stage.name, "any").parent)))
+        workers = max(stage.gpus, 1) if stage.name in SECTIONS else 0  # the judge's GPUs work on each request together
+        pace = speed(list(read_records(workflow.record(stage.name, "any").parent)), workers)
         if stage.to_make == 0:
             stage.seconds = 0.0
         elif pace:

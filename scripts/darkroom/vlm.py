@@ -102,22 +102,30 @@ class VllmJudge(Judge):
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its start prints pages of advice
-        if section["tensor_parallel_size"] == 1:
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
         super().__init__(section, kind, rubric)
         try:
-            from vllm import LLM
             from vllm.platforms import current_platform
+
+            cpu = current_platform.is_cpu()
+            if cpu or section["gpus"] == 1:
+                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
+            from vllm import LLM
         except ImportError as error:
             raise DarkroomError(
                 f"judge.engine is vllm, but vLLM cannot be imported ({_first_line(error)}); install it, or set"
                 " engine: transformers"
             ) from error
-        cpu = current_platform.is_cpu()
         if cpu and section["device"] == "cuda":
             raise DarkroomError("judge.device is cuda, but vLLM sees no GPU; ask for one, or set device: cpu")
+        if not cpu and section["device"] == "cpu":
+            raise DarkroomError("judge.device is cpu, but this vLLM is not built for the CPU; set engine: transformers")
         self.device = "cpu" if cpu else current_platform.get_device_name()
         self.dtype = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
+        gpus, heads = 1 if cpu else section["gpus"], self.config.get_text_config().num_attention_heads
+        if heads % gpus:
+            raise DarkroomError(
+                f"judge.gpus is {gpus}, which does not divide the {heads} attention heads of {self.path}; use a number that does"
+            )
         host = {}
         if cpu:  # a fixed, small cache: the default is a share of the host's memory, refused where that is small
             host = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
@@ -129,7 +137,7 @@ class VllmJudge(Judge):
                 dtype=self.dtype,
                 seed=0,
                 max_model_len=self.max_length,
-                tensor_parallel_size=section["tensor_parallel_size"],
+                tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                 **host,

@@ -39,8 +39,6 @@ def test_defaults_are_filled_in_and_the_given_config_is_left_alone(folder):
         if "properties" in sub:
             assert list(sub["properties"]) != [] and set(filled[key]) == set(sub["properties"])
     assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 100)
-    assert filled["judge"]["tensor_parallel_size"] == filled["judge"]["gpus"] == 1
-    assert load_config(config("judge: {gpus: 4}"), SCHEMA)["judge"]["tensor_parallel_size"] == 4
 
 
 def test_every_key_has_a_default_and_a_description():
@@ -93,6 +91,8 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("strict: 1", "strict: expected true or false, got 1"),
         ("shards: {size: 0}", "shards.size: must be at least 1, got 0"),
         ("judge: {top_p: 0}", "judge.top_p: must be above 0, got 0"),
+        ("judge: {gpus: 0}", "judge.gpus: must be at least 1, got 0"),
+        ("judge: {engine: transformers, gpus: 2}", "judge.gpus: engine transformers uses one GPU"),
         ("results: ''", "results: must not be empty, got ''"),
         ("prompts: [a, b]", "prompts: expected text or null, got ['a', 'b']"),
         ("prompts: " + "x" * 300, "prompts: no such file: xxx"),

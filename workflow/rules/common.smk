@@ -5,6 +5,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
+from darkroom.devices import visible_devices
 from darkroom.errors import DarkroomError
 from darkroom.runtime import refusal
 from darkroom.workflow import Workflow
@@ -63,21 +64,31 @@ def gpus(section):
     return 0 if wanted["device"] == "cpu" else wanted["gpus"]
 
 
+def workers(section):
+    """Processes of a stage's jobs: each GPU has one, but the judge's share one model."""
+    return 1 if section == "judge" else max(1, gpus(section))
+
+
 def job_threads(section):
-    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU's job feeds it with a few."""
-    return 1 if DARKROOM.config[section]["device"] == "cpu" else 4
+    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU is fed with a few."""
+    return 4 * workers(section) if gpus(section) else 1
 
 
 def memory(section):
+    copies = workers(section)
     size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return lambda wildcards, attempt: needs.memory_mb(size, attempt, processes)
+    return lambda wildcards, attempt: needs.memory_mb(size * copies, attempt, processes)
 
 
 def image_minutes(kind, section):
     size = DARKROOM.model_bytes(section)
-    return lambda wildcards, attempt: needs.image_minutes(
-        size, *DARKROOM.image_work(kind, wildcards.shard), attempt
-    )
+
+    def minutes(wildcards, attempt):
+        requests, steps, pixels = DARKROOM.image_work(kind, wildcards.shard)
+        share = -(-requests // workers(section))
+        return needs.image_minutes(size, share, steps, pixels, attempt)
+
+    return minutes
 
 
 def judge_minutes():
@@ -141,6 +152,11 @@ def all_files(wildcards):
     if workflow.is_main_process:
         # The same as --forcerun, which is read before the Snakefile is.
         workflow.dag.forcefiles.update(AGAIN)
+        if workflow.local_exec and "gpu" not in workflow.global_resources:
+            # The same as --resources gpu=N, without which Snakemake takes GPUs to be endless. Jobs wait for a device of
+            # their own in any case, but each of them that waits is a process.
+            if number := len(visible_devices()):
+                workflow.global_resources["gpu"] = number
     return [path for kind in KINDS for path in shard_files(kind)]
 
 
