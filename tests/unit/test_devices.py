@@ -1,5 +1,6 @@
 """Devices of one host: none is ever given to two jobs, none stays locked, and who waits says so and is not passed over."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -141,7 +142,7 @@ def test_a_device_never_serves_two_jobs_and_none_stays_locked(jobs, monkeypatch)
     uses = jobs.uses()
     assert sorted(uses) == ["0", "1", "2", "3"] and sum(map(len, uses.values())) == 8 + 2 * 4
     for spans in uses.values():
-        for (_, end, one), (start, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, end, one), (start, _, other) in itertools.pairwise(spans):
             assert end <= start, f"{one} and {other} had the device at once"
     assert len(jobs.killed) == 2
     all_are_free()

@@ -1,5 +1,6 @@
 """Several GPUs in real runs. Names of devices without devices behind them: with `device: auto` the work is done on the CPU."""
 
+import itertools
 import json
 import os
 import re
@@ -153,7 +154,7 @@ def test_local_jobs_get_devices_of_their_own(tmp_path):
         assert set(spans) == {"0", "1"}
         for jobs in spans.values():
             turns = sorted(jobs.values())
-            assert all(end <= start for (_, end), (start, _) in zip(turns, turns[1:], strict=False))
+            assert all(end <= start for (_, end), (start, _) in itertools.pairwise(turns))
         logs = "".join(path.read_text() for path in run.results.glob("logs/*_images/**/*.log"))
         return sum(map(len, spans.values())), logs
 
