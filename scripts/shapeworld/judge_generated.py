@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from . import judge_pictures, scorer, world
 from .generator import Generator
@@ -31,44 +30,6 @@ def make_pictures(painter: Generator, number: int, rng: random.Random, held_out:
     captions = [world.sample_caption(s, rng) for s in scenes]
     images = painter.make(captions, [rng.getrandbits(31) for _ in scenes])
     return [Picture(np.asarray(image), scene, scorer.read(image)) for scene, image in zip(scenes, images, strict=True)]
-
-
-def nudged(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A picture [height, width, 3] blurred, tinted or smudged by so little that it may still pass, or just not."""
-    image = Image.fromarray(pixels)
-    way = rng.choice(("blur", "tint", "smudge"))
-    if way == "blur":
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
-    elif way == "tint":
-        colour = rng.choice([*world.COLOURS.values(), *world.BACKGROUNDS.values()])
-        image = Image.blend(image, Image.new("RGB", image.size, colour), rng.uniform(0.02, 0.25))
-    else:
-        size = rng.randint(2, 6)
-        spot = Image.new("L", image.size)
-        x, y = rng.randrange(image.width), rng.choice((0, rng.randrange(image.height), image.height - size))
-        spot.paste(rng.randint(40, 255), (x, y, x + size, y + size))
-        spot = spot.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
-        image.paste(rng.choice(list(world.COLOURS.values())), (0, 0), spot)
-    return np.asarray(image)
-
-
-def make_misses(painter: Generator, number: int, variants: int, rng: random.Random) -> list[Picture]:
-    """Make `number` pictures from captions of the training, and nudge each `variants` times.
-
-    Returns all that came out wrong, and as many of those that are still right.
-    """
-    wrong: list[Picture] = []
-    right: list[Picture] = []
-    for start in range(0, number, 500):
-        for made in make_pictures(painter, min(500, number - start), rng):
-            pictures = [made]
-            for _ in range(variants):
-                pixels = nudged(made.pixels, rng)
-                pictures.append(Picture(pixels, made.scene, scorer.read(pixels)))
-            for picture in pictures:
-                passed = scorer.judge(picture.reading, picture.scene).strict
-                (right if passed and picture is not made else wrong if not passed else []).append(picture)
-    return wrong + rng.sample(right, min(len(right), len(wrong)))
 
 
 def make_pairs(painter: Generator, number: int, rng: random.Random, held_out: bool | None = False) -> list[Pair]:
