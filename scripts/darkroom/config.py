@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from darkroom.errors import DarkroomError
+from darkroom.options import judge_refusal, refusal
 
 STAGES = ("prompts", "edits")
 
@@ -76,7 +77,7 @@ def _explain(error: Any) -> str:
     got = got if len(got) <= 60 else got[:57] + "..."
     expected = {
         "type": lambda: "expected " + _either(error.validator_value),
-        "enum": lambda: "expected one of " + ", ".join(error.validator_value),
+        "enum": lambda: "expected one of " + ", ".join("null" if one is None else one for one in error.validator_value),
         "minimum": lambda: f"must be at least {error.validator_value}",
         "maximum": lambda: f"must be at most {error.validator_value}",
         "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
@@ -111,7 +112,11 @@ def _check_stages(config: dict[str, Any]) -> None:
             raise DarkroomError(
                 f"config: {name}.gpus: a job of this stage uses one GPU; use more, smaller shards instead"
             )
+        if reason := refusal(config[name], config[name]["device"]):
+            raise DarkroomError(f"config: {name}.{reason}")
     judge = config["judge"]
+    if reason := judge_refusal(judge):
+        raise DarkroomError(f"config: judge.{reason}")
     if judge["device"] == "cpu":
         judge["tensor_parallel_size"] = 1
     judge["tensor_parallel_size"] = judge["tensor_parallel_size"] or judge["gpus"]

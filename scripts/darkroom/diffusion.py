@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from darkroom import fitting, options
 from darkroom.config import is_folder_name
 from darkroom.errors import DarkroomError
 from darkroom.requests import Request
@@ -54,6 +55,8 @@ class Engine:
         self.section, self.name = section, name
         self.device = resolve_device(section["device"], name)
         self.dtype = resolve_dtype(section["dtype"], self.device)
+        if reason := options.refusal(section, self.device.type) or options.missing(section, self.device.type):
+            raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
@@ -67,6 +70,8 @@ class Engine:
         folder = section["local_dir"] or (section["model"] if is_folder_name(section["model"]) else None)
         where = {} if folder else {"revision": section["revision"], "cache_dir": section["cache_dir"]}
         try:
+            if quantization := fitting.quantization_config(section, self.dtype, parts, cls):
+                where["quantization_config"] = quantization
             pipe = cls.from_pretrained(
                 folder or section["model"], dtype=self.dtype, use_safetensors=True, **where, **parts
             )
@@ -75,7 +80,7 @@ class Engine:
             raise DarkroomError(f"{self.name}.model: cannot load {folder or section['model']}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         try:
-            return pipe.to(self.device)
+            return fitting.fit(pipe, section, self.name, self.device)
         except torch.OutOfMemoryError as error:
             raise DarkroomError(
                 f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
@@ -172,15 +177,16 @@ class FluxEngine(Engine):
         if sources is not None:
             # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
             call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
-        return self.pipe(
-            **call,
-            width=width,
-            height=height,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            generator=self.generators(requests),
-            output_type="np",
-        ).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(
+                **call,
+                width=width,
+                height=height,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=self.generators(requests),
+                output_type="np",
+            ).images
 
 
 class AutoEngine(Engine):
@@ -215,7 +221,8 @@ class AutoEngine(Engine):
         if sources is not None:
             call["image"] = sources
         prompts = [request.prompt for request in requests]
-        return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
 
 
 def open_engine(section: dict[str, Any], name: str) -> Engine:

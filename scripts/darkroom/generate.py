@@ -17,6 +17,7 @@ from PIL import Image
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.images import encode_png, open_picture, read_file
+from darkroom.options import packages
 from darkroom.plan import Plan
 from darkroom.requests import Request, expand, request_key
 from darkroom.rows import MAX_SIDE, further_fields
@@ -143,7 +144,7 @@ def make_shard(
         "digest": stage.digest,
         "rule": "edit_images" if stage.name == "edit" else "generate_images",
         "recipe": stage.recipe,
-        "versions": versions(*PACKAGES),
+        "versions": versions(*PACKAGES, *packages(stage.section)),
         "device": device_kind(stage.section["device"]),
         "failed": len(failures),
     }
@@ -233,7 +234,8 @@ def _make(
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = stage.section
     say(f"model {stage.recipe['model']} ({section['model']}, revision {section['revision']})")
-    say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
+    found = versions(*PACKAGES, *packages(section))
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
     engine = open_engine(section, stage.name)
     say(f"device {engine.device}, dtype {engine.dtype}, batch size {section['batch_size']}")
     engine.prepare(todo)

@@ -6,9 +6,12 @@ _BASE_MB = 3_000  # Python with torch, diffusers or vLLM, without a model
 _START_MINUTES = 15  # imports and a cold read of the weights over a network file system
 
 
-def memory_mb(model_bytes: int, attempt: int) -> int:
-    """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry."""
-    need = _BASE_MB + 1.3 * model_bytes / 10**6
+def memory_mb(model_bytes: int, attempt: int, held: int = 0) -> int:
+    """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry.
+
+    The same where diffusers offloads them: then they stay. held: bytes that vLLM keeps there besides.
+    """
+    need = _BASE_MB + (1.3 * model_bytes + held) / 10**6
     return int(need * (1 + 0.5 * (attempt - 1)))
 
 

@@ -13,6 +13,7 @@ from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.notes import Notes
+from darkroom.options import judge_host_bytes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
@@ -136,6 +137,10 @@ class Workflow:
     def model_bytes(self, section: str) -> int:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
         return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
+
+    def held_bytes(self, section: str) -> int:
+        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
+        return judge_host_bytes(self.config[section]) if section == "judge" else 0
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""

@@ -60,8 +60,8 @@ def job_threads(section):
 
 
 def memory(section):
-    size = DARKROOM.model_bytes(section)
-    return lambda wildcards, attempt: needs.memory_mb(size, attempt)
+    size, held = DARKROOM.model_bytes(section), DARKROOM.held_bytes(section)
+    return lambda wildcards, attempt: needs.memory_mb(size, attempt, held)
 
 
 def image_minutes(kind, section):
