@@ -146,6 +146,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
+    if config["container"] is not None and "://" not in config["container"]:
+        find(config, "container", "container", "file", " (an address has a ://)")
     used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
     for name in (name for name, use in used.items() if use):
         section = config[name]

@@ -103,6 +103,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("generate: {model: flux}", "generate.model: no such folder: flux (a hub model is written owner/name)"),
         ("generate: {model: ./rows.jsonl}", "generate.model: not a folder: ./rows.jsonl"),
         ("generate: {model: a/b, local_dir: gone}", "generate.local_dir: no such folder: gone"),
+        ("container: gone.sif", "container: no such file: gone.sif (an address has a ://)"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
     ],
 )

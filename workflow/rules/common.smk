@@ -20,6 +20,11 @@ except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
     sys.exit(f"error: {error}")
 
+if DARKROOM.config["container"]:
+
+    container: DARKROOM.config["container"]
+
+
 RESULTS = DARKROOM.config["results"]
 KINDS = list(DARKROOM.plans)
 ROWS = {"images": "prompts", "edited": "edits"}
