@@ -123,7 +123,9 @@ def test_engine_args_that_can_change_a_score_change_the_judges_recipe_and_no_oth
 
     plain = recipe("{}")
     assert recipe("{gpu_memory_utilization: 0.8, max_num_seqs: 8, cpu_offload_gb: 10}") == plain
-    changed = [recipe(one) for one in ("{quantization: fp8}", "{kv_cache_dtype: fp8}", "{max_model_len: 8192}")]
+    changed = [
+        recipe(one) for one in ("{quantization: fp8_per_channel}", "{kv_cache_dtype: fp8}", "{max_model_len: 8192}")
+    ]
     assert len({digest(one) for one in [plain, *changed]}) == 4
 
 
