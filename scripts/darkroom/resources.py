@@ -2,6 +2,8 @@
 
 # What a model of the hub is taken to weigh, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
 HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
+# Times as long as with all weights on the GPU: once for each image, or for each step.
+OFFLOAD_TIME = {"none": 1, "model": 2, "sequential": 5}
 _BASE_MB = 3_000  # Python with torch, diffusers or vLLM, without a model
 _START_MINUTES = 15  # imports and a cold read of the weights over a network file system
 

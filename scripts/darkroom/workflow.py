@@ -18,7 +18,7 @@ from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
-from darkroom.resources import HUB_MODEL_BYTES
+from darkroom.resources import HUB_MODEL_BYTES, OFFLOAD_TIME
 from darkroom.rubric import Rubric, load_rubric
 
 if TYPE_CHECKING:
@@ -128,11 +128,13 @@ class Workflow:
     def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
         """(requests, steps, pixels) of an image shard, as the config has them.
 
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice.
+        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
+        offload makes weights travel.
         """
         section = self.config[SECTIONS[kind]]
         pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
-        return self.requests(kind, shard), section["steps"] * (2 if section["true_cfg"] > 1 else 1), pixels
+        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
+        return self.requests(kind, shard), steps, pixels
 
     def model_bytes(self, section: str) -> int:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""

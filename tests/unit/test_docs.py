@@ -31,3 +31,11 @@ def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monke
 
 def test_there_are_some():
     assert len(SNIPPETS) > 5
+
+
+def test_every_key_has_its_line_in_the_reference():
+    text = (REPOSITORY / "config/README.md").read_text()
+    properties = yaml.safe_load(SCHEMA.read_text())["properties"]
+    keys = {key for section in properties.values() for key in section.get("properties", {})} | set(properties)
+    sections = {name for name, section in properties.items() if "properties" in section}
+    assert {key for key in keys - sections if not re.search(rf"`(\w+\.)?{key}`", text)} == set()

@@ -165,3 +165,13 @@ def test_the_versions_of_an_options_packages_are_recorded():
     section = SimpleNamespace(**options.IMAGE_OPTIONS).__dict__
     assert options.packages(section) == []
     assert options.packages(section | {"quantization": "int8", "attention": "flash"}) == ["torchao", "flash-attn"]
+
+
+def test_an_option_makes_its_own_stage_anew_and_what_changes_no_pixel_nothing(copy):
+    copy.config["generate"] |= {"quantization": None, "attention": "native", "cache_threshold": 0.5}
+    copy.config["judge"] |= {"engine_args": {"max_num_seqs": 8, "gpu_memory_utilization": 0.2}}
+    assert copy.planned() == {}
+    copy.config["edit"] |= {"cache": "taylorseer", "cache_interval": 2}
+    planned = copy.planned()
+    assert set(planned) == {"all", "edit_images", "score_images", "merge_scores", "write_dataset"}
+    assert planned["score_images"] == planned["edit_images"]
