@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from darkroom.errors import DarkroomError
+from darkroom.options import judge_refusal, refusal
 
 STAGES = ("prompts", "edits")
 
@@ -75,7 +76,7 @@ def _explain(error: Any) -> str:
     got = got if len(got) <= 60 else got[:57] + "..."
     expected = {
         "type": lambda: "expected " + _either(error.validator_value),
-        "enum": lambda: "expected one of " + ", ".join(error.validator_value),
+        "enum": lambda: "expected one of " + ", ".join("null" if one is None else one for one in error.validator_value),
         "minimum": lambda: f"must be at least {error.validator_value}",
         "maximum": lambda: f"must be at most {error.validator_value}",
         "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
@@ -118,9 +119,14 @@ def _check_stages(config: dict[str, Any]) -> None:
         raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
     if config["edit"]["family"] == "flux":
         raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
+    for name in ("generate", "edit"):
+        if reason := refusal(config[name], config[name]["device"]):
+            raise DarkroomError(f"config: {name}.{reason}")
     judge = config["judge"]
     if judge["engine"] == "transformers" and judge["device"] != "cpu" and judge["gpus"] > 1:
         raise DarkroomError("config: judge.gpus: engine transformers uses one GPU; use vllm, or more, smaller shards")
+    if reason := judge_refusal(judge):
+        raise DarkroomError(f"config: judge.{reason}")
 
 
 def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
@@ -146,6 +152,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
+    if config["container"] is not None and "://" not in config["container"]:
+        find(config, "container", "container", "file", " (an address has a ://)")
     for name in used_sections(config):
         section = config[name]
         if section.get("local_dir"):

@@ -6,15 +6,18 @@ They never see shards or files.
 
 import gc
 import inspect
+import json
 import math
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from darkroom import fitting, options
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.requests import Request
 from darkroom.runtime import say
@@ -57,6 +60,8 @@ class Engine:
         self.section, self.name = section, name
         self.device = resolve_device(section["device"], name)
         self.dtype = resolve_dtype(section["dtype"], self.device)
+        if reason := options.refusal(section, self.device.type) or options.missing(section, self.device.type):
+            raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
@@ -68,13 +73,15 @@ class Engine:
         """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
         folder = self.section["local_dir"] or self.section["model"]
         try:
-            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **parts)
+            quantization = fitting.quantization_config(self.section, self.dtype, parts, cls)
+            how = {"quantization_config": quantization} if quantization else {}
+            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **how, **parts)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DarkroomError(f"{self.name}.model: cannot load {folder}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         try:
-            return pipe.to(self.device)
+            return fitting.fit(pipe, self.section, self.name, self.device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
@@ -105,17 +112,22 @@ class FluxEngine(Engine):
         from diffusers import FluxKontextPipeline, FluxPipeline
 
         self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
-        # The VAE alone, which is small: sizes are worked out by its grid before there are prompts to encode.
-        others = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer")
-        pipe = self.load(self.cls, **dict.fromkeys(others))
-        self.vae, self.multiple = pipe.vae, pipe.vae_scale_factor * 2
+        self.multiple = 2 * self._vae_scale()
+
+    def _vae_scale(self) -> int:
+        """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
+        try:
+            config = Path(self.section["local_dir"] or self.section["model"], "vae", "config.json")
+            return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
+        except (OSError, ValueError, KeyError):
+            return 8  # loading the model says what is wrong with it
 
     def prepare(self, requests: list[Request]) -> None:
         texts = {request.prompt for request in requests}
         texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
         self._encode(sorted(texts))
         nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        self.pipe = self.load(self.cls, **nothing, vae=self.vae)
+        self.pipe = self.load(self.cls, **nothing)
         say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
 
     def _encode(self, texts: list[str]) -> None:
@@ -176,15 +188,16 @@ class FluxEngine(Engine):
         if sources is not None:
             # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
             call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
-        return self.pipe(
-            **call,
-            width=width,
-            height=height,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            generator=self.generators(requests),
-            output_type="np",
-        ).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(
+                **call,
+                width=width,
+                height=height,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=self.generators(requests),
+                output_type="np",
+            ).images
 
 
 class AutoEngine(Engine):
@@ -219,7 +232,8 @@ class AutoEngine(Engine):
         if sources is not None:
             call["image"] = sources
         prompts = [request.prompt for request in requests]
-        return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
 
 
 def open_engine(section: dict[str, Any], name: str) -> Engine:

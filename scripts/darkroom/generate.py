@@ -19,6 +19,7 @@ from darkroom.devices import Devices
 from darkroom.errors import DarkroomError, Interrupted, OutOfMemory, RowError
 from darkroom.hub import HubModel, local_section
 from darkroom.images import encode_png, open_picture, read_file
+from darkroom.options import packages
 from darkroom.plan import Plan
 from darkroom.requests import Request, expand, request_key
 from darkroom.rows import MAX_SIDE, further_fields
@@ -153,7 +154,7 @@ def make_shard(
         "digest": stage.digest,
         "rule": "edit_images" if stage.name == "edit" else "generate_images",
         "recipe": stage.recipe,
-        "versions": versions(*PACKAGES),
+        "versions": versions(*PACKAGES, *packages(stage.section)),
         "device": device_kind(stage.section["device"]),
         "failed": len(failures),
     }
@@ -244,7 +245,8 @@ def _make(
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = stage.section
     say(f"model {stage.recipe['model']} ({section['model']}, revision {section['revision']})")
-    say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
+    found = versions(*PACKAGES, *packages(section))
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
     held = devices.claim(section, stage.name, most=len(todo)) if devices else {}
     if len(held) > 1:
         reports = spread((stage, todo, sizes), len(todo), stage.name, held)

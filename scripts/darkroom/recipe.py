@@ -7,6 +7,7 @@ from typing import Any
 
 from darkroom.config import model_folder
 from darkroom.identity import digest
+from darkroom.options import image_options, judge_options
 
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
 # shards of that stage change with it, and their requests are made again.
@@ -52,14 +53,14 @@ def _file_digest(path: Path) -> list[Any]:
 
 def image_recipe(section: dict[str, Any]) -> dict[str, Any]:
     """The recipe of `generate` or `edit`: model identity and sampler settings, without what cannot change a pixel."""
-    recipe = {key: section[key] for key in _IMAGE_KEYS}
+    recipe = {key: section[key] for key in _IMAGE_KEYS} | image_options(section)
     recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section)}
     return json.loads(json.dumps(recipe))
 
 
 def judge_recipe(section: dict[str, Any], rubric_digest: str) -> dict[str, Any]:
     """The recipe of the judge: model identity, settings and the digest of the rubric's questions."""
-    recipe = {key: section[key] for key in _JUDGE_KEYS}
+    recipe = {key: section[key] for key in _JUDGE_KEYS} | judge_options(section)
     recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section), "rubric": rubric_digest}
     return json.loads(json.dumps(recipe))
 

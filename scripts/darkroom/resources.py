@@ -5,17 +5,20 @@ Too little costs a retry, which asks for more and goes on with what is finished;
 
 # What a model of the hub is taken to weigh, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
 HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
+# Times as long as with all weights on the GPU: once for each image, or for each step.
+OFFLOAD_TIME = {"none": 1, "model": 2, "sequential": 5}
 _PROCESS_MB = 3_000  # Python with torch, diffusers or vLLM, without a model, and the two Snakemakes around it
 _START_MINUTES = 10  # imports from a network file system, on a busy node
 _LOAD_BYTES_PER_MINUTE = 3 * 10**9  # 50 MB/s, a cold read over a network file system
 
 
-def memory_mb(model_bytes: int, attempt: int, processes: int = 1) -> int:
+def memory_mb(model_bytes: int, attempt: int, processes: int = 1, held: int = 0) -> int:
     """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry.
 
-    processes: how many work together; a judge that is spread over GPUs has one for each.
+    The same where diffusers offloads them: then they stay. processes: how many work together; a judge that is spread over
+    GPUs has one for each. held: bytes that vLLM keeps there besides.
     """
-    need = _PROCESS_MB * processes + 1.3 * model_bytes / 10**6
+    need = _PROCESS_MB * processes + (1.3 * model_bytes + held) / 10**6
     return int(need * (1 + 0.5 * (attempt - 1)))
 
 

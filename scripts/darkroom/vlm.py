@@ -4,7 +4,9 @@ Both engines see the same prompt text (the checkpoint's chat template) and the s
 model's own patch size), decode JSON under the same grammar (xgrammar) and read yes and no from the same logits.
 """
 
+import difflib
 import os
+from dataclasses import fields
 from typing import Any
 
 from darkroom.errors import DarkroomError
@@ -51,6 +53,7 @@ class Judge:
         budget = self.images_each * (self.max_pixels // (self.patch_size * 2) ** 2 + 2)
         own = getattr(self.config.get_text_config(), "max_position_embeddings", 1 << 20)
         self.max_length = min(own, budget + QUESTION_TOKENS + section["max_tokens"])
+        self.max_length = section["engine_args"].get("max_model_len", self.max_length)
 
     def _label_ids(self, words: tuple[str, ...]) -> list[int]:
         encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
@@ -109,12 +112,17 @@ class VllmJudge(Judge):
             cpu = current_platform.is_cpu()
             if cpu or section["gpus"] == 1:
                 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
-            from vllm import LLM
+            from vllm import LLM, EngineArgs
         except ImportError as error:
             raise DarkroomError(
                 f"judge.engine is vllm, but vLLM cannot be imported ({_first_line(error)}); install it, or set"
                 " engine: transformers"
             ) from error
+        known = [field.name for field in fields(EngineArgs)]
+        if wrong := next((name for name in section["engine_args"] if name not in known), None):
+            near = difflib.get_close_matches(wrong, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DarkroomError(f"judge.engine_args: this version of vLLM takes no {wrong}{hint}")
         if cpu and section["device"] == "cuda":
             raise DarkroomError("judge.device is cuda, but vLLM sees no GPU; ask for one, or set device: cpu")
         if not cpu and section["device"] == "cpu":
@@ -136,11 +144,10 @@ class VllmJudge(Judge):
                 model=self.path,
                 dtype=self.dtype,
                 seed=0,
-                max_model_len=self.max_length,
                 tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                **host,
+                **{"max_model_len": self.max_length} | host | section["engine_args"],
             )
         except Exception as error:  # an engine fails in many ways; all of them are the environment's
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error

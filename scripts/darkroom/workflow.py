@@ -17,11 +17,12 @@ from darkroom.hub import HubModel, hub_models, local_section
 from darkroom.identity import digest
 from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
+from darkroom.options import judge_host_bytes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
-from darkroom.resources import HUB_MODEL_BYTES
+from darkroom.resources import HUB_MODEL_BYTES, OFFLOAD_TIME
 from darkroom.rubric import Rubric, load_rubric
 
 if TYPE_CHECKING:
@@ -171,11 +172,13 @@ class Workflow:
     def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
         """(requests, steps, pixels) of an image shard, as the config has them.
 
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice.
+        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
+        offload makes weights travel.
         """
         section = self.config[SECTIONS[kind]]
         pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
-        return self.requests(kind, shard), section["steps"] * (2 if section["true_cfg"] > 1 else 1), pixels
+        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
+        return self.requests(kind, shard), steps, pixels
 
     def model_bytes(self, section: str) -> int:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
@@ -184,6 +187,10 @@ class Workflow:
     def local_section(self, section: str) -> dict[str, Any]:
         """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
         return local_section(self.config[section], self.models.get(section))
+
+    def held_bytes(self, section: str) -> int:
+        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
+        return judge_host_bytes(self.config[section]) if section == "judge" else 0
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""

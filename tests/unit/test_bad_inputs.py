@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from darkroom.errors import DarkroomError
 from darkroom.generate import Stage, make_shard, read_requests
+from darkroom.options import IMAGE_OPTIONS
 from darkroom.plan import make_plan
 from darkroom.scratch import Scratch
 from darkroom.shardfile import iter_records
@@ -360,7 +361,7 @@ def take_given(folder, names):
     (folder / "rows.jsonl").write_bytes(lines)
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
-    section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"}
+    section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"} | IMAGE_OPTIONS
     stage = Stage("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
     records = []
     for name in plan.names:

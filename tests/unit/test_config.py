@@ -70,7 +70,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
     [
         ("promts: x", "unknown key promts; did you mean prompts?"),
         ("generate: {stesp: 3}", "unknown key generate.stesp; did you mean steps?"),
-        ("generate: {zzz: 3}", "unknown key generate.zzz; known here: batch_size, cache_dir"),
+        ("generate: {zzz: 3}", "unknown key generate.zzz; known here: attention, batch_size, cache"),
         ("select: {image: {}}", "unknown key select.image; did you mean images?"),
         ("1: x", "unknown key 1; a key is text"),
         ("{1: x, on: y}", "unknown key 1; a key is text"),
@@ -115,6 +115,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ),
         ("export: {name: ../x}", "export.name: may hold letters, digits, . _ and -, at most 96 characters, got '../x'"),
         ("export: {acknowledge_licences: true}", "export.acknowledge_licences: expected a list, got True"),
+        ("container: gone.sif", "container: no such file: gone.sif (an address has a ://)"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
     ],
 )

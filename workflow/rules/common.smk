@@ -25,6 +25,11 @@ except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
     sys.exit(f"error: {error}")
 
+if DARKROOM.config["container"]:
+
+    container: DARKROOM.config["container"]
+
+
 RESULTS = DARKROOM.config["results"]
 KINDS = list(DARKROOM.plans)
 ROWS = {"images": "prompts", "edited": "edits"}
@@ -75,9 +80,11 @@ def job_threads(section):
 
 
 def memory(section):
-    copies = workers(section)
+    copies, held = workers(section), DARKROOM.held_bytes(section)
     size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return lambda wildcards, attempt: needs.memory_mb(size * copies, attempt, processes)
+    return lambda wildcards, attempt: needs.memory_mb(
+        size * copies, attempt, processes, held
+    )
 
 
 def image_minutes(kind, section):
