@@ -62,7 +62,7 @@ def start(run, env, *arguments):
 
 def processes(run, pattern):
     """Python processes of a run whose command line matches."""
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(["pgrep", "-f", "--", pattern], capture_output=True, text=True).stdout.split()
     return [
         int(pid)
         for pid in found
@@ -104,7 +104,10 @@ def test_a_shard_on_two_gpus_is_byte_for_byte_that_of_one_whatever_happens_to_it
         text, _ = process.communicate(timeout=240)
         found = re.search(line, text)
         assert process.returncode == 1 and found, text
-        assert scratch(two) - before == int(found.group(1)) >= 3
+        # A worker that is killed may have kept an image that it had no time to tell of.
+        assert (
+            3 <= int(found.group(1)) <= scratch(two) - before <= int(found.group(1)) + lost + (stop == signal.SIGKILL)
+        )
         assert not processes(two, r"-m darkroom\.workers")
         lost += stop == signal.SIGKILL
     assert not made(two) and 6 <= scratch(two) < 24
@@ -131,7 +134,11 @@ def test_what_one_worker_cannot_go_on_from_is_the_job_s_one_line(tmp_path):
     run.config["generate"]["model"] = "./models/empty"
     done = run.snakemake("-j1", check=False)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and len(errors) == 1 and "generate.model: cannot load ./models/empty" in errors[0]
+    assert (
+        done.returncode == 1
+        and len(errors) == 1
+        and re.search("generate.model: cannot load .*/models/empty:", errors[0])
+    )
     run.config["generate"]["gpus"] = 3
     done = run.snakemake("-j1", check=False)
     assert "error: generate.gpus is 3, but the job sees 2 GPUs (CUDA_VISIBLE_DEVICES=0,1)" in done.stderr
