@@ -125,7 +125,7 @@ def reads(paths, makes):
 
 
 def reads_one(path, makes, jobs):
-    """As `reads`, for a rule whose jobs read one file each: patterns, and the wildcard values of all jobs.
+    """As `reads`, where every job reads one file: patterns, and the wildcard values of all jobs.
 
     An input function costs as much as all else about a job, so it is one only where some jobs have to run and some have not.
     """
