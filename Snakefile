@@ -18,6 +18,7 @@ include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/gallery.smk"
 include: "workflow/rules/tools.smk"
 
 
@@ -28,5 +29,7 @@ rule all:
         all_files,
         TABLES,
         DATASET.values(),
+        GALLERY,
     message:
-        f"done: see {RESULTS}/scores.csv and {RESULTS}/dataset/"
+        f"done: see {RESULTS}/scores.csv, {RESULTS}/dataset/"
+        + (f" and, in a browser, {RESULTS}/gallery/index.html" if GALLERY else "")

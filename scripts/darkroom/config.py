@@ -141,6 +141,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
+    if config["labels"] is not None:
+        find(config, "labels", "labels", "file")
     used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
     for name in (name for name, use in used.items() if use):
         section = config[name]

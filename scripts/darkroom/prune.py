@@ -26,6 +26,7 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
         for folder, suffixes in (
             (ROWS[kind], (".jsonl",)),
             *((name, (".parquet",)) for name in (kind, f"scores/{kind}")),
+            (f"gallery/{kind}", ("", ".js")),
             *((f".darkroom/scratch/{name}", ("", ".jsonl")) for name in (kind, f"scores/{kind}")),
             *((f"{top}/{rule}", (".log", ".tsv", ".jsonl")) for top in ("logs", "benchmarks") for rule in _rules(kind)),
         ):
@@ -37,7 +38,7 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
 
 
 def _rules(kind: str) -> tuple[str, ...]:
-    return f"shard_{ROWS[kind]}", RULES[kind], f"score_images/{kind}"
+    return f"shard_{ROWS[kind]}", RULES[kind], f"score_images/{kind}", f"gallery_shard/{kind}"
 
 
 def size_of(path: Path) -> int:

@@ -21,3 +21,8 @@ def image_minutes(requests: int, steps: int, pixels: int, attempt: int) -> int:
 def judge_minutes(requests: int, attempt: int) -> int:
     """Minutes for a shard of scores: a 7B judge answers a picture's questions in about half a second."""
     return int((_START_MINUTES + requests * 0.5 / 60) * 2 ** (attempt - 1)) + 1
+
+
+def gallery_minutes(requests: int, attempt: int) -> int:
+    """Minutes for a shard of the gallery: a picture of a megapixel is read and reduced twice in a third of a second."""
+    return int((5 + requests * 0.5 / 60) * 2 ** (attempt - 1)) + 1

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
+from darkroom.labels import Labels
 from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
 from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records, packed_meta
@@ -57,19 +58,23 @@ class Kind:
     def records(self) -> Iterator[dict[str, Any]]:
         """A record per request in the order of the rows: image columns without pictures, then scores."""
         for name in self.plan.shards:
-            path = self.images / f"{name}.parquet"
-            columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
-            if self.name == "images":
-                columns = [c for c in columns if not c.startswith("source")]
-            scores = iter_records(self.scores / f"{name}.parquet")
-            for image, score in zip(iter_records(path, columns), scores, strict=True):
-                if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-                    raise DarkroomError(
-                        f"{self.scores / name}.parquet: row {image['row']}: the scores are of another picture;"
-                        " delete it and run again"
-                    )
-                kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
-                yield {"kind": self.name, "shard": name} | image | kept
+            yield from self.shard_records(name)
+
+    def shard_records(self, name: str) -> Iterator[dict[str, Any]]:
+        """The records of one shard."""
+        path = self.images / f"{name}.parquet"
+        columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
+        if self.name == "images":
+            columns = [c for c in columns if not c.startswith("source")]
+        scores = iter_records(self.scores / f"{name}.parquet")
+        for image, score in zip(iter_records(path, columns), scores, strict=True):
+            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                raise DarkroomError(
+                    f"{self.scores / name}.parquet: row {image['row']}: the scores are of another picture;"
+                    " delete it and run again"
+                )
+            kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
+            yield {"kind": self.name, "shard": name} | image | kept
 
     def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""
@@ -115,18 +120,24 @@ def select_rows(
 
 
 def merge_scores(
-    kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path, meta: dict[str, str]
+    kinds: list[Kind],
+    rubric: Rubric,
+    select: dict[str, Any],
+    parquet: Path,
+    table: Path,
+    meta: dict[str, str],
+    labels: Labels | None = None,
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
-    Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    labels: what a person said of the images, for the column `label`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
     """
     for kind in kinds:
         kind.check()
     columns = dict(TABLE_COLUMNS)
     for kind in kinds:
         columns |= rubric.columns(kind.name)
-    columns["selected"] = "bool"
+    columns |= {"selected": "bool", "label": "text"}
     fields = _field_columns(kinds, columns)
     schema = pa.schema(
         [(name, _ARROW[type_]) for name, type_ in columns.items()]
@@ -146,6 +157,10 @@ def merge_scores(
                     *(["selected"] * record["selected"]),
                 ):
                     counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
+                record["label"] = labels.of(record["key"]) if labels else None
+                if record["label"]:
+                    state = f"{kind.name} labelled {record['label']}"
+                    counts[state] = counts.get(state, 0) + 1
                 own = json.loads(record.pop("fields"))
                 for name, (column, type_) in fields.items():
                     value = own.get(name)
@@ -227,8 +242,11 @@ def _common_type(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataT
     return pa.float64() if {one, other} <= numbers else pa.string()
 
 
-def write_rejected(kinds: list[Kind], path: Path) -> int:
-    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason."""
+def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:
+    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason.
+
+    labels: after they went through `merge_scores`, for those that are of no image.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     with open(temporary, "w", encoding="utf-8") as out:
@@ -239,5 +257,8 @@ def write_rejected(kinds: list[Kind], path: Path) -> int:
                     count += 1
                     record = {"file": source, "line": first + line["line"], "reason": line["rejected"]}
                     out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
+        for record in labels.left() if labels else ():
+            count += 1
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
     return count

@@ -3,6 +3,7 @@
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
+from darkroom.gallery import GALLERY_VERSION, site_digest
 from darkroom.identity import digest
+from darkroom.labels import Labels, labels_digest, read_labels
 from darkroom.notes import Notes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
 RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
-TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
+TABLE_VERSION = 2  # raise it when the code of the tables or the data set changes what they hold
 
 
 @dataclass
@@ -104,7 +107,31 @@ class Workflow:
 
     def merge_digest(self) -> str:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
-        return digest([TABLE_VERSION, plans, self.score_digests, self.config["select"]])
+        parts = [TABLE_VERSION, plans, self.score_digests, self.config["select"]]
+        return digest(parts if self.config["labels"] is None else [*parts, self.labels_digest])
+
+    @cached_property
+    def labels_digest(self) -> str:
+        return labels_digest(self.config["labels"])
+
+    def labels(self) -> Labels | None:
+        """The labels that the config names, None where it names none."""
+        if self.config["labels"] is None:
+            return None
+        return read_labels(self.config["labels"], self.labels_digest)
+
+    @cached_property
+    def gallery_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest its file of the gallery is made for. No threshold or label is part of it."""
+        options = {name: self.config["gallery"][name] for name in ("thumbnail", "preview")}
+        return {
+            kind: {name: digest([GALLERY_VERSION, scores, options]) for name, scores in shards.items()}
+            for kind, shards in self.score_digests.items()
+        }
+
+    def gallery_digest(self) -> str:
+        """The digest of the gallery's page and index."""
+        return digest([GALLERY_VERSION, site_digest(), self.merge_digest(), self.gallery_digests])
 
     def dataset_digest(self) -> str:
         return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
@@ -193,8 +220,42 @@ class Workflow:
         made_for = self.dataset_mark.read_text().split() if self.dataset_mark.exists() else [None, None]
         if made_for[0] != self.dataset_digest() or failures not in (None, made_for[1]):
             outdated += [path for path in self.dataset_files().values() if path.exists()]
+        if self.config["gallery"]["enabled"]:
+            outdated += self._outdated_gallery(failures)
         self.notes.save()
         return outdated
+
+    def _outdated_gallery(self, failures: str | None) -> Iterator[Path]:
+        for kind, shard, path in self.gallery_files():
+            note = self.notes.of(path)
+            whole = all(self.notes.of(file) for file in (self.results(kind, f"{shard}.parquet"), self.score_file(kind, shard)))
+            again = note and whole and note.get("failures") != self.shard_failures(kind, shard)
+            if note and (note["digest"] != self.gallery_digests[kind][shard] or again or _packs_lost(path, note)):
+                yield path
+        index = self.results("gallery", "index.js")
+        note = self.notes.of(index)
+        if note and (note["digest"] != self.gallery_digest() or failures not in (None, note.get("failures"))):
+            yield index
+
+    def gallery_about(self) -> dict[str, str]:
+        """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
+        files = [PurePosixPath(self.config[ROWS[kind]]).name for kind in self.plans]
+        return {"title": ", ".join(files), "set": digest([files, self.config["seed"]], 8)}
+
+    def gallery_files(self) -> Iterator[tuple[str, str, Path]]:
+        """(kind, shard, path) of every shard's file of the gallery."""
+        for kind, plan in self.plans.items():
+            for shard in plan.shards:
+                yield kind, shard, self.results("gallery", kind, f"{shard}.js")
+
+    def score_file(self, kind: str, shard: str) -> Path:
+        """The file that holds the scores of an image shard."""
+        return self.results("scores", kind, f"{shard}.parquet")
+
+    def shard_failures(self, kind: str, shard: str) -> list[int]:
+        """Failed requests and unreadable replies of a shard, which a second try may have made good."""
+        files = self.results(kind, f"{shard}.parquet"), self.score_file(kind, shard)
+        return [(self.notes.of(path) or {}).get("failed", 0) for path in files]
 
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
@@ -208,6 +269,10 @@ class Workflow:
         ]
         self.notes.save()
         tables = [self.results("scores.parquet"), *self.dataset_files().values()]
+        if self.config["gallery"]["enabled"]:
+            shards = {(stage.removeprefix("scores/"), shard) for stage, shard in failed}
+            tables += [path for kind, shard, path in self.gallery_files() if (kind, shard) in shards]
+            tables.append(self.results("gallery", "index.js"))
         return files + [path for path in tables if files and path.exists()]
 
     def failures_digest(self) -> str:
@@ -260,6 +325,14 @@ class Workflow:
             )
             for kind, plan in self.plans.items()
         ]
+
+
+def _packs_lost(path: Path, note: dict[str, Any]) -> bool:
+    """Whether packs of a shard's file of the gallery are gone; a look at each costs too much at every parse."""
+    try:
+        return note.get("packs", 0) > len(os.listdir(path.with_suffix("")))
+    except FileNotFoundError:
+        return note.get("packs", 0) > 0
 
 
 def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:

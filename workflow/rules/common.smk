@@ -6,6 +6,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
 from darkroom.errors import DarkroomError
+from darkroom.gallery import site_files
 from darkroom.workflow import Workflow
 
 try:
@@ -29,6 +30,11 @@ TABLES = [
     f"{RESULTS}/rejected.jsonl",
 ]
 DATASET = {kind: str(path) for kind, path in DARKROOM.dataset_files().items()}
+GALLERY = (
+    [f"{RESULTS}/gallery/{name}" for name in [*site_files(), "index.js"]]
+    if DARKROOM.config["gallery"]["enabled"]
+    else []
+)
 
 
 wildcard_constraints:
@@ -46,6 +52,16 @@ def shard_files(kind):
         ],
         shard=DARKROOM.plans[kind].names,
     )
+
+
+def score_file(kind, shard):
+    """The file that holds the scores of an image shard."""
+    return str(DARKROOM.score_file(kind, shard))
+
+
+def gallery_files():
+    """Every shard's file of the gallery, where one is wanted."""
+    return [str(path) for *_, path in DARKROOM.gallery_files()] if GALLERY else []
 
 
 def gpus(section):
@@ -93,7 +109,7 @@ def all_files(wildcards):
     if workflow.is_main_process:
         # The same as --forcerun, which is read before the Snakefile is.
         workflow.dag.forcefiles.update(AGAIN)
-    return [path for kind in KINDS for path in shard_files(kind)]
+    return [path for kind in KINDS for path in shard_files(kind)] + gallery_files()
 
 
 onstart:
