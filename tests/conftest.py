@@ -135,6 +135,7 @@ def shards(run):
         "scores.*",
         "rejected.jsonl",
         "dataset/**/*.*",
+        "gallery/**/*.*",
     )
     return {
         str(path.relative_to(run.results)): hashlib.sha256(path.read_bytes()).hexdigest()
