@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune train-models bench-models bench-models-quick bench-plan clean
+.PHONY: demo test test-all test-quick lint plan verify prune train-models bench-models bench-models-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -64,6 +64,10 @@ bench-models-quick: $(READY)
 # What planning costs: a million rows, a job's start, the dry run of ten thousand shards beside a bare workflow's.
 bench-plan: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_plan.py
+
+# The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
+bench-gallery: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python tests/browser/bench_gallery.py
 
 clean:
 	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache

@@ -20,6 +20,7 @@ include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/exports.smk"
+include: "workflow/rules/gallery.smk"
 include: "workflow/rules/tools.smk"
 
 
@@ -30,5 +31,7 @@ rule all:
         all_files,
         TABLES,
         EXPORTS.values(),
+        GALLERY,
     message:
         f"done: see {RESULTS}/scores.csv and the exports: {', '.join(EXPORTS) or 'none'}"
+        + (f"; and, in a browser, {RESULTS}/gallery/index.html" if GALLERY else "")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
-    output = snakemake.output
+    output, labels = snakemake.output, workflow.labels()
     counts = merge_scores(
         workflow.kinds(),
         workflow.rubric,
@@ -20,6 +20,9 @@ with job(snakemake.log[0]):
         Path(output.scores),
         Path(output.table),
         {"digest": snakemake.params.digest, "failures": workflow.failures_digest()},
+        labels,
     )
-    counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected))
+    counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
+    for line in labels.left() if labels else ():
+        say(f"warning: {workflow.config['labels']}, line {line['line']}: {line['reason']}")
     say(", ".join(f"{name}: {number}" for name, number in counts.items()))

@@ -33,6 +33,8 @@ def main() -> None:
         print(" " * 10 + ", ".join(f"{name} {value:.2f}" for name, value in means.items()) + " (means)")
     print(f"  judged: {job_seconds(results, 'score_images'):.0f} s; rejected rows: {rejected}")
     print()
+    if (results / "gallery/index.html").exists():
+        print(f"Open     {results}/gallery/index.html in a browser: every image, its scores and reasons")
     print(f"Look at  {results}/dataset/           your rows with their images (PNG) and scores")
     print(f"         {results}/scores.csv         one line per image: scores, replies, reasons")
     print(f"         {results}/images/*.parquet   the shards; Hugging Face datasets shows them as pictures")

@@ -48,6 +48,7 @@ def small_config(**changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "prompts": "prompts.jsonl",
         "edits": None,
+        "gallery": {"enabled": False},
         "samples_per_prompt": 1,
         "shards": {"size": 4},
         "generate": {"model": str(FLUX), "device": "cpu", "width": 64, "height": 64},
@@ -134,6 +135,7 @@ def shards(run):
         "scores.*",
         "rejected.jsonl",
         "dataset/**/*.*",
+        "gallery/**/*.*",
     )
     return {
         str(path.relative_to(run.results)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -152,6 +152,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
+    if config["labels"] is not None:
+        find(config, "labels", "labels", "file")
     if config["container"] is not None and "://" not in config["container"]:
         find(config, "container", "container", "file", " (an address has a ://)")
     for name in used_sections(config):

@@ -26,7 +26,7 @@ from darkroom.rows import MAX_SIDE, further_fields
 from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.scratch import Scratch
 from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, read_meta, write_shard
-from darkroom.workers import Report, spread
+from darkroom.workers import Report, WorkerDied, spread
 
 if TYPE_CHECKING:
     from darkroom.diffusion import Engine
@@ -249,10 +249,15 @@ def _make(
     say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
     held = devices.claim(section, stage.name, most=len(todo)) if devices else {}
     if len(held) > 1:
-        reports = spread((stage, todo, sizes), len(todo), stage.name, held)
+        reports = spread((stage, todo, sizes), stage.name, held)
     else:
         reports = work(stage, todo, sizes, 0, 1, open_engine, sources)
     progress = Progress(len(todo), "images")
+
+    def kept() -> str:
+        there = sum(stage.scratch.has(request.key) for request in todo)
+        return f"{there} of {len(todo)} kept; run again to go on from there"
+
     try:
         next(reports)
         progress = Progress(len(todo), "images")
@@ -260,9 +265,9 @@ def _make(
             broken |= failed
             progress.add(done)
     except Interrupted as error:
-        raise Interrupted(
-            f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
-        ) from error
+        raise Interrupted(f"interrupted, {kept()}") from error
+    except WorkerDied as error:
+        raise WorkerDied(f"{error}; {kept()}") from error
     return progress.seconds
 
 

@@ -12,7 +12,7 @@ DAMAGED = {"digest": None, "failed": 1}
 
 
 class Notes:
-    """path -> {"digest", "failed", "image_failures", "failures"} of each result file; None where there is none.
+    """path -> {"digest", "failed", "image_failures", "failures", "packs"} of each result file; None where there is none.
 
     A damaged file has no digest, and counts as one in which something failed.
     """
@@ -51,10 +51,17 @@ class Notes:
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".jsonl":
         return {"digest": rows_digest(path.read_bytes())}
-    from darkroom.shardfile import read_meta
-
     try:
-        meta = read_meta(path)
+        if path.suffix == ".js":
+            from darkroom.gallery import read_head
+
+            meta = read_head(path)
+            meta["packs"] = len(meta.get("packs", ()))
+        else:
+            from darkroom.shardfile import read_meta
+
+            meta = read_meta(path)
     except DarkroomError:
         return DAMAGED
-    return {name: meta[name] for name in ("digest", "failed", "image_failures", "failures") if name in meta}
+    names = ("digest", "failed", "image_failures", "failures", "packs")
+    return {name: meta[name] for name in names if name in meta}

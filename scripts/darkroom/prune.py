@@ -24,10 +24,12 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
     found: list[Path] = []
     for kind, plan in workflow.plans.items():
         stages = ((kind, plan.shards, (f"shard_{ROWS[kind]}", RULES[kind])),)
+        stages += ((f"gallery/{kind}", plan.shards, (f"gallery_shard/{kind}",)),)
         stages += ((f"scores/{kind}", workflow.groups[kind].members, (f"score_images/{kind}",)),)
         for stage, planned, rules in stages:
             folders = {ROWS[kind]: (".jsonl",)} if stage == kind else {}
-            folders |= {stage: (".parquet",), f".darkroom/scratch/{stage}": ("", ".jsonl")}
+            endings = ("", ".js") if stage.startswith("gallery/") else (".parquet",)
+            folders |= {stage: endings, f".darkroom/scratch/{stage}": ("", ".jsonl")}
             folders |= {f"{top}/{rule}": (".log", ".tsv", ".jsonl") for top in ("logs", "benchmarks") for rule in rules}
             for folder, suffixes in folders.items():
                 for path in workflow.results(folder).glob("*"):

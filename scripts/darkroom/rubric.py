@@ -21,7 +21,7 @@ KINDS = ("images", "edited")
 # Columns that the score files and the tables have already.
 TAKEN = frozenset(
     "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
-    " sha256 error fields image source source_name source_sha256 selected".split()
+    " sha256 error fields image source source_name source_sha256 selected label".split()
 )
 MAX_TEXT = 10_000
 # Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control

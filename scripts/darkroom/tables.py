@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
+from darkroom.labels import Labels
 from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
 from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records, packed_meta, read_meta
@@ -63,9 +64,14 @@ class Kind:
             for shard in shards:
                 yield from self._joined(shard, scores, group)
 
+    def group_of(self, shard: str) -> str:
+        """The name of the score file that covers a shard."""
+        return next(group for group, shards in self.groups.items() if shard in shards)
+
     def shard_records(self, shard: str) -> Iterator[dict[str, Any]]:
         """The records of one shard, as `records` has them."""
-        group, shards = next((group, shards) for group, shards in self.groups.items() if shard in shards)
+        group = self.group_of(shard)
+        shards = self.groups[group]
         before = shards[: shards.index(shard)]
         skipped = sum(read_meta(self.images / f"{name}.parquet")["records"] for name in before)
         scores = iter_records(self.scores / f"{group}.parquet")
@@ -130,18 +136,24 @@ def select_rows(
 
 
 def merge_scores(
-    kinds: list[Kind], rubric: Rubric, select: dict[str, Any], parquet: Path, table: Path, meta: dict[str, str]
+    kinds: list[Kind],
+    rubric: Rubric,
+    select: dict[str, Any],
+    parquet: Path,
+    table: Path,
+    meta: dict[str, str],
+    labels: Labels | None = None,
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
-    Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    labels: what a person said of the images, for the column `label`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
     """
     for kind in kinds:
         kind.check()
     columns = dict(TABLE_COLUMNS)
     for kind in kinds:
         columns |= rubric.columns(kind.name)
-    columns["selected"] = "bool"
+    columns |= {"selected": "bool", "label": "text"}
     fields = _field_columns(kinds, columns)
     schema = pa.schema(
         [(name, _ARROW[type_]) for name, type_ in columns.items()]
@@ -161,6 +173,10 @@ def merge_scores(
                     *(["selected"] * record["selected"]),
                 ):
                     counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
+                record["label"] = labels.of(record["key"]) if labels else None
+                if record["label"]:
+                    state = f"{kind.name} labelled {record['label']}"
+                    counts[state] = counts.get(state, 0) + 1
                 own = json.loads(record.pop("fields"))
                 for name, (column, type_) in fields.items():
                     value = own.get(name)
@@ -243,8 +259,11 @@ def _common_type(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataT
     return pa.float64() if {one, other} <= numbers else pa.string()
 
 
-def write_rejected(kinds: list[Kind], path: Path) -> int:
-    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason."""
+def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:
+    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason.
+
+    labels: after they went through `merge_scores`, for those that are of no image.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     with open(temporary, "w", encoding="utf-8") as out:
@@ -255,5 +274,8 @@ def write_rejected(kinds: list[Kind], path: Path) -> int:
                     count += 1
                     record = {"file": source, "line": first + line["line"], "reason": line["rejected"]}
                     out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
+        for record in labels.left() if labels else ():
+            count += 1
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
     return count

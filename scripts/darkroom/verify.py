@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from darkroom.errors import DarkroomError, RowError
 from darkroom.exports import SUMS
 from darkroom.exports.base import wrong_files
+from darkroom.gallery import check_packs, read_head
 from darkroom.generate import read_requests
 from darkroom.images import open_picture
 from darkroom.requests import request_key
@@ -37,11 +38,13 @@ def verify(workflow: Workflow) -> Report:
     Rows: each is in its prompts file. Requests: each row has as many records as it asks for, under the key that its
     content and the recipe give. Images: each has the SHA-256 that is recorded, and decodes. Scores: one for each image,
     of that very picture. Tables and rejected.jsonl: the same bytes when made once more from the shards. Exports: every
-    file that SHA256SUMS names, with that hash. Data set: a file for each selected image, with its bytes.
+    file that SHA256SUMS names, with that hash. Data set: a file for each selected image, with its bytes. Gallery: every
+    shard's file, and its packs by their SHA-256.
     """
     report = Report()
     for kind in workflow.kinds():
-        checks = [(check, shard) for shard in kind.plan.names for check in (_rows, _images)]
+        shown = (_gallery,) if workflow.config["gallery"]["enabled"] else ()
+        checks = [(check, shard) for shard in kind.plan.names for check in (_rows, _images, *shown)]
         for check, name in checks + [(_scores, group) for group in kind.groups]:
             try:
                 report.problems += list(check(workflow, kind, name, report))
@@ -121,6 +124,15 @@ def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Itera
         yield f"{path}: {len(scores)} scores where {planned} requests are planned"
 
 
+def _gallery(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterator[str]:
+    path = workflow.results("gallery", kind.name, f"{shard}.js")
+    head = read_head(path)
+    if head["digest"] != workflow.gallery_digests[kind.name][shard]:
+        yield f"{path}: stale; run snakemake again"
+    yield from check_packs(path, head)
+    report.add(f"{kind.name} in the gallery", head["records"])
+
+
 def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     """The tables are made once more, in a temporary folder: they must be the same to the byte."""
     if report.problems:
@@ -129,8 +141,9 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     meta = {"digest": workflow.merge_digest(), "failures": workflow.failures_digest()}
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
-        merge_scores(workflow.kinds(), workflow.rubric, workflow.config["select"], new[0], new[1], meta)
-        write_rejected(workflow.kinds(), new[2])
+        labels = workflow.labels()
+        merge_scores(workflow.kinds(), workflow.rubric, workflow.config["select"], new[0], new[1], meta, labels)
+        write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)
             if not there.exists():

@@ -33,12 +33,18 @@ class _Worker:
     ended: bool = False  # it said that it is done, or why not
 
 
-def spread(task: tuple[Any, ...], total: int, name: str, held: dict[str, int]) -> Iterator[Report]:
+class WorkerDied(DarkroomError):
+    """A worker ended without a word; the message says which, and how. Too little memory is the usual cause."""
+
+    curable = True
+
+
+def spread(task: tuple[Any, ...], name: str, held: dict[str, int]) -> Iterator[Report]:
     """Work on `task` (arguments of `generate.work`) with a worker on each device; yields what `work` yields there.
 
-    First a report of nothing, when the first worker is ready. total: the requests of the task; held: device -> lock, which the
-    worker keeps too, so that a device is never given away under it. What one worker cannot go on from stops all, after the
-    batches in hand: raises DarkroomError, or Interrupted where they were told to stop.
+    First a report of nothing, when the first worker is ready. held: device -> lock, which the worker keeps too, so that a
+    device is never given away under it. What one worker cannot go on from stops all, after the
+    batches in hand: raises its DarkroomError, WorkerDied, or Interrupted where they were told to stop.
     """
     threads = str(max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(held)))
     workers: dict[Connection, _Worker] = {}
@@ -50,7 +56,7 @@ def spread(task: tuple[Any, ...], total: int, name: str, held: dict[str, int]) -
         for part, connection in enumerate(workers):
             with contextlib.suppress(OSError):  # it died already, and is found below
                 connection.send((workers[connection].device, (*task, part, len(held))))
-        yield from _listen(workers, total, name)
+        yield from _listen(workers, name)
     finally:
         for connection, worker in workers.items():
             worker.process.kill()
@@ -68,8 +74,8 @@ def _start(descriptor: int, lock: int, device: str, threads: str) -> subprocess.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, pass_fds=(descriptor, lock))
 
 
-def _listen(workers: dict[Connection, _Worker], total: int, name: str) -> Iterator[Report]:
-    running, done = dict(workers), 0
+def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
+    running = dict(workers)
     error = died = None
     ready = told = interrupted = False
     while running:
@@ -88,7 +94,6 @@ def _listen(workers: dict[Connection, _Worker], total: int, name: str) -> Iterat
                     died = died or f"{name}: the worker on device {worker.device} {how}"
                 continue
             if kind == "report":
-                done += content[0]
                 if content[0] or not ready:
                     ready = True
                     yield content
@@ -102,11 +107,12 @@ def _listen(workers: dict[Connection, _Worker], total: int, name: str) -> Iterat
             say(f"{name}: the workers finish what they have in hand")
             for worker in running.values():
                 worker.process.terminate()
-    if error or died:
-        text, again = error or (f"{died}; {done} of {total} kept, run again to go on from there", True)
-        failure = DarkroomError(text)
-        failure.curable = again
+    if error:
+        failure = DarkroomError(error[0])
+        failure.curable = error[1]
         raise failure
+    if died:
+        raise WorkerDied(died)
     if interrupted:
         raise Interrupted("interrupted")
 

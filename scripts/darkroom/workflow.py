@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
+from darkroom.gallery import GALLERY_VERSION, site_digest
 from darkroom.groups import Groups, load_groups, make_groups
 from darkroom.hub import HubModel, hub_models, local_section
 from darkroom.identity import digest
+from darkroom.labels import Labels, labels_digest, read_labels
 from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
 from darkroom.options import judge_host_bytes
@@ -137,7 +139,31 @@ class Workflow:
 
     def merge_digest(self) -> str:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
-        return digest([TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]])
+        parts = [TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]]
+        return digest(parts if self.config["labels"] is None else [*parts, self.labels_digest])
+
+    @cached_property
+    def labels_digest(self) -> str:
+        return labels_digest(self.config["labels"])
+
+    def labels(self) -> Labels | None:
+        """The labels that the config names, None where it names none."""
+        if self.config["labels"] is None:
+            return None
+        return read_labels(self.config["labels"], self.labels_digest)
+
+    @cached_property
+    def gallery_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest its file of the gallery is made for. No threshold or label is part of it."""
+        options = {name: self.config["gallery"][name] for name in ("thumbnail", "preview")}
+        return {
+            kind: {name: digest([GALLERY_VERSION, scores, options]) for name, scores in shards.items()}
+            for kind, shards in self.shard_score_digests.items()
+        }
+
+    def gallery_digest(self) -> str:
+        """The digest of the gallery's page and index."""
+        return digest([GALLERY_VERSION, site_digest(), self.merge_digest(), self.gallery_digests])
 
     def export_digest(self, format: str) -> str:
         """What an export is made for, apart from failures that were made at a second try."""
@@ -269,6 +295,10 @@ class Workflow:
             if made_for[0] != self.export_digest(format) or failures not in (None, made_for[1]):
                 outdated |= written
             there |= written
+        if self.config["gallery"]["enabled"]:
+            made, stale = self._sorted_gallery(notes, failures)
+            there |= made
+            outdated |= stale
         self.notes.save()
         return there, outdated
 
@@ -299,6 +329,47 @@ class Workflow:
         }
         return [model.marker for name, model in self.models.items() if name in needed and model.outdated]
 
+    def _sorted_gallery(self, notes: Any, failures: str | None) -> tuple[set[str], set[str]]:
+        """As `sorted_files`, the files of the gallery."""
+        there, outdated, base = set(), set(), self.config["results"]
+        for kind, digests in self.gallery_digests.items():
+            group_of = self._group_of[kind]
+            for shard, planned in digests.items():
+                path = f"{base}/gallery/{kind}/{shard}.js"
+                if not (note := self.notes.of(path)):
+                    continue
+                there.add(path)
+                made_from = [
+                    notes[f"{base}/{kind}/{shard}.parquet"],
+                    notes[f"{base}/scores/{kind}/{group_of[shard]}.parquet"],
+                ]
+                failed = [made.get("failed", 0) for made, _ in made_from if made]
+                again = len(failed) == 2 and note.get("failures") != failed
+                if note["digest"] != planned or again or _packs_lost(Path(path), note):
+                    outdated.add(path)
+        index = f"{base}/gallery/index.js"
+        if note := self.notes.of(index):
+            there.add(index)
+            if note["digest"] != self.gallery_digest() or failures not in (None, note.get("failures")):
+                outdated.add(index)
+        return there, outdated
+
+    def gallery_about(self) -> dict[str, str]:
+        """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
+        files = [PurePosixPath(self.config[ROWS[kind]]).name for kind in self.plans]
+        return {"title": ", ".join(files), "set": digest([files, self.config["seed"]], 8)}
+
+    def gallery_files(self) -> Iterator[tuple[str, str, Path]]:
+        """(kind, shard, path) of every shard's file of the gallery."""
+        for kind, plan in self.plans.items():
+            for shard in plan.shards:
+                yield kind, shard, self.results("gallery", kind, f"{shard}.js")
+
+    def shard_failures(self, kind: str, shard: str) -> list[int]:
+        """Failed requests and unreadable replies of a shard, which a second try may have made good."""
+        files = self.results(kind, f"{shard}.parquet"), self.score_file(kind, shard)
+        return [(self.notes.of(path) or {}).get("failed", 0) for path in files]
+
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
         failed = {
@@ -312,6 +383,10 @@ class Workflow:
         self.notes.save()
         exports = [path for files in self.export_files().values() for path in files]
         tables = [self.results("scores.parquet"), *exports]
+        if self.config["gallery"]["enabled"]:
+            shards = {pair for stage, shard in failed for pair in self._images_of(stage, shard) or [(stage, shard)]}
+            tables += [path for kind, shard, path in self.gallery_files() if (kind, shard) in shards]
+            tables.append(self.results("gallery", "index.js"))
         return files + [path for path in tables if files and path.exists()]
 
     def _images_of(self, stage: str, group: str) -> list[tuple[str, str]]:
@@ -406,6 +481,14 @@ class Workflow:
             )
             for kind, plan in self.plans.items()
         ]
+
+
+def _packs_lost(path: Path, note: dict[str, Any]) -> bool:
+    """Whether packs of a shard's file of the gallery are gone; a look at each costs too much at every parse."""
+    try:
+        return note.get("packs", 0) > sum(1 for _ in path.with_suffix("").iterdir())
+    except FileNotFoundError:
+        return note.get("packs", 0) > 0
 
 
 def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:

@@ -250,6 +250,8 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, references):
         ("score_images", "gpu"): 3,
         ("merge_scores", "cpu"): 1,
         ("write_dataset", "cpu"): 1,
+        ("gallery_shard", "cpu"): 3,
+        ("gallery_index", "cpu"): 1,
     }
     places = {}
     for line in checkout.noted("jobs"):

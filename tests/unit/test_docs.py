@@ -49,7 +49,7 @@ def test_every_column_is_explained():
     text = (REPOSITORY / "docs/output.md").read_text()
     named = set(re.findall(r"`(\w+)`", text))
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
-    columns = set(EDITED_COLUMNS) | set(TABLE_COLUMNS) | {"selected"}
+    columns = set(EDITED_COLUMNS) | set(TABLE_COLUMNS) | {"selected", "label"}
     for kind in ("images", "edited"):
         columns |= set(score_columns(rubric, kind))
     suffixed = {name for name in columns if re.search("_(mass|reply|error)$", name)}

@@ -59,7 +59,7 @@ def test_a_change_makes_the_exports_it_concerns_and_no_image(copy):
 
 def test_a_licence_that_limits_training_stops_the_run_before_it_starts(run):
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
-    run.config["generate"]["model"] = "black-forest-labs/FLUX.1-dev"
+    run.config["generate"] |= {"model": "black-forest-labs/FLUX.1-dev", "revision": 40 * "a"}
     run.config["export"] = {"formats": list(TRAINING)}
     done = run.snakemake("-n", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -108,7 +108,7 @@ def test_a_run_from_the_hub_fetches_once_and_then_works_without_it(from_hub, hub
     assert done.returncode == 1
     assert [line for line in errors(done) if "judge.model: tiny/judge cannot be fetched from" in line]
     assert fetched(run, "judge")["commit"] == judge
-    assert run.planned() == {"fetch_model": 1, "score_images": 1, "merge_scores": 1, "write_dataset": 1, "all": 1}
+    assert run.planned() == {"fetch_model": 1, "score_images": 1, "merge_scores": 1, "all": 1}
 
 
 def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from darkroom import resources as needs
 from darkroom.devices import visible_devices
 from darkroom.errors import DarkroomError
+from darkroom.gallery import site_files
 from darkroom.runtime import refusal
 from darkroom.workflow import Workflow
 from snakemake.jobs import Job
@@ -42,6 +43,11 @@ EXPORTS = {
     format: [str(path) for path in files]
     for format, files in DARKROOM.export_files().items()
 }
+GALLERY = (
+    [f"{RESULTS}/gallery/{name}" for name in [*site_files(), "index.js"]]
+    if DARKROOM.config["gallery"]["enabled"]
+    else []
+)
 
 
 wildcard_constraints:
@@ -61,6 +67,16 @@ def shard_files(kind):
         f"{RESULTS}/scores/{kind}/{{group}}.parquet",
         group=DARKROOM.groups[kind].members,
     )
+
+
+def score_file(kind, shard):
+    """The file that holds the scores of an image shard."""
+    return str(DARKROOM.score_file(kind, shard))
+
+
+def gallery_files():
+    """Every shard's file of the gallery, where one is wanted."""
+    return [str(path) for *_, path in DARKROOM.gallery_files()] if GALLERY else []
 
 
 def gpus(section):
@@ -164,7 +180,7 @@ def all_files(wildcards):
             # their own in any case, but each of them that waits is a process.
             if number := len(visible_devices()):
                 workflow.global_resources["gpu"] = number
-    return [path for kind in KINDS for path in shard_files(kind)]
+    return [path for kind in KINDS for path in shard_files(kind)] + gallery_files()
 
 
 def retries(job):

@@ -1,0 +1,191 @@
+// The set: its shards, its entries and their pictures. An entry is known by its number in the order of the rows.
+//
+// The data are scripts that call gallery.index, gallery.shard and gallery.pack: a page on disk cannot fetch() its
+// neighbours, but it can load scripts.
+"use strict";
+
+window.gallery = (() => {
+  const AT_ONCE = 6;
+  const PAGE = 100000; // entries loaded without being asked for more
+  const CACHE = (navigator.deviceMemory || 4) * 32e6; // characters of pictures kept in memory
+  const OURS = /^(images|edited)\/[0-9a-f]{12}x*(\.js\?[0-9a-f]{8}|\/[0-9a-f]{16}-[tp]\d+\.js)$/;
+
+  const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [] };
+  const byName = new Map();
+  const keys = new Set();
+  const packs = new Map(); // name -> {pictures, size}, the one used last at the end
+  const loading = new Set();
+  let shardOf = new Uint32Array(0); // entry -> number of its shard
+  let wanted = [];
+  let cached = 0;
+  let limit = PAGE;
+  let onPictures = () => {};
+  let onEntries = () => {};
+
+  const trusted = window.trustedTypes?.createPolicy("gallery", {
+    createScriptURL(url) {
+      if (OURS.test(url)) return url;
+      throw new TypeError(`not a file of the gallery: ${url}`);
+    },
+  });
+
+  function load(url) {
+    return new Promise((done, failed) => {
+      const script = document.createElement("script");
+      script.src = trusted ? trusted.createScriptURL(url) : url;
+      script.onload = () => (script.remove(), done());
+      script.onerror = () => (script.remove(), failed(new Error(url)));
+      document.head.append(script);
+    });
+  }
+
+  function index(data) {
+    Object.assign(set, { set: data.set, title: data.title, kinds: data.kinds, labels: data.labels });
+    for (const [kind, name, count, version, selected] of data.shards) {
+      const bits = Uint8Array.from(atob(selected), (c) => c.charCodeAt(0));
+      const shard = { kind, name, count, version, bits, base: set.total, number: set.shards.length, data: null };
+      set.total += count;
+      set.shards.push(shard);
+      byName.set(`${kind}/${name}`, shard);
+    }
+    shardOf = new Uint32Array(set.total);
+    for (const shard of set.shards) shardOf.fill(shard.number, shard.base, shard.base + shard.count);
+  }
+
+  function shard(data) {
+    const place = byName.get(`${data.kind}/${data.shard}`);
+    if (!place || place.data) return;
+    const columns = new Map(Object.entries(data.columns));
+    place.data = { ...data, columns };
+    // Samples of one prompt stand side by side in the rows' order: the first of them names the group.
+    const [rows, items] = [columns.get("row"), columns.get("item")];
+    const at = (column, i) => (Array.isArray(column) ? column[i] : column);
+    place.groups = new Uint32Array(place.count);
+    for (let i = 0; i < place.count; i++) {
+      const same = i && at(rows, i) === at(rows, i - 1) && at(items, i) === at(items, i - 1);
+      place.groups[i] = same ? place.groups[i - 1] : place.base + i;
+    }
+    for (const key of [columns.get("key")].flat()) keys.add(key);
+    place.text = new Array(place.count);
+    set.loaded += place.count;
+  }
+
+  // All shards in order, some at a time; tells after each.
+  async function start(tell) {
+    onEntries = tell;
+    let next = 0;
+    const work = async () => {
+      while (next < set.shards.length && set.shards[next].base < limit) {
+        const one = set.shards[next++];
+        if (one.data || !one.count) continue;
+        await load(`${one.kind}/${one.name}.js?${one.version}`).catch(() => set.failed.push(one));
+        onEntries();
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    onEntries();
+  }
+
+  function more(tell) {
+    limit += PAGE;
+    return start(tell);
+  }
+
+  const shardAt = (entry) => set.shards[shardOf[entry]];
+
+  function value(entry, name) {
+    const place = shardAt(entry);
+    const column = place.data.columns.get(name);
+    return (Array.isArray(column) ? column[entry - place.base] : column) ?? null;
+  }
+
+  const selected = (entry) => {
+    const place = shardAt(entry);
+    const i = entry - place.base;
+    return Boolean((place.bits[i >> 3] >> (i & 7)) & 1);
+  };
+
+  const group = (entry) => {
+    const place = shardAt(entry);
+    return place.groups[entry - place.base];
+  };
+
+  // Entries of the same prompt, in order.
+  function siblings(entry) {
+    const place = shardAt(entry);
+    const first = group(entry);
+    let last = first;
+    while (last + 1 < place.base + place.count && place.groups[last + 1 - place.base] === first) last++;
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  }
+
+  function failed(entry) {
+    const place = shardAt(entry);
+    if (value(entry, "error") !== null) return true;
+    return set.kinds[place.kind].questions.some((question) => value(entry, `${question.name}_error`) !== null);
+  }
+
+  function text(entry) {
+    const place = shardAt(entry);
+    const i = entry - place.base;
+    const kind = set.kinds[place.kind];
+    const names = ["prompt", "row", "error", "source_name", "key", ...kind.texts];
+    for (const question of kind.questions) names.push(`${question.name}_error`);
+    return (place.text[i] ??= names.map((name) => value(entry, name) ?? "").join("\n").toLowerCase());
+  }
+
+  // A picture, "image" or "source", "thumbnail" or "preview": its place, null where there is none.
+  function place(entry, which, size) {
+    const shard = shardAt(entry);
+    const picture = shard.data.pictures[value(entry, which)];
+    if (!picture) return null;
+    const [width, height, thumbnail, position, preview, large] = picture;
+    const big = size === "preview" && preview !== undefined;
+    const name = `${shard.kind}/${shard.name}/${shard.data.content}-${big ? "p" : "t"}${big ? preview : thumbnail}`;
+    return { width, height, pack: name, position: big ? large : position };
+  }
+
+  // The data: URL of a picture, undefined until its pack is there, null where that cannot be read.
+  function url(where) {
+    const pack = packs.get(where.pack);
+    if (!pack) return undefined;
+    packs.delete(where.pack);
+    packs.set(where.pack, pack);
+    return pack.pictures[where.position] ?? null;
+  }
+
+  function pack(name, pictures) {
+    const size = pictures.reduce((sum, picture) => sum + picture.length, 0);
+    packs.set(name, { pictures, size });
+    cached += size;
+    for (const [other, { size: less }] of packs) {
+      if (cached <= CACHE || other === name) break;
+      packs.delete(other);
+      cached -= less;
+    }
+  }
+
+  // Names the packs that are in sight, the most urgent first; what was wanted before and is not yet begun is forgotten.
+  function want(names, tell) {
+    wanted = names.filter((name) => !packs.has(name));
+    onPictures = tell ?? onPictures;
+    pump();
+  }
+
+  function pump() {
+    for (const name of wanted) {
+      if (loading.size >= AT_ONCE) return;
+      if (loading.has(name) || packs.has(name)) continue;
+      loading.add(name);
+      load(`${name}.js`)
+        .catch(() => pack(name, []))
+        .then(() => {
+          loading.delete(name);
+          onPictures();
+          pump();
+        });
+    }
+  }
+
+  return { set, keys, index, shard, pack, start, more, shardAt, value, selected, group, siblings, failed, text, place, url, want };
+})();

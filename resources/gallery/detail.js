@@ -1,0 +1,254 @@
+// One image at full size: its record, scores and replies, its sisters, and for an edit the source under a slider.
+"use strict";
+
+window.detail = (() => {
+  const part = (id) => document.getElementById(id);
+  const [dialog, stage, frame, large, before, slider] = ["detail", "stage", "frame", "large", "before", "slider"].map(part);
+  const { element, format } = grid;
+  let entry = null;
+  let onLabel = () => {};
+
+  function open(tell) {
+    onLabel = tell;
+    new ResizeObserver(fit).observe(stage);
+    slider.addEventListener("input", move);
+    part("previous").addEventListener("click", () => go(-1));
+    part("next").addEventListener("click", () => go(1));
+    part("accept").addEventListener("click", () => label("accept"));
+    part("reject").addEventListener("click", () => label("reject"));
+    part("close").addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => part("scroller").focus({ preventScroll: true }));
+    dialog.addEventListener("keydown", onKey);
+    swipe();
+  }
+
+  function onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const onSlider = event.target === slider;
+    const keys = {
+      ArrowLeft: onSlider ? null : () => go(-1),
+      ArrowRight: onSlider ? null : () => go(1),
+      a: () => label("accept"),
+      r: () => label("reject"),
+      u: () => label(null),
+      s: () => slider.hidden || (onSlider ? slider.blur() : slider.focus()),
+    };
+    const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (act) (event.preventDefault(), act());
+  }
+
+  function show(one) {
+    entry = one;
+    render();
+    if (!dialog.open) dialog.showModal();
+    fit();
+    part("scroller").inert = false;
+  }
+
+  function go(by) {
+    const at = grid.active + by;
+    if (at < 0 || at >= grid.view.length) return;
+    grid.activate(at);
+    show(grid.view[at]);
+  }
+
+  function label(name) {
+    const last = grid.active === grid.view.length - 1;
+    onLabel(entry, name);
+    if (name && part("advance").checked && grid.view[grid.active] === entry && !last) go(1);
+    else render();
+  }
+
+  function render() {
+    if (entry === null) return;
+    const value = (name) => gallery.value(entry, name);
+    const { kind, name: shard, data } = gallery.shardAt(entry);
+    part("prompt").textContent = value("prompt") ?? "";
+    dialog.setAttribute("aria-label", `${value("prompt") ?? "Image"}, sample ${value("sample")}`);
+    const given = labels.of(value("key"));
+    for (const name of ["accept", "reject"]) part(name).setAttribute("aria-pressed", String(given === name));
+    const badges = [`${grid.active + 1} of ${grid.view.length}`, kind === "edited" ? "edit" : "image"];
+    part("badges").replaceChildren(...badges.map((text) => element("span", "flag", text)));
+    if (gallery.selected(entry)) part("badges").append(element("span", "flag selected", "selected"));
+    if (gallery.failed(entry)) part("badges").append(element("span", "flag failed", "failed"));
+    part("previous").disabled = grid.active === 0;
+    part("next").disabled = grid.active === grid.view.length - 1;
+    pictures(value);
+    scores(kind, value);
+    siblings();
+    const facts = {
+      row: value("row"),
+      sample: value("sample"),
+      item: value("item") || null,
+      seed: value("seed"),
+      size: value("width") && `${value("width")} × ${value("height")}`,
+      steps: value("steps"),
+      guidance: value("guidance"),
+      "true cfg": value("true_cfg"),
+      "negative prompt": value("negative_prompt"),
+      source: value("source_name"),
+      origin: value("origin"),
+      model: data.recipe.model,
+      judge: data.judge.model,
+      "your fields": value("fields") === "{}" ? null : value("fields"),
+      key: value("key"),
+      shard,
+    };
+    list(part("facts"), facts);
+    const recipe = { [kind]: data.recipe, judge: data.judge, versions: data.versions };
+    part("recipe").textContent = JSON.stringify(recipe, null, 1);
+    const original = part("original");
+    original.hidden = !gallery.selected(entry);
+    if (original.hidden) original.removeAttribute("href");
+    else original.href = `../dataset/${kind}/${shard}/${value("key")}.png`;
+  }
+
+  function list(target, facts) {
+    target.replaceChildren();
+    for (const [name, fact] of Object.entries(facts)) {
+      if (fact === null || fact === undefined || fact === "") continue;
+      target.append(element("dt", "", name), element("dd", "", String(fact)));
+    }
+  }
+
+  function scores(kind, value) {
+    const { scores: known, questions, texts } = gallery.set.kinds[kind];
+    const lines = known.flatMap(({ name, low, high, least }) => {
+      const number = value(name);
+      const meter = element("dd", "meter");
+      const bar = element("span", "bar");
+      bar.style.width = number === null ? "0" : `${(100 * (number - low)) / (high - low || 1)}%`;
+      meter.append(bar, element("b", "", number === null ? "none" : format(number)));
+      if (least !== null) {
+        const mark = element("span", "least");
+        mark.style.left = `${(100 * (least - low)) / (high - low || 1)}%`;
+        mark.title = `selected from ${least}`;
+        meter.append(mark);
+        if (number === null || number < least) meter.classList.add("below");
+      }
+      return [element("dt", "", name), meter];
+    });
+    part("detail-scores").replaceChildren(...lines);
+    part("scores-title").hidden = !lines.length;
+    const replies = [];
+    for (const name of texts) if (value(name)) replies.push(element("blockquote", "", value(name)));
+    for (const question of questions) {
+      const [reply, error] = [value(`${question.name}_reply`), value(`${question.name}_error`)];
+      if (reply === null && error === null) continue;
+      const more = element("details");
+      more.append(element("summary", "", `${question.name}: ${error ?? "what was asked and said"}`));
+      if (error) more.classList.add("wrong");
+      more.append(element("p", "asked", question.text.replaceAll("{prompt}", value("prompt") ?? "")));
+      if (reply !== null) more.append(element("pre", "", reply));
+      replies.push(more);
+    }
+    part("replies").replaceChildren(...replies);
+  }
+
+  function pictures(value) {
+    const [result, source] = ["image", "source"].map((which) => gallery.place(entry, which, "preview"));
+    const both = Boolean(result && source);
+    for (const id of ["before", "divider", "slider", "tag-before", "tag-after"]) part(id).hidden = !both;
+    large.alt = result ? value("prompt") ?? "" : source ? "Source" : "";
+    before.alt = both ? "Source" : "";
+    const reason = value("error");
+    part("reason").hidden = !reason && Boolean(result);
+    part("reason").textContent = reason ?? "no picture";
+    large.hidden = !result && !source;
+    put(large, result ?? source, result ? "image" : "source");
+    put(before, both ? source : null, "source");
+    move();
+    want();
+  }
+
+  // The preview once it is there; until then the thumbnail, which mostly is.
+  function put(image, where, which) {
+    if (!where) return image.removeAttribute("src");
+    const url = gallery.url(where) ?? gallery.url(gallery.place(entry, which, "thumbnail"));
+    if (url) image.src = url;
+    else image.removeAttribute("src");
+    image.classList.toggle("small", Math.max(where.width, where.height) < 128);
+    image.dataset.ready = Boolean(gallery.url(where));
+  }
+
+  function want() {
+    const near = [entry, grid.view[grid.active + 1], grid.view[grid.active - 1]].filter((one) => one !== undefined);
+    const places = near.flatMap((one) => ["image", "source"].map((which) => gallery.place(one, which, "preview")));
+    for (const one of gallery.siblings(entry)) places.push(gallery.place(one, "image", "thumbnail"));
+    const names = new Set(places.filter(Boolean).map((where) => where.pack));
+    gallery.want([...names], () => {
+      grid.fill();
+      if (dialog.open) arrive();
+    });
+  }
+
+  function arrive() {
+    for (const [image, which] of [[large, gallery.place(entry, "image", "preview") ? "image" : "source"], [before, "source"]]) {
+      const where = image.hidden ? null : gallery.place(entry, which, "preview");
+      if (where && image.dataset.ready !== "true") put(image, where, which);
+    }
+    for (const image of part("siblings").querySelectorAll("img:not([src])")) sibling(image);
+  }
+
+  function siblings() {
+    const all = gallery.siblings(entry);
+    part("siblings-part").hidden = all.length < 2;
+    const buttons = all.length < 2 ? [] : all.map((one) => {
+      const button = element("button");
+      button.type = "button";
+      button.setAttribute("aria-current", String(one === entry));
+      const image = element("img");
+      image.alt = `sample ${gallery.value(one, "sample")}`;
+      image.dataset.entry = one;
+      button.dataset.label = labels.of(gallery.value(one, "key")) ?? "";
+      button.append(gallery.place(one, "image", "thumbnail") ? image : "failed");
+      sibling(image);
+      button.addEventListener("click", () => {
+        const at = grid.view.indexOf(one);
+        if (at >= 0) grid.activate(at);
+        show(one);
+      });
+      return button;
+    });
+    part("siblings").replaceChildren(...buttons);
+  }
+
+  function sibling(image) {
+    const where = gallery.place(Number(image.dataset.entry), "image", "thumbnail");
+    const url = where && gallery.url(where);
+    if (!url) return;
+    image.src = url;
+    image.classList.toggle("small", Math.max(where.width, where.height) < 128);
+  }
+
+  // The frame is as large as the picture fits, so that the slider's border runs over the picture alone.
+  function fit() {
+    const where = entry === null ? null : gallery.place(entry, "image", "preview") ?? gallery.place(entry, "source", "preview");
+    frame.hidden = !where;
+    if (!where || !dialog.open) return;
+    const scale = Math.min(stage.clientWidth / where.width, stage.clientHeight / where.height, 8);
+    frame.style.width = `${Math.floor(where.width * scale)}px`;
+    frame.style.height = `${Math.floor(where.height * scale)}px`;
+  }
+
+  function move() {
+    frame.style.setProperty("--border", `${slider.value}%`);
+    slider.setAttribute("aria-valuetext", `${Math.round(slider.value)} % source`);
+  }
+
+  function swipe() {
+    let from = null;
+    stage.addEventListener("touchstart", (event) => {
+      const touch = event.touches[0];
+      from = event.touches.length === 1 && event.target !== slider ? [touch.clientX, touch.clientY] : null;
+    }, { passive: true });
+    stage.addEventListener("touchend", (event) => {
+      if (!from) return;
+      const [x, y] = [event.changedTouches[0].clientX - from[0], event.changedTouches[0].clientY - from[1]];
+      if (Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y)) go(x < 0 ? 1 : -1);
+      from = null;
+    });
+  }
+
+  return { open, show, refresh: () => dialog.open && render(), get isOpen() { return dialog.open; } };
+})();

@@ -1,0 +1,287 @@
+// Filters, sorting, keys and labels: what is in view, and what the person does with it.
+"use strict";
+
+(() => {
+  const part = (id) => document.getElementById(id);
+  const form = part("filters");
+  const { element, format } = grid;
+  const { set } = gallery;
+  const ranges = new Map(); // score -> {low, high, inputs, bars, text, scale}
+  const number = new Intl.NumberFormat("en").format;
+  let waiting = 0;
+  let problem = null;
+
+  function begin() {
+    if (!set.set) return say("index.js is missing: run snakemake again.");
+    part("title").textContent = set.title;
+    document.title = `${set.title} – Darkroom gallery`;
+    const kinds = Object.keys(set.kinds);
+    part("kind-label").hidden = kinds.length < 2;
+    for (const kind of kinds) part("kind").append(new Option(kind === "edited" ? "edits" : kind, kind));
+    for (const score of allScores()) {
+      part("sort").append(new Option(score.name, score.name));
+      part("scores").append(range(score));
+    }
+    part("sort").append(new Option("label", "label"));
+    problem = labels.open(onLabels);
+    grid.open((at) => detail.show(grid.view[at]));
+    detail.open(label);
+    recall();
+    form.addEventListener("input", (event) => (event.target.id === "size" ? grid.resize(Number(event.target.value)) : apply()));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    part("search").addEventListener("input", () => later(apply, 120));
+    part("reset").addEventListener("click", reset);
+    part("export").addEventListener("click", () => labels.save());
+    part("more").addEventListener("click", () => gallery.more(arrived));
+    part("filters-button").addEventListener("click", () => drawer());
+    part("help-button").addEventListener("click", () => part("help").showModal());
+    addEventListener("keydown", onKey);
+    grid.resize(Number(part("size").value));
+    onLabels();
+    gallery.start(arrived);
+  }
+
+  // Scores of all kinds; where two have one of the same name, over both ranges.
+  function allScores() {
+    const found = new Map();
+    for (const score of Object.values(set.kinds).flatMap((kind) => kind.scores)) {
+      const same = found.get(score.name);
+      found.set(score.name, same ? { ...same, low: Math.min(same.low, score.low), high: Math.max(same.high, score.high) } : { ...score });
+    }
+    return [...found.values()];
+  }
+
+  function range(score) {
+    const part = element("fieldset", "range");
+    const text = element("output");
+    const legend = element("legend", "", score.name);
+    legend.append(text);
+    const bars = element("div", "bars");
+    bars.setAttribute("aria-hidden", "true");
+    const step = score.whole ? 1 : (score.high - score.low) / 100;
+    const inputs = ["at least", "at most"].map((what, i) => {
+      const input = element("input");
+      Object.assign(input, { type: "range", min: score.low, max: score.high, step, value: i ? score.high : score.low });
+      input.setAttribute("aria-label", `${score.name} ${what}`);
+      return input;
+    });
+    const twin = element("div", "twin");
+    twin.append(...inputs);
+    part.append(legend, bars, twin);
+    if (score.least !== null) {
+      const mark = element("span", "least");
+      mark.style.left = `${(100 * (score.least - score.low)) / (score.high - score.low || 1)}%`;
+      mark.title = `selected from ${score.least}`;
+      bars.append(mark);
+    }
+    ranges.set(score.name, { ...score, inputs, bars, text });
+    return part;
+  }
+
+  // [least, most] of a score where its range is narrowed, else null.
+  function limits(score) {
+    const [a, b] = score.inputs.map((input) => Number(input.value));
+    const [low, high] = [Math.min(a, b), Math.max(a, b)];
+    const narrowed = low > score.low || high < score.high;
+    score.text.textContent = narrowed ? `${format(low)} – ${format(high)}` : "any";
+    score.text.classList.toggle("narrowed", narrowed);
+    // Ends of a rounded slider are open: 1.0 is to let 0.9999999 and 1 through.
+    return narrowed ? [low <= score.low ? -Infinity : low, high >= score.high ? Infinity : high] : null;
+  }
+
+  function apply(options = {}) {
+    const words = part("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const [show, kind, wantedLabel] = ["show", "kind", "label"].map((id) => part(id).value);
+    const narrowed = [...ranges.values()].map((score) => [score.name, limits(score)]).filter(([, limit]) => limit);
+    const view = [];
+    for (const shard of set.shards) {
+      if (!shard.data || (kind !== "all" && kind !== shard.kind)) continue;
+      for (let entry = shard.base; entry < shard.base + shard.count; entry++) {
+        if (show === "selected" && !gallery.selected(entry)) continue;
+        if (show === "rest" && gallery.selected(entry)) continue;
+        if (show === "failed" && !gallery.failed(entry)) continue;
+        if (wantedLabel !== "all" && (labels.of(gallery.value(entry, "key")) ?? "none") !== wantedLabel) continue;
+        if (narrowed.length && !narrowed.every(([name, [low, high]]) => within(gallery.value(entry, name), low, high))) continue;
+        if (words.length && !words.every((word) => gallery.text(entry).includes(word))) continue;
+        view.push(entry);
+      }
+    }
+    const by = part("sort").value;
+    part("order").disabled = !by;
+    const grouped = part("group").checked;
+    if (by) sort(view, by, part("order").value === "down", grouped);
+    grid.show(view, { grouped, sortedBy: by, keep: options.keep === true });
+    part("empty").hidden = view.length > 0 || set.loaded === 0;
+    part("empty").textContent = "Nothing matches. Loosen a filter, or reset them all.";
+    remember();
+    tell();
+  }
+
+  const within = (value, low, high) => value !== null && low <= value && value <= high;
+
+  // Entries without a value come last either way. With samples side by side, prompts go by their best one.
+  function sort(view, by, down, grouped) {
+    const rank = { accept: 1, reject: 0 };
+    const value = (entry) => (by === "label" ? rank[labels.of(gallery.value(entry, "key"))] ?? null : gallery.value(entry, by));
+    const values = new Map(view.map((entry) => [entry, value(entry)]));
+    if (grouped) {
+      const best = new Map();
+      for (const entry of view) {
+        const [group, one] = [gallery.group(entry), values.get(entry)];
+        const so = best.get(group) ?? null;
+        best.set(group, so === null || (one !== null && (down ? one > so : one < so)) ? one : so);
+      }
+      for (const entry of view) values.set(entry, best.get(gallery.group(entry)));
+    }
+    const sign = down ? -1 : 1;
+    view.sort((a, b) => {
+      const [x, y] = [values.get(a), values.get(b)];
+      if (x === y) return a - b;
+      if (x === null || y === null) return x === null ? 1 : -1;
+      return sign * (x - y);
+    });
+  }
+
+  // A shard has arrived: at first at once, then now and again, for every time all is sorted anew.
+  function arrived() {
+    part("progress").style.transform = `scaleX(${set.total ? set.loaded / set.total : 1})`;
+    part("progress").classList.toggle("done", set.loaded === set.total);
+    const next = set.shards.find((shard) => !shard.data && shard.count && !set.failed.includes(shard));
+    part("more").hidden = !next || next.base < 100000;
+    part("more").textContent = `Load more than ${number(set.loaded)}`;
+    if (grid.view.length === 0) (histograms(), apply());
+    else later(() => (histograms(), apply({ keep: true })), 300, true);
+  }
+
+  function later(act, milliseconds, once = false) {
+    if (once && waiting) return;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => ((waiting = 0), act()), milliseconds);
+  }
+
+  function histograms() {
+    for (const score of ranges.values()) {
+      const bins = new Array(score.whole ? Math.min(40, score.high - score.low + 1) : 20).fill(0);
+      for (const shard of set.shards) {
+        const column = shard.data?.columns.get(score.name);
+        if (column === undefined) continue;
+        for (const value of Array.isArray(column) ? column : new Array(shard.count).fill(column)) {
+          if (value === null) continue;
+          const share = (value - score.low) / (score.high - score.low + (score.whole ? 1 : 0) || 1);
+          bins[Math.max(0, Math.min(bins.length - 1, Math.floor(share * bins.length)))]++;
+        }
+      }
+      const most = Math.max(1, ...bins);
+      const bars = bins.map((count) => {
+        const bar = element("i");
+        bar.style.height = `${count ? Math.max(4, (100 * count) / most) : 0}%`;
+        bar.title = number(count);
+        return bar;
+      });
+      score.bars.replaceChildren(...bars, ...score.bars.querySelectorAll(".least"));
+    }
+  }
+
+  function tell() {
+    const parts = [`${number(grid.view.length)} of ${number(set.total)} images`];
+    if (set.loaded < set.total) parts.push(`${number(set.loaded)} loaded`);
+    if (set.failed.length) parts.push(`${set.failed.length} files cannot be read`);
+    say(parts.join(" · "));
+  }
+
+  function say(text) {
+    part("status").textContent = text;
+  }
+
+  function label(entry, name) {
+    const key = gallery.value(entry, "key");
+    const next = labels.of(key) === name ? null : name;
+    problem = labels.put(key, next) ?? problem;
+    const done = next === "accept" ? "Accepted" : next === "reject" ? "Rejected" : "Label taken away";
+    say(problem ?? `${done}: ${gallery.value(entry, "prompt") ?? gallery.value(entry, "row")}`);
+  }
+
+  function onLabels() {
+    const counts = labels.counts();
+    const some = counts.accept + counts.reject;
+    part("labelled").textContent = problem ?? (some ? `${number(counts.accept)} accepted, ${number(counts.reject)} rejected` : "No labels yet: A accepts, R rejects.");
+    part("export").disabled = !some;
+    grid.relabel();
+    detail.refresh();
+  }
+
+  function onKey(event) {
+    const typing = event.target.closest?.("input:not([type=range],[type=checkbox]), select, textarea");
+    if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && event.target === part("search")) return void part("scroller").focus();
+    if (typing) return;
+    const onGrid = event.target === part("scroller") || event.target === document.body;
+    const move = (act) => (onGrid ? act : undefined);
+    const mark = (name) => () => grid.view.length && label(grid.view[grid.active], name);
+    const act = {
+      ArrowLeft: move(() => grid.activate(grid.active - 1)),
+      ArrowRight: move(() => grid.activate(grid.active + 1)),
+      ArrowUp: move(() => grid.step(-1)),
+      ArrowDown: move(() => grid.step(1)),
+      PageUp: move(() => grid.step(-grid.page())),
+      PageDown: move(() => grid.step(grid.page())),
+      Home: move(() => grid.activate(0)),
+      End: move(() => grid.activate(grid.view.length - 1)),
+      Enter: move(() => grid.view.length && detail.show(grid.view[grid.active])),
+      " ": move(() => grid.view.length && detail.show(grid.view[grid.active])),
+      a: mark("accept"),
+      r: mark("reject"),
+      u: mark(null),
+      "/": () => part("search").focus(),
+      "?": () => part("help").showModal(),
+    }[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (!act) return;
+    event.preventDefault();
+    if (onGrid) part("scroller").focus({ preventScroll: true });
+    act();
+  }
+
+  function drawer(open = !document.body.classList.contains("filtering")) {
+    document.body.classList.toggle("filtering", open);
+    part("filters-button").setAttribute("aria-expanded", String(open));
+  }
+
+  function reset() {
+    part("search").value = "";
+    for (const id of ["show", "kind", "label"]) part(id).value = "all";
+    part("sort").value = "";
+    part("group").checked = false;
+    for (const score of ranges.values()) score.inputs.forEach((input, i) => (input.value = i ? score.high : score.low));
+    apply();
+  }
+
+  // The view is kept in the address, so that it can be reloaded, and shared with whoever has the same set.
+  const KEPT = ["search", "show", "kind", "label", "sort", "order"];
+
+  function remember() {
+    const kept = new URLSearchParams();
+    for (const id of KEPT) if (part(id).value && !["all", "up"].includes(part(id).value)) kept.set(id, part(id).value);
+    if (part("group").checked) kept.set("group", "1");
+    for (const [name, { low, high, inputs }] of ranges) {
+      const [a, b] = inputs.map((input) => Number(input.value));
+      if (a !== low || b !== high) kept.set(`score.${name}`, `${a},${b}`);
+    }
+    const hash = String(kept);
+    history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+  }
+
+  function recall() {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    for (const id of KEPT) {
+      const value = kept.get(id);
+      if (value !== null && (id === "search" || [...part(id).options].some((option) => option.value === value))) part(id).value = value;
+    }
+    part("group").checked = kept.has("group");
+    for (const [name, { inputs }] of ranges) {
+      const values = kept.get(`score.${name}`)?.split(",").map(Number);
+      if (values?.length === 2 && values.every(Number.isFinite)) inputs.forEach((input, i) => (input.value = values[i]));
+    }
+  }
+
+  begin();
+})();

@@ -1,0 +1,23 @@
+"""Make the gallery's files of one shard (rule gallery_shard)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darkroom.gallery import write_shard
+from darkroom.runtime import job, say
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake.log[0]):
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
+    counts = write_shard(
+        next(found for found in workflow.kinds() if found.name == kind),
+        shard,
+        workflow.config["gallery"],
+        Path(snakemake.output[0]),
+        {"digest": snakemake.params.digest, "failures": workflow.shard_failures(kind, shard)},
+    )
+    say(", ".join(f"{number} {name}" for name, number in counts.items()))

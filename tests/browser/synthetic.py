@@ -1,0 +1,74 @@
+"""Image and score shards of a set that was never made, for a gallery of any size."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+from darkroom.gallery import write_index, write_shard
+from darkroom.judge import score_columns
+from darkroom.plan import make_plan
+from darkroom.rubric import load_rubric
+from darkroom.shardfile import IMAGE_COLUMNS
+from darkroom.shardfile import write_shard as write_file
+from darkroom.tables import Kind, merge_scores
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OPTIONS = {"thumbnail": 256, "preview": 1024}
+SELECT = {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
+ATTACK = "<img src=x onerror=document.title='owned'>"
+
+
+def png(number: int, side: int) -> bytes:
+    """A picture that no other number has."""
+    image = Image.new("RGB", (side, side), (number % 251, number // 251 % 251, 90))
+    image.paste(
+        (255 - number % 200, 60, number % 97), (side // 4, side // 4, side // 2, side // 2 + number % (side // 4))
+    )
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def make_set(folder: Path, number: int, side: int = 64, size: int = 100, hostile: bool = False) -> tuple[Kind, dict]:
+    """Image and score shards of `number` pictures of side x side pixels, below `folder`, and the digests of a gallery."""
+    rows = [{"id": f"r{n}", "prompt": f"picture number {n}"} for n in range(number)]
+    if hostile:
+        rows[0]["prompt"] = rows[1]["id"] = ATTACK
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
+    plan = make_plan(folder / "rows.jsonl", "prompts", size, folder)
+    meta = {"digest": "d", "rule": "r", "recipe": {"model": "none"}, "versions": {}, "failed": 0}
+    done = 0
+    for name in plan.names:
+        images, scores = [], []
+        for line in map(json.loads, plan.read(name).splitlines()):
+            data = png(done, side)
+            key, sha256 = f"{done:032x}", hashlib.sha256(data).hexdigest()
+            known = {"key": key, "row": line["id"], "item": 0, "sample": 0, "prompt": line["row"]["prompt"]}
+            record = (
+                dict.fromkeys(IMAGE_COLUMNS) | known | {"sha256": sha256, "fields": "{}", "width": side, "height": side}
+            )
+            images.append(record | {"image": {"bytes": data, "path": f"{key}.png"}})
+            p = done * 37 % 101 / 100
+            scores.append(known | {"image_key": key, "sha256": sha256, "p_yes": p, "reason": f"because {done}"})
+            done += 1
+        write_file(folder / "images" / f"{name}.parquet", IMAGE_COLUMNS, images, meta)
+        write_file(folder / "scores/images" / f"{name}.parquet", score_columns(rubric, "images"), scores, meta)
+    digests = dict.fromkeys(plan.names, "d")
+    members = {name: [name] for name in plan.names}
+    folders = folder / "prompts", folder / "images", folder / "scores/images"
+    return Kind("images", plan, 1, digests, digests, *folders, members), {"images": digests}
+
+
+def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
+    """The gallery of a set, and its page."""
+    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
+    for name in kind.plan.names:
+        write_shard(kind, name, OPTIONS, folder / "gallery/images" / f"{name}.js", {"digest": "d"})
+    table = folder / "scores.parquet"
+    merge_scores([kind], rubric, SELECT, table, folder / "scores.csv", {"digest": "t"})
+    about = {"title": "rows.jsonl", "set": "synthetic"}
+    write_index([kind], rubric, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
+    return folder / "gallery/index.html"

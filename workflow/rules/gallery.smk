@@ -1,0 +1,61 @@
+# REQUIRED INPUTS: image and score shards, {results}/scores.parquet
+# OUTPUTS: {results}/gallery/: index.html, and a file for each shard
+#
+# update(): where the pictures are the old ones, new scores leave the thumbnails as they are.
+
+if GALLERY:
+
+    rule gallery_shard:
+        input:
+            lambda wildcards: reads(
+                [
+                    f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet",
+                    score_file(wildcards.kind, wildcards.shard),
+                ],
+                makes=f"{RESULTS}/gallery/{wildcards.kind}/{wildcards.shard}.js",
+            ),
+        output:
+            update(f"{RESULTS}/gallery/{{kind}}/{{shard}}.js"),
+        log:
+            f"{RESULTS}/logs/gallery_shard/{{kind}}/{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/gallery_shard/{{kind}}/{{shard}}.tsv"
+        conda:
+            "../../envs/tables.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=lambda wildcards, attempt: needs.gallery_minutes(
+                DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
+            ),
+        params:
+            digest=lambda wildcards: DARKROOM.gallery_digests[wildcards.kind][
+                wildcards.shard
+            ],
+        message:
+            "gallery of {wildcards.kind}, shard {wildcards.shard}"
+        script:
+            "../../scripts/gallery_shard.py"
+
+    rule gallery_index:
+        input:
+            reads(
+                gallery_files() + [f"{RESULTS}/scores.parquet"],
+                makes=f"{RESULTS}/gallery/index.js",
+            ),
+        output:
+            GALLERY,
+        log:
+            f"{RESULTS}/logs/gallery_index.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/gallery_index.tsv"
+        conda:
+            "../../envs/tables.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=60,
+        params:
+            digest=DARKROOM.gallery_digest(),
+        message:
+            f"index of the gallery: {RESULTS}/gallery/index.html"
+        script:
+            "../../scripts/gallery_index.py"
