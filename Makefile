@@ -67,7 +67,7 @@ bench-plan: $(READY)
 
 # The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
 bench-gallery: $(READY)
-	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python tests/browser/bench_gallery.py
+	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
 
 clean:
 	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache

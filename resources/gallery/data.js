@@ -16,10 +16,10 @@ window.gallery = (() => {
   const packs = new Map(); // name -> {pictures, size}, the one used last at the end
   const loading = new Set();
   let shardOf = new Uint32Array(0); // entry -> number of its shard
-  let wanted = [];
+  const wants = { detail: [], grid: [] }; // packs that each part of the page waits for, the large picture first
   let cached = 0;
   let limit = PAGE;
-  let onPictures = () => {};
+  const tellers = { detail: () => {}, grid: () => {} };
   let onEntries = () => {};
 
   const trusted = window.trustedTypes?.createPolicy("gallery", {
@@ -165,15 +165,16 @@ window.gallery = (() => {
     }
   }
 
-  // Names the packs that are in sight, the most urgent first; what was wanted before and is not yet begun is forgotten.
-  function want(names, tell) {
-    wanted = names.filter((name) => !packs.has(name));
-    onPictures = tell ?? onPictures;
+  // Names the packs that a part of the page ("grid", "detail") has in sight, the most urgent first; what that part wanted
+  // before and is not yet begun is forgotten. `tell` is called whenever a pack has come, for whichever part.
+  function want(who, names, tell) {
+    wants[who] = names.filter((name) => !packs.has(name));
+    tellers[who] = tell;
     pump();
   }
 
   function pump() {
-    for (const name of wanted) {
+    for (const name of [...wants.detail, ...wants.grid]) {
       if (loading.size >= AT_ONCE) return;
       if (loading.has(name) || packs.has(name)) continue;
       loading.add(name);
@@ -181,7 +182,7 @@ window.gallery = (() => {
         .catch(() => pack(name, []))
         .then(() => {
           loading.delete(name);
-          onPictures();
+          for (const tell of Object.values(tellers)) tell();
           pump();
         });
     }

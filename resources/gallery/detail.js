@@ -176,10 +176,7 @@ window.detail = (() => {
     const places = near.flatMap((one) => ["image", "source"].map((which) => gallery.place(one, which, "preview")));
     for (const one of gallery.siblings(entry)) places.push(gallery.place(one, "image", "thumbnail"));
     const names = new Set(places.filter(Boolean).map((where) => where.pack));
-    gallery.want([...names], () => {
-      grid.fill();
-      if (dialog.open) arrive();
-    });
+    gallery.want("detail", [...names], () => dialog.open && arrive());
   }
 
   function arrive() {

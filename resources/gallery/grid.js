@@ -205,7 +205,7 @@ window.grid = (() => {
         else (near ? needed : soon).add(where.pack);
       }
     }
-    gallery.want([...needed, ...soon], fill);
+    gallery.want("grid", [...needed, ...soon], fill);
   }
 
   function relabel() {
