@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +140,7 @@ def fetch(model: HubModel) -> dict[str, Any]:
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()  # its warnings quote signed addresses
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # a full disk has a sentence of its own
     if not sys.stderr.isatty():
         disable_progress_bars()
     cache = Path(model.cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()

@@ -30,7 +30,7 @@ from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, writ
 from darkroom.tables import Kind, merge_scores
 from PIL import Image
 
-FIELDS = {"quality": {"minimum": 1, "maximum": 10}, "label": {"max_length": 9}}
+FIELDS = {"quality": {"minimum": 1, "maximum": 10}, "mark": {"max_length": 9}}
 JSON_QUESTION = Question("rating", "json", "{prompt}!", FIELDS)
 RUBRIC = Rubric(
     {
@@ -145,7 +145,7 @@ def _score(kind, record):
     if record["error"] is None:
         p = round(0.3 + 0.3 * record["sample"], 6)
         score |= (
-            {"p_yes": p, "quality": record["sample"], "label": f"nr {record['sample']}"}
+            {"p_yes": p, "quality": record["sample"], "mark": f"nr {record['sample']}"}
             if kind == "images"
             else {"p_followed": p}
         )
@@ -214,7 +214,7 @@ def test_an_export_read_back_is_what_was_selected(built, format, kind):
         assert pixels(record["image"]) == pixels(full["image"]["bytes"])
         if kind == "edited":
             assert pixels(record["source"]) == pixels(full["source"]["bytes"])
-        scores = ["p_yes", "p_yes_mass", "quality", "label"] if kind == "images" else ["p_followed"]
+        scores = ["p_yes", "p_yes_mass", "quality", "mark"] if kind == "images" else ["p_followed"]
         for name in ["key", "row", "seed", "sample", "prompt", "sha256", "note", *scores]:
             assert record[name] == line[name], name
         assert json.loads(record["recipe"]) == {"model": "owner/name@abc"}
@@ -385,8 +385,8 @@ def test_pairs_are_the_best_kept_against_the_worst_sample(built):
             if kind == "edited":
                 assert pixels(pair["source"]) == pixels(full["source"]["bytes"])
         if kind == "images":
-            assert all(pair[f"image_label_{n}"] == f"nr {pair[f'sample_{n}']}" for pair in pairs for n in (0, 1))
-            assert {pair["label_0"] for pair in pairs} == {0.0, 1.0}
+            assert all(pair[f"mark_{n}"] == f"nr {pair[f'sample_{n}']}" for pair in pairs for n in (0, 1))
+            assert {pair["label_0"] for pair in pairs} == {0.0, 1.0} and "image_label_0" in pairs[0]
             assert {"own", None} == {pair["row_caption"] for pair in pairs} and "row_margin" in pairs[0]
     few = write_export(export("preferences", to="few", preferences=SETTINGS["preferences"] | {"margin": 0.5}))
     assert few == {"images": len(ROWS), "edited": 1}

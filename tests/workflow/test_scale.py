@@ -226,7 +226,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_the_shard(tmp_path):
     section = {"model": str(FLUX), "revision": None, "family": "flux", "cache_dir": None, "local_dir": None}
     section |= QUICK | {"device": "cpu", "dtype": "auto", "guidance": 1.0, "true_cfg": 1.0, "batch_size": 1}
-    section |= IMAGE_OPTIONS | dict.fromkeys(CACHE_KEYS.values()) | {"max_sequence_length": 20, "gpus": 1}
+    section |= IMAGE_OPTIONS | dict.fromkeys(CACHE_KEYS.values()) | {"max_sequence_length": 20, "offload": "none"}
     peaks = []
     for number in (200, 2000) if ALL else (50, 500):
         folder = tmp_path / str(number)
