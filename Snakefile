@@ -18,6 +18,7 @@ include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tools.smk"
 
 
@@ -28,5 +29,6 @@ rule all:
         all_files,
         TABLES,
         DATASET.values(),
+        [str(path) for plot in PLOTS for path in plot.files],
     message:
         f"done: see {RESULTS}/scores.csv and {RESULTS}/dataset/"

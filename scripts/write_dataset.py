@@ -19,6 +19,5 @@ with job(snakemake.log[0]):
         workflow.results("dataset"),
         workflow.dataset_files(),
     )
-    workflow.dataset_mark.parent.mkdir(parents=True, exist_ok=True)
-    workflow.dataset_mark.write_text(workflow.dataset_state())
+    workflow.set_mark(workflow.dataset_mark, workflow.dataset_digest())
     say(", ".join(f"{name}: {number} rows" for name, number in counts.items()))

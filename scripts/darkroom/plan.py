@@ -359,9 +359,9 @@ class _Builder:
         content = {"id": plan_id, "kind": self.kind, "shards": shards}
         self.folder.joinpath(f"{plan_id}.rows").write_bytes(self.hashes.tobytes())
         os.replace(temporary, self.folder / f"{plan_id}.jsonl")
-        _write_json(self.folder / "sources.json", {"id": plan_id, "files": files})
-        _write_json(self.folder / f"{plan_id}.json", content)
-        _write_json(self.folder / "current.json", {"id": plan_id, "state": state})
+        write_json(self.folder / "sources.json", {"id": plan_id, "files": files})
+        write_json(self.folder / f"{plan_id}.json", content)
+        write_json(self.folder / "current.json", {"id": plan_id, "state": state})
         self._forget_old(plan_id)
         return Plan(self.folder, content)
 
@@ -452,7 +452,8 @@ def _hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[
         return dict(pool.map(one, sorted(paths)))
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` so that a reader finds the old file or the whole new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     os.replace(temporary, path)

@@ -3,7 +3,10 @@
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
 
-from collections.abc import Iterator
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,7 +16,7 @@ from darkroom.config import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.notes import Notes
-from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
+from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
@@ -26,7 +29,31 @@ if TYPE_CHECKING:
 ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
 RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
+PLOTS_VERSION = 1  # the same for the plots
 TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
+
+
+@dataclass
+class Plot:
+    """A plot of the report, or a page: its caption is workflow/report/<name>.rst; kind: of which images, None for all."""
+
+    name: str
+    category: str
+    images: str
+    figure: str
+    kind: str | None = None
+    page: bool = False
+    folder: Path = Path("plots")
+
+    @property
+    def path(self) -> Path:
+        """The file that the report shows."""
+        stem = f"{self.kind}_{self.name}" if self.kind else self.name
+        return self.folder / (stem + (".html" if self.page else ".svg"))
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path] if self.page else [self.path, self.path.with_suffix(".png")]
 
 
 @dataclass
@@ -109,6 +136,9 @@ class Workflow:
     def dataset_digest(self) -> str:
         return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
 
+    def plots_digest(self) -> str:
+        return digest([PLOTS_VERSION, self.merge_digest()])
+
     def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
         """The lines of a shard's prompts file, which must be the ones that are planned."""
         data = path.read_bytes()
@@ -143,14 +173,21 @@ class Workflow:
 
     def record(self, stage: str, shard: str) -> Path:
         """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind>."""
-        rule, _, kind = stage.partition("/")
-        folder = Path("score_images", kind) if kind else Path(RULES[rule])
-        return self.results("benchmarks") / folder / f"{shard}{RECORD_SUFFIX}"
+        return self.results("benchmarks") / _rule_folder(stage) / f"{shard}{RECORD_SUFFIX}"
+
+    def job_log(self, stage: str, shard: str) -> Path:
+        """What the last job of a shard said."""
+        return self.results("logs") / _rule_folder(stage) / f"{shard}.log"
 
     @property
     def dataset_mark(self) -> Path:
         """Holds the state that the data set was written for; its files are in the user's own format and have no room."""
         return self.results(".darkroom", "dataset.digest")
+
+    @property
+    def plots_mark(self) -> Path:
+        """The same for the plots, which also tell the time that jobs took: it is brought up to date with the tables."""
+        return self.results(".darkroom", "plots.digest")
 
     def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
         """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind>."""
@@ -190,9 +227,10 @@ class Workflow:
         failures = self.failures_digest() if whole else None  # a lost shard comes back as it was
         if note and (note["digest"] != self.merge_digest() or failures not in (None, note.get("failures"))):
             outdated.append(table)
-        made_for = self.dataset_mark.read_text().split() if self.dataset_mark.exists() else [None, None]
-        if made_for[0] != self.dataset_digest() or failures not in (None, made_for[1]):
-            outdated += [path for path in self.dataset_files().values() if path.exists()]
+        for mark, planned, files in self._marked():
+            made_for = mark.read_text().split() if mark.exists() else []
+            if made_for[:1] != [planned] or (failures is not None and made_for[1:] != [failures]):
+                outdated += [path for path in files if path.exists()]
         self.notes.save()
         return outdated
 
@@ -207,7 +245,7 @@ class Workflow:
             if path.exists() and failed & {(stage, shard), (stage.removeprefix("scores/"), shard)}
         ]
         self.notes.save()
-        tables = [self.results("scores.parquet"), *self.dataset_files().values()]
+        tables = [self.results("scores.parquet"), *(path for _, _, marked in self._marked() for path in marked)]
         return files + [path for path in tables if files and path.exists()]
 
     def failures_digest(self) -> str:
@@ -217,18 +255,32 @@ class Workflow:
         ]
         return digest(failed, 16)
 
-    def dataset_state(self) -> str:
-        """What the data set is made for: its digest, and the failures that were there."""
-        return f"{self.dataset_digest()} {self.failures_digest()}"
+    def _marked(self) -> list[tuple[Path, str, list[Path]]]:
+        """(mark, digest that is planned, files) of what has no room for a digest in its files."""
+        return [
+            (self.dataset_mark, self.dataset_digest(), list(self.dataset_files().values())),
+            (self.plots_mark, self.plots_digest(), [path for plot in self.plots() for path in plot.files]),
+        ]
 
-    def claim(self) -> None:
-        """Keep the results folder for this process until it ends, in whatever way.
+    def set_mark(self, mark: Path, made_for: str) -> None:
+        """Note what files without room for a digest are made for: that, and the failures that were there."""
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{made_for} {self.failures_digest()}")
 
-        Snakemake locks its working folder alone; two of them may name the same results. Raises DarkroomError where
-        another process holds it.
+    def claim(self, logs: Iterable[str | Path] = ()) -> None:
+        """Keep the results folder for this process until it ends, in whatever way, and say so to whoever watches it.
+
+        Snakemake locks its working folder alone; two of them may name the same results. logs: Snakemake's own of this run.
+        Raises DarkroomError where another process holds the folder.
         """
+        import psutil
+
         refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
         self._lock = hold_results(self.results(), refusal)
+        run = {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+        run |= {"started": time.time(), "folder": str(Path.cwd()), "logs": [os.path.abspath(log) for log in logs]}
+        run["config"] = self.config
+        write_json(self.results(".darkroom", "run.json"), run)
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)
@@ -242,6 +294,51 @@ class Workflow:
             ending = name[len(name.lower().removesuffix(".gz").rpartition(".")[0]) :]
             files[kind] = self.results("dataset", rows + ending.lower())
         return files
+
+    def plots(self) -> list[Plot]:
+        """The plots and pages of the report, in its order."""
+        found = [
+            Plot("yield", "1 Overview", "all", "rows to kept images"),
+            Plot("failures", "1 Overview", "all", "failures by reason"),
+            Plot("recipe", "1 Overview", "all", "recipe", page=True),
+        ]
+        for kind in self.plans:
+            stage = {"images": "2 Images", "edited": "3 Edited images"}[kind]
+            found += [
+                Plot("examples", stage, kind, "best and worst", kind),
+                Plot("scores", stage, kind, "score distributions", kind),
+                Plot("agreement", stage, kind, "agreement of the scores", kind),
+            ]
+        found += [Plot("labels", "4 Judge and people", "all", "scores and labels")]
+        found += [Plot("time", "5 Time", "all", "time and images/s of each job")]
+        for plot in found:
+            plot.folder = self.results("plots")
+        return found
+
+    def record_folders(self) -> dict[str, tuple[Path, list[str]]]:
+        """stage -> (folder of its job records, names of its jobs in the order of the plan), in the order they run."""
+        folders: dict[str, tuple[Path, dict[str, None]]] = {}
+        for stage, _, path, _ in self.shard_files():
+            folders.setdefault(stage, (self.record(stage, path.stem).parent, {}))[1].setdefault(path.stem)
+        return {stage: (folder, list(names)) for stage, (folder, names) in folders.items()}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What the set is made with, section by section, for a reader: what its images and scores depend on, no more."""
+        config = self.config
+        told: dict[str, dict[str, Any]] = {"rows": {}}
+        for kind in self.plans:
+            plan = self.plans[kind]
+            rows = sum(shard.rows for shard in plan.shards.values())
+            told["rows"][ROWS[kind]] = f"{Path(config[ROWS[kind]]).name}: {rows:,} rows in {len(plan.shards):,} shards"
+        told["rows"] |= {"seed": config["seed"], "samples per prompt": config["samples_per_prompt"]}
+        for name, recipe in self.recipes.items():
+            section = SECTIONS.get(name, "judge")
+            told[section] = {"name": config[section]["model"], "revision": config[section]["revision"]} | recipe
+        chosen = {
+            f"{kind}: least {name}": least for kind in self.plans for name, least in config["select"][kind].items()
+        }
+        told["selection"] = chosen | {"kept of each row": config["select"]["per_row"] or "all that reach it"}
+        return told
 
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
@@ -260,6 +357,11 @@ class Workflow:
             )
             for kind, plan in self.plans.items()
         ]
+
+
+def _rule_folder(stage: str) -> Path:
+    rule, _, kind = stage.partition("/")
+    return Path("score_images", kind) if kind else Path(RULES[rule])
 
 
 def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:

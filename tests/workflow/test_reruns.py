@@ -100,11 +100,11 @@ def other_judge(run):
 
 
 IMAGES = {"generate_images", "edit_images"}
-AFTER = {"score_images", "merge_scores", "write_dataset", "all"}
+AFTER = {"score_images", "merge_scores", "write_dataset", "draw_plots", "all"}
 CHANGES = {
     "threshold": (
         lambda c: c.config.update(select={"images": {"p_yes": 0.9}}),
-        {"merge_scores", "write_dataset", "all"},
+        {"merge_scores", "write_dataset", "draw_plots", "all"},
     ),
     "reply column": (lambda c: c.config["judge"].update(reply_column="reply"), {"write_dataset", "all"}),
     "max_tokens": (lambda c: c.config["judge"].update(max_tokens=32), AFTER),

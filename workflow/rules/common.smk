@@ -28,6 +28,7 @@ TABLES = [
     f"{RESULTS}/scores.csv",
     f"{RESULTS}/rejected.jsonl",
 ]
+PLOTS = DARKROOM.plots()
 DATASET = {kind: str(path) for kind, path in DARKROOM.dataset_files().items()}
 
 
@@ -84,7 +85,9 @@ def reads(paths, makes):
     Without ancient() a touched shard of more than a megabyte would make all that follows stale; with it always, Snakemake
     would pass over a stale file whose input is made anew in the same run.
     """
-    stays = workflow.is_main_process and makes not in AGAIN and Path(makes).exists()
+    stays = (
+        workflow.is_main_process and str(makes) not in AGAIN and Path(makes).exists()
+    )
     return [ancient(path) for path in paths] if stays else paths
 
 
@@ -98,6 +101,6 @@ def all_files(wildcards):
 
 onstart:
     try:
-        DARKROOM.claim()
+        DARKROOM.claim(log)
     except DarkroomError as error:
         sys.exit(f"error: {error}")
