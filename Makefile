@@ -1,5 +1,6 @@
 # make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
-# make test: everything that is tested; make test-all: the same at full size, for an hour or two.
+# make test: everything that is tested, also on a Slurm cluster of its own where it may have one (root on Debian).
+# make test-all: the same at full size, for an hour or two.
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2

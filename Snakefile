@@ -14,10 +14,12 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/models.smk"
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/exports.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tools.smk"
 
@@ -28,7 +30,7 @@ rule all:
     input:
         all_files,
         TABLES,
-        DATASET.values(),
-        [str(path) for plot in PLOTS for path in plot.files],
+        EXPORTS.values(),
+        PLOTS,
     message:
-        f"done: see {RESULTS}/scores.csv and {RESULTS}/dataset/"
+        f"done: see {RESULTS}/scores.csv and the exports: {', '.join(EXPORTS) or 'none'}"

@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darkroom.devices import Devices
 from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
 from darkroom.records import append_record
-from darkroom.runtime import job
+from darkroom.runtime import job, limit_threads
 from darkroom.scratch import Scratch
 from darkroom.shardfile import check_digest
 from darkroom.workflow import ROWS, SECTIONS, Workflow
@@ -21,9 +22,10 @@ def open_engine(section, name):
     return diffusion.open_engine(section, name)
 
 
-with job(snakemake.log[0], snakemake.threads):
+with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
+    limit_threads(snakemake.threads, workflow.config[SECTIONS[kind]]["device"])
     plan = workflow.plans[kind]
     stage = Stage(
         name=SECTIONS[kind],
@@ -35,18 +37,21 @@ with job(snakemake.log[0], snakemake.threads):
         scratch=Scratch(workflow.results(".darkroom", "scratch", kind, shard)),
         strict=workflow.config["strict"],
         images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
+        model=workflow.models.get(SECTIONS[kind]),
     )
     for name, source in stage.images.items():
         check_digest(source, workflow.image_digests["images"][name])
-    rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows[0]))
-    started = time.monotonic()
+    rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows))
+    started, devices = time.monotonic(), Devices()
     counts = make_shard(
         read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
         path,
         stage,
         old_shard_files(plan, shard, path.parent),
-        moved_rows(plan, shard, workflow.image_digests[kind], path.parent),
+        moved_rows(plan.shard_of_row, shard, workflow.image_digests[kind], path.parent),
         open_engine,
+        devices,
     )
-    record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
-    append_record(workflow.record(kind, shard), record)
+    seconds = time.monotonic() - started - devices.waited
+    append_record(workflow.record(kind, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})
+    devices.release()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import yaml
 from darkroom.config import load_config
+from darkroom.devices import Devices
 from darkroom.errors import DarkroomError, RowError
+from darkroom.hub import hub_models, local_section
 from darkroom.replay import find_record, replay
 from darkroom.runtime import job
 from darkroom.workflow import ROWS
@@ -32,19 +34,25 @@ def main() -> None:
     if bool(arguments.key) == bool(arguments.row):
         parser.error("give --key or --row")
     with job(None):
-        from darkroom import diffusion
-
         try:
             given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
         config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
+        models = hub_models(config)
+
+        def open_engine(section, name):
+            Devices().claim(section | {"gpus": 1}, name)
+            from darkroom import diffusion  # torch and diffusers: only after the claim
+
+            return diffusion.open_engine(local_section(section, models.get(name)), name)
+
         kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]
         place = find_record(
             Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
         )
         try:
-            result = replay(*place, config, diffusion.open_engine)
+            result = replay(*place, config, open_engine)
         except RowError as error:
             raise DarkroomError(f"{place[0]}: {error}") from error
         for name, (then, now) in result.versions.items():

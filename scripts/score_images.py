@@ -1,42 +1,59 @@
-"""Judge the images of one shard (rule score_images)."""
+"""Judge the images of one group of shards (rule score_images)."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.judge import judge_shard
+from darkroom.devices import Devices
+from darkroom.generate import moved_rows
+from darkroom.judge import judge_shards, old_score_files
 from darkroom.records import append_record
-from darkroom.runtime import job
+from darkroom.runtime import job, limit_threads
 from darkroom.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
+devices = Devices()
+
+
 def open_judge(section, kind, rubric):
+    devices.claim(section, "judge")
     from darkroom import vlm  # vLLM: only where something is to be asked
 
-    return vlm.open_judge(section, kind, rubric)
+    return vlm.open_judge(workflow.local_section("judge"), kind, rubric)
 
 
 # The guard is for vLLM's workers: where they are spawned they import this file.
 if __name__ == "__main__":
-    with job(snakemake.log[0], snakemake.threads):
+    with job(snakemake.log[0]):
         workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
-        kind, shard = snakemake.wildcards.kind, snakemake.wildcards.shard
+        kind, group, path = snakemake.wildcards.kind, snakemake.wildcards.group, Path(snakemake.output[0])
+        plan, groups = workflow.plans[kind], workflow.groups[kind]
+        named = snakemake.input.images
+        images = (Path(name) for name in ([named] if isinstance(named, str) else named))
+        home = groups.of_shard()
+        moved = moved_rows(
+            lambda row: home.get(plan.shard_of_row(row)), group, workflow.score_digests[kind], path.parent
+        )
+        limit_threads(snakemake.threads, workflow.config["judge"]["device"])
         started = time.monotonic()
-        counts = judge_shard(
-            images=Path(snakemake.input.images[0]),
-            images_digest=snakemake.params.images,
+        counts = judge_shards(
+            images={file: workflow.image_digests[kind][file.stem] for file in images},
             kind=kind,
             rubric=workflow.rubric,
             section=workflow.config["judge"],
             recipe=workflow.recipes["judge"],
-            path=Path(snakemake.output[0]),
+            path=path,
             stage_digest=snakemake.params.digest,
-            journal=workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl"),
+            journal=workflow.score_journal(kind, group),
+            old_files=old_score_files(plan, groups, group, path.parent),
+            moved=lambda row: workflow.score_journal(kind, other) if (other := moved(row)) else None,
             open_engine=open_judge,
             retry_failed=workflow.config["retry_failed"],
         )
-        record = counts | {"seconds": round(time.monotonic() - started, 3), "gpus": snakemake.resources.get("gpu", 0)}
-        append_record(workflow.record("scores/" + kind, shard), record)
+        seconds = time.monotonic() - started - devices.waited
+        record = counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)}
+        append_record(workflow.record("scores/" + kind, group), record)
+        devices.release()

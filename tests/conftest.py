@@ -63,10 +63,11 @@ def small_config(**changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """A folder in which the workflow runs; `config` is written to config.yaml before each run."""
+    """A folder in which the workflow runs; `config` is written to config.yaml before each run; env: its environment."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=small_config)
+    env: dict[str, str] | None = None
 
     @property
     def results(self) -> Path:
@@ -94,7 +95,7 @@ class Run:
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=environment(),
+            env=self.env or environment(),
             stdin=subprocess.DEVNULL,
         )
         if check and done.returncode:

@@ -1,5 +1,6 @@
 """Check a configuration against the schema and fill in its defaults."""
 
+import copy
 import difflib
 import math
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from darkroom.errors import DarkroomError
+from darkroom.options import judge_refusal, refusal
 
 STAGES = ("prompts", "edits")
 
@@ -22,8 +24,6 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     then the workflow's own) and replaced by where they were found. Raises DarkroomError: one line that names the
     key and says what is expected.
     """
-    import copy
-
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -57,7 +57,7 @@ def _fill(value: dict[str, Any], schema: dict[str, Any]) -> None:
     for name, sub in schema.get("properties", {}).items():
         if name not in value and "default" in sub:
             default = sub["default"]
-            value[name] = dict(default) if isinstance(default, dict) else default
+            value[name] = copy.copy(default)
         if isinstance(value.get(name), float) and "integer" in sub.get("type", ()):
             value[name] = int(value[name])  # the schema lets 512.0 pass for a whole number
         if isinstance(value.get(name), dict):
@@ -76,11 +76,13 @@ def _explain(error: Any) -> str:
     got = got if len(got) <= 60 else got[:57] + "..."
     expected = {
         "type": lambda: "expected " + _either(error.validator_value),
-        "enum": lambda: "expected one of " + ", ".join(error.validator_value),
+        "enum": lambda: "expected one of " + ", ".join("null" if one is None else one for one in error.validator_value),
         "minimum": lambda: f"must be at least {error.validator_value}",
         "maximum": lambda: f"must be at most {error.validator_value}",
         "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
         "minLength": lambda: "must not be empty",
+        "uniqueItems": lambda: "must not name anything twice",
+        "pattern": lambda: "may hold letters, digits, . _ and -, at most 96 characters",
     }.get(error.validator, lambda: error.message)()
     return f"{where}: {expected}, got {got}"
 
@@ -96,26 +98,35 @@ def is_folder_name(model: str) -> bool:
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
 
 
+def model_folder(section: dict[str, Any]) -> str | None:
+    """The folder that a section's model lies in, None for a model of the hub."""
+    return section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+
+
+def used_sections(config: dict[str, Any]) -> list[str]:
+    """The sections whose models a run with this config loads, in the order they run."""
+    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
+    return [name for name, use in used.items() if use]
+
+
 def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where the name is too long)
 
 
 def _check_stages(config: dict[str, Any]) -> None:
-    """What one key alone cannot tell: families that do not fit their stage, and numbers of GPUs."""
+    """What one key alone cannot tell: families and numbers of GPUs that do not fit their stage."""
     if config["generate"]["family"] == "flux-kontext":
         raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
     if config["edit"]["family"] == "flux":
         raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
     for name in ("generate", "edit"):
-        if config[name]["gpus"] > 1:
-            raise DarkroomError(
-                f"config: {name}.gpus: a job of this stage uses one GPU; use more, smaller shards instead"
-            )
+        if reason := refusal(config[name], config[name]["device"]):
+            raise DarkroomError(f"config: {name}.{reason}")
     judge = config["judge"]
-    if judge["device"] == "cpu":
-        judge["tensor_parallel_size"] = 1
-    judge["tensor_parallel_size"] = judge["tensor_parallel_size"] or judge["gpus"]
-    judge["gpus"] = max(judge["gpus"], judge["tensor_parallel_size"])
+    if judge["engine"] == "transformers" and judge["device"] != "cpu" and judge["gpus"] > 1:
+        raise DarkroomError("config: judge.gpus: engine transformers uses one GPU; use vllm, or more, smaller shards")
+    if reason := judge_refusal(judge):
+        raise DarkroomError(f"config: judge.{reason}")
 
 
 def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
@@ -141,8 +152,9 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     for stage in STAGES:
         if config[stage] is not None:
             find(config, stage, stage, "file")
-    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    for name in (name for name, use in used.items() if use):
+    if config["container"] is not None and "://" not in config["container"]:
+        find(config, "container", "container", "file", " (an address has a ://)")
+    for name in used_sections(config):
         section = config[name]
         if section.get("local_dir"):
             find(section, "local_dir", f"{name}.local_dir", "folder")

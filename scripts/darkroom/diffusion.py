@@ -6,16 +6,19 @@ They never see shards or files.
 
 import gc
 import inspect
+import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from darkroom.config import is_folder_name
-from darkroom.errors import DarkroomError
+from darkroom import fitting, options
+from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.requests import Request
 from darkroom.runtime import say
 
@@ -48,12 +51,17 @@ def batch_key(request: Request, size: tuple[int, int]) -> tuple[Any, ...]:
 
 
 class Engine:
-    """A diffusers pipeline behind one call. section: `generate` or `edit` of the config; name: which of the two."""
+    """A diffusers pipeline behind one call.
+
+    section: `generate` or `edit` of the config, its model a folder (`darkroom.hub.local_section`); name: which of the two.
+    """
 
     def __init__(self, section: dict[str, Any], name: str):
         self.section, self.name = section, name
         self.device = resolve_device(section["device"], name)
         self.dtype = resolve_dtype(section["dtype"], self.device)
+        if reason := options.refusal(section, self.device.type) or options.missing(section, self.device.type):
+            raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
@@ -62,22 +70,20 @@ class Engine:
         self.batch_limit = 1 if self.device.type == "cpu" else section["batch_size"]
 
     def load(self, cls: Any, **parts: Any) -> Any:
-        """`cls.from_pretrained` with the config's model, revision and folders; parts: components left out (None)."""
-        section = self.section
-        folder = section["local_dir"] or (section["model"] if is_folder_name(section["model"]) else None)
-        where = {} if folder else {"revision": section["revision"], "cache_dir": section["cache_dir"]}
+        """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
+        folder = self.section["local_dir"] or self.section["model"]
         try:
-            pipe = cls.from_pretrained(
-                folder or section["model"], dtype=self.dtype, use_safetensors=True, **where, **parts
-            )
+            quantization = fitting.quantization_config(self.section, self.dtype, parts, cls)
+            how = {"quantization_config": quantization} if quantization else {}
+            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **how, **parts)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DarkroomError(f"{self.name}.model: cannot load {folder or section['model']}: {reason}") from error
+            raise DarkroomError(f"{self.name}.model: cannot load {folder}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         try:
-            return pipe.to(self.device)
+            return fitting.fit(pipe, self.section, self.name, self.device)
         except torch.OutOfMemoryError as error:
-            raise DarkroomError(
+            raise OutOfMemory(
                 f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
             ) from error
 
@@ -106,8 +112,15 @@ class FluxEngine(Engine):
         from diffusers import FluxKontextPipeline, FluxPipeline
 
         self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
-        self.multiple = 16
-        self.pipe = None
+        self.multiple = 2 * self._vae_scale()
+
+    def _vae_scale(self) -> int:
+        """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
+        try:
+            config = Path(self.section["local_dir"] or self.section["model"], "vae", "config.json")
+            return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
+        except (OSError, ValueError, KeyError):
+            return 8  # loading the model says what is wrong with it
 
     def prepare(self, requests: list[Request]) -> None:
         texts = {request.prompt for request in requests}
@@ -115,15 +128,12 @@ class FluxEngine(Engine):
         self._encode(sorted(texts))
         nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         self.pipe = self.load(self.cls, **nothing)
-        self.multiple = self.pipe.vae_scale_factor * 2
         say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
 
     def _encode(self, texts: list[str]) -> None:
         """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
         pipe = self.load(self.cls, transformer=None, vae=None)
         self.places = {text: place for place, text in enumerate(texts)}
-        # Embeddings of a shard's prompts can take gigabytes (4 MB each for T5-XXL at 512 tokens): keep them in a file.
-        self.spool = tempfile.NamedTemporaryFile(prefix="darkroom-prompts-")  # noqa: SIM115
         self.embeds = self.pooled = None
         length = self.section["max_sequence_length"]
         cut = 0
@@ -134,12 +144,7 @@ class FluxEngine(Engine):
                     prompt=text, prompt_2=None, device=self.device, max_sequence_length=length
                 )
                 if self.embeds is None:
-                    rows, columns = embeds.shape[1:]
-                    # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
-                    os.posix_fallocate(self.spool.fileno(), 0, len(texts) * rows * columns * self.dtype.itemsize)
-                    self.embeds = torch.from_file(
-                        self.spool.name, shared=True, size=len(texts) * rows * columns, dtype=self.dtype
-                    ).view(len(texts), rows, columns)
+                    self.embeds = self._spool(len(texts), *embeds.shape[1:])
                     self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.dtype)
                 self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
         say(f"{self.name}: {len(texts)} prompts encoded")
@@ -149,6 +154,17 @@ class FluxEngine(Engine):
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _spool(self, *shape: int) -> torch.Tensor:
+        """A tensor in a file, for the embeddings of a shard can take gigabytes (4 MB a prompt for T5-XXL at 512 tokens).
+
+        The file has no name, so that a job that is killed leaves nothing behind.
+        """
+        size = math.prod(shape)
+        with tempfile.NamedTemporaryFile(prefix="darkroom-prompts-") as file:
+            # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
+            os.posix_fallocate(file.fileno(), 0, size * self.dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=self.dtype).view(shape)
 
     def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         places = [self.places[text] for text in texts]
@@ -172,15 +188,16 @@ class FluxEngine(Engine):
         if sources is not None:
             # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
             call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
-        return self.pipe(
-            **call,
-            width=width,
-            height=height,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            generator=self.generators(requests),
-            output_type="np",
-        ).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(
+                **call,
+                width=width,
+                height=height,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=self.generators(requests),
+                output_type="np",
+            ).images
 
 
 class AutoEngine(Engine):
@@ -215,7 +232,8 @@ class AutoEngine(Engine):
         if sources is not None:
             call["image"] = sources
         prompts = [request.prompt for request in requests]
-        return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
 
 
 def open_engine(section: dict[str, Any], name: str) -> Engine:

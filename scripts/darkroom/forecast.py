@@ -12,7 +12,7 @@ from typing import Any
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.generate import Sources, Stage, identify, old_shard_files, read_requests, source_name
-from darkroom.judge import read_journal, score_key
+from darkroom.judge import old_score_files, read_journal, score_key
 from darkroom.records import read_records, speed
 from darkroom.scratch import Scratch
 from darkroom.shardfile import iter_records
@@ -73,16 +73,17 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     references = [r for shard in edits.shards.values() for r in shard.references] if edits else []
     state = _State(outdated, {(row, item, sample) for row, item, sample, *_ in references})
     stages: list[StageForecast] = []
-    for kind, plan in workflow.plans.items():
+    for kind in workflow.plans:
         images, scores = StageForecast(kind), StageForecast(f"scores/{kind}")
-        for shard in plan.names:
-            records = _image_shard(workflow, kind, shard, images, state)
-            _score_shard(workflow, kind, shard, scores, state, records)
+        for group, shards in workflow.groups[kind].members.items():
+            records = {shard: _image_shard(workflow, kind, shard, images, state) for shard in shards}
+            _score_group(workflow, kind, group, scores, state, records)
         stages += [images, scores]
     for stage in stages:
         section = SECTIONS.get(stage.name, "judge")
         stage.gpus = 0 if workflow.config[section]["device"] == "cpu" else workflow.config[section]["gpus"]
-        pace = speed(list(read_records(workflow.record(stage.name, "any").parent)))
+        workers = max(stage.gpus, 1) if stage.name in SECTIONS else 0  # the judge's GPUs work on each request together
+        pace = speed(list(read_records(workflow.record(stage.name, "any").parent)), workers)
         if stage.to_make == 0:
             stage.seconds = 0.0
         elif pace:
@@ -174,30 +175,34 @@ class _PlannedSources(Sources):
         return SimpleNamespace(sha256=record["sha256"] or record["key"], image=size)
 
 
-def _score_shard(
+def _score_group(
     workflow: Workflow,
     kind: str,
-    shard: str,
+    group: str,
     stage: StageForecast,
     state: _State,
-    records: list[dict[str, Any]] | None,
+    shards: dict[str, list[dict[str, Any]] | None],
 ) -> None:
-    path = workflow.results("scores", kind, f"{shard}.parquet")
-    images = workflow.results(kind, f"{shard}.parquet")
-    if not state.count(stage, path, [images]):
+    path = workflow.results("scores", kind, f"{group}.parquet")
+    images = {shard: workflow.results(kind, f"{shard}.parquet") for shard in shards}
+    if not state.count(stage, path, list(images.values())):
         return
     columns = ["key", "prompt", "sha256", "error"] + (["source_sha256"] if kind == "edited" else [])
-    if records is None:
-        records = list(iter_records(images, columns))
-    known: set[str] = set(read_journal(workflow.results(".darkroom", "scratch", "scores", kind, f"{shard}.jsonl")))
+    records = [
+        record
+        for shard, there in shards.items()
+        for record in (iter_records(images[shard], columns) if there is None else there)
+    ]
+    known: set[str] = set(read_journal(workflow.score_journal(kind, group)))
     errors = [f"{question.name}_error" for question in workflow.rubric.questions[kind]]
     retry = workflow.config["retry_failed"]
-    try:
-        for record in iter_records(path) if path.exists() else ():
-            if record["sha256"] and not (retry and any(record.get(name) for name in errors)):
-                known.add(record["key"])
-    except DarkroomError:
-        pass  # damaged: nothing is carried over from it
+    for old in old_score_files(workflow.plans[kind], workflow.groups[kind], group, path.parent):
+        try:
+            for record in iter_records(old) if old.exists() else ():
+                if record["sha256"] and not (retry and any(record.get(name) for name in errors)):
+                    known.add(record["key"])
+        except DarkroomError:
+            continue  # damaged: nothing is carried over from it
     new, sound = set(), 0
     for record in records:
         if record["error"] is not None:

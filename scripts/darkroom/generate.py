@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.devices import Devices
+from darkroom.errors import DarkroomError, Interrupted, OutOfMemory, RowError
+from darkroom.hub import HubModel, local_section
 from darkroom.images import encode_png, open_picture, read_file
+from darkroom.options import packages
 from darkroom.plan import Plan
 from darkroom.requests import Request, expand, request_key
 from darkroom.rows import MAX_SIDE, further_fields
 from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.scratch import Scratch
 from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, RecordReader, iter_records, read_meta, write_shard
+from darkroom.workers import Report, spread
 
 if TYPE_CHECKING:
     from darkroom.diffusion import Engine
 
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+
+Batch = tuple[list[Request], tuple[int, int]]  # requests that share a call, and the size worked at
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Stage:
     """What a job of a stage works with.
 
     name: "generate" or "edit"; folder: the user's rows' folder; outputs: where the stage's shard files lie; images:
-    the image shards that edits of this shard start from, by name.
+    the image shards that edits of this shard start from, by name. model: the section's model, where that is of the hub.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Stage:
     scratch: Scratch
     strict: bool = False
     images: dict[str, Path] = field(default_factory=dict)
+    model: HubModel | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -106,6 +113,7 @@ def make_shard(
     old_files: list[Path],
     moved: Callable[[str], str | None],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
+    devices: Devices | None = None,
 ) -> dict[str, float]:
     """Write the shard file of `requests` and return the counts requests, made, carried, given and failed.
 
@@ -113,7 +121,8 @@ def make_shard(
 
     old_files: shard files that may hold images under these keys. moved: the other shard that a row id
     belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
-    where something is to be made. Raises DarkroomError where the environment is broken (no model, no memory), and
+    where something is to be made, and so are `devices` claimed: with several of them worker processes share the work, each
+    with an engine of its own that `diffusion` opens. Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
     sources = Sources(stage)
@@ -131,7 +140,9 @@ def make_shard(
     broken: dict[str, str] = {}
     working = 0.0
     if todo:
-        working = _make([requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine)
+        working = _make(
+            [requests[place] for place in todo.values()], sizes, stage, sources, broken, open_engine, devices
+        )
     for place, request in enumerate(requests):
         if request.key in broken:
             failures.setdefault(place, broken[request.key])
@@ -143,7 +154,7 @@ def make_shard(
         "digest": stage.digest,
         "rule": "edit_images" if stage.name == "edit" else "generate_images",
         "recipe": stage.recipe,
-        "versions": versions(*PACKAGES),
+        "versions": versions(*PACKAGES, *packages(stage.section)),
         "device": device_kind(stage.section["device"]),
         "failed": len(failures),
     }
@@ -229,31 +240,86 @@ def _make(
     sources: Sources,
     broken: dict[str, str],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
+    devices: Devices | None,
 ) -> float:
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = stage.section
     say(f"model {stage.recipe['model']} ({section['model']}, revision {section['revision']})")
-    say("versions: " + ", ".join(f"{name} {version}" for name, version in versions(*PACKAGES).items()))
-    engine = open_engine(section, stage.name)
-    say(f"device {engine.device}, dtype {engine.dtype}, batch size {section['batch_size']}")
-    engine.prepare(todo)
+    found = versions(*PACKAGES, *packages(section))
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
+    held = devices.claim(section, stage.name, most=len(todo)) if devices else {}
+    if len(held) > 1:
+        reports = spread((stage, todo, sizes), len(todo), stage.name, held)
+    else:
+        reports = work(stage, todo, sizes, 0, 1, open_engine, sources)
     progress = Progress(len(todo), "images")
-    for batch, size in _batches(todo, sizes, engine, section["batch_size"]):
+    try:
+        next(reports)
+        progress = Progress(len(todo), "images")
+        for done, failed in reports:
+            broken |= failed
+            progress.add(done)
+    except Interrupted as error:
+        raise Interrupted(
+            f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
+        ) from error
+    return progress.seconds
+
+
+def work(
+    stage: Stage,
+    todo: list[Request],
+    sizes: dict[str, tuple[int, int]],
+    part: int,
+    parts: int,
+    open_engine: Callable[[dict[str, Any], str], "Engine"] | None = None,
+    sources: Sources | None = None,
+) -> Iterator[Report]:
+    """Make one of several parts of the images of `todo` into the scratch folder; `sizes` as `identify` returns them.
+
+    Yields (0, {}) when the engine is ready, then of each batch the number of its requests and why those that failed did: key ->
+    reason. Raises Interrupted after SIGTERM, and DarkroomError where the environment is broken.
+    """
+    if open_engine is None:
+        from darkroom.diffusion import open_engine
+
+    sources = sources or Sources(stage)
+    engine = open_engine(local_section(stage.section, stage.model), stage.name)
+    say(f"device {engine.device}, dtype {engine.dtype}, batch size {stage.section['batch_size']}")
+    batches = share(list(_batches(todo, sizes, engine, stage.section["batch_size"])), part, parts)
+    if batches:
+        engine.prepare([request for batch, _ in batches for request in batch])
+    yield 0, {}
+    for batch, size in batches:
         if stop_requested.is_set():
-            raise Interrupted(f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there")
+            raise Interrupted("interrupted")
+        failed = {}
         for request, result in _run(engine, batch, size, sources):
             if isinstance(result, str):
-                broken[request.key] = result
+                failed[request.key] = result
                 say(f"{request.name}: {result}")
             else:
                 stage.scratch.put(request.key, encode_png(result))
-        progress.add(len(batch))
-    return progress.seconds
+        yield len(batch), failed
+
+
+def share(batches: list[Batch], part: int, parts: int) -> list[Batch]:
+    """One of the parts into which batches are cut: neighbours, for they share prompts, and about as much work in each."""
+    costs = [
+        sum(width * height * r.steps * (2 if r.true_cfg > 1 else 1) for r in batch)
+        for batch, (width, height) in batches
+    ]
+    total, before, own = sum(costs), 0, []
+    for batch, cost in zip(batches, costs, strict=True):
+        if (2 * before + cost) * parts // (2 * total) == part:  # where the batch's middle lies
+            own.append(batch)
+        before += cost
+    return own
 
 
 def _batches(
     todo: list[Request], sizes: dict[str, tuple[int, int]], engine: "Engine", batch_size: int
-) -> Iterator[tuple[list[Request], tuple[int, int]]]:
+) -> Iterator[Batch]:
     """Batches of requests that can share a call, with the size worked at."""
     from darkroom.diffusion import batch_key
 
@@ -300,7 +366,7 @@ def _run(
         gc.collect()
         torch.cuda.empty_cache()
         if len(batch) == 1:
-            raise DarkroomError(
+            raise OutOfMemory(
                 f"{engine.name}: out of memory with a single image of {size[0]} x {size[1]} pixels;"
                 " use a larger GPU, a smaller size or a smaller model"
             )
@@ -381,12 +447,17 @@ def _pictures(request: Request, stage: Stage, sources: Sources) -> dict[str, Any
     return columns
 
 
-def moved_rows(plan: Plan, shard: str, digests: dict[str, str], outputs: Path) -> Callable[[str], str | None]:
-    """For `make_shard`: the other shard a row belongs to now, unless that one's file is there and up to date."""
+def moved_rows(
+    home: Callable[[str], str | None], own: str, digests: dict[str, str], outputs: Path
+) -> Callable[[str], str | None]:
+    """The other file a row belongs to now, by name, unless that one is there and up to date.
+
+    home: row id -> the name of its file; own: the file that is being made; digests: what each file is to be made for.
+    """
 
     def moved(row: str) -> str | None:
-        other = plan.shard_of_row(row)
-        if other in (None, shard):
+        other = home(row)
+        if other in (None, own):
             return None
         if other not in settled:
             try:

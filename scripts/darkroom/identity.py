@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import Any
 
+KEY_LENGTH = 32  # hex digits of a key
 SEED_BITS = 53  # a seed survives CSV, JSON and JavaScript, whose numbers are float64
 
 
@@ -17,7 +18,7 @@ def canonical(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
-def digest(value: Any, length: int = 32) -> str:
+def digest(value: Any, length: int = KEY_LENGTH) -> str:
     """The first `length` hex digits (4 bits each) of the SHA-256 of `value` as canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()[:length]
 

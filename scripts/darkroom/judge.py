@@ -1,24 +1,26 @@
-"""Judge one shard of images by a rubric: ask a vision-language model, read its replies, write the score file.
+"""Judge shards of images by a rubric: ask a vision-language model, read its replies, write the score file.
 
 Scores are kept while the job runs in a journal (JSON lines), so that a killed job goes on where it stopped, and
-carried over from an old score file where the picture, the prompt and the judge are the same.
+carried over from old score files where the picture, the prompt and the judge are the same.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.groups import Groups
 from darkroom.identity import digest
 from darkroom.images import open_picture
+from darkroom.plan import Plan
 from darkroom.rubric import Question, Rubric
 from darkroom.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.shardfile import check_digest, iter_records, write_shard
 
-# Requests asked together. Fixed, so that a picture meets the same neighbours in every run of its shard.
+# Requests asked together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64
 PACKAGES = ("torch", "vllm", "transformers", "qwen-vl-utils", "xgrammar")
 LEAST_MASS = 1e-6
@@ -66,9 +68,8 @@ def score_columns(rubric: Rubric, kind: str) -> dict[str, str]:
     return SCORE_COLUMNS | rubric.columns(kind)
 
 
-def judge_shard(
-    images: Path,
-    images_digest: str,
+def judge_shards(
+    images: dict[Path, str],
     kind: str,
     rubric: Rubric,
     section: dict[str, Any],
@@ -76,25 +77,32 @@ def judge_shard(
     path: Path,
     stage_digest: str,
     journal: Path,
+    old_files: list[Path],
+    moved: Callable[[str], Path | None],
     open_engine: Any,
     retry_failed: bool = False,
 ) -> dict[str, float]:
-    """Write the score file `path` of the image shard `images` and return the counts requests, made, carried, failed.
+    """Write the score file `path` of image shards and return the counts requests, made, carried, failed.
 
     And "working", the seconds spent on asking. retry_failed: ask again where a reply could not be read.
 
-    section and recipe: `judge` of the config and its recipe; journal: a file for finished scores of this shard.
+    images: the shards in order, with the digest each is made for; section and recipe: `judge` of the config and its
+    recipe; journal: a file for finished scores. old_files: score files that may hold scores of these pictures. moved:
+    the journal of the other score file that a row id belongs to now, if that one still needs its scores from here.
     open_engine(section, kind, rubric) is called only where something is to be asked. Raises DarkroomError where
-    the shard is stale or the judge cannot be started, and Interrupted after SIGTERM with finished scores kept.
+    a shard is stale or the judge cannot be started, and Interrupted after SIGTERM with finished scores kept.
     """
-    meta = check_digest(images, images_digest)
-    known = _known_scores(path, rubric.columns(kind)) | read_journal(journal)
+    made = [check_digest(shard, planned) for shard, planned in images.items()]
+    known: dict[str, dict[str, Any]] = {}
+    for old in old_files:
+        known = _known_scores(old, rubric.columns(kind)) | known
+    known |= read_journal(journal)  # after the files: a job that replaces one of them first writes here what it leaves
     errors = [f"{question.name}_error" for question in rubric.questions[kind]]
     if retry_failed:
         known = {key: scores for key, scores in known.items() if not any(scores.get(name) for name in errors)}
     columns = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields"]
     columns += ["source_sha256"] if kind == "edited" else []
-    records = list(iter_records(images, columns))
+    records = list(_records(images, columns))
     keys = [score_key(recipe, record) for record in records]
     todo = {key for key, record in zip(keys, records, strict=True) if record["error"] is None and key not in known}
     failed = sum(record["error"] is not None for record in records)
@@ -105,6 +113,7 @@ def judge_shard(
     if todo and rubric.questions[kind]:
         new, working = _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
         known |= new
+    _leave_behind(path, rubric.columns(kind), {record["row"] for record in records}, moved)
     unread = sum(any(known.get(key, {}).get(name) for name in errors) for key in keys)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -121,11 +130,11 @@ def judge_shard(
         {
             "digest": stage_digest,
             "rule": "score_images",
-            "images": images_digest,
+            "images": list(images.values()),
             "recipe": recipe,
             "versions": versions(*PACKAGES),
             "device": device_kind(section["device"]),
-            "image_failures": meta["failed"],
+            "image_failures": sum(meta["failed"] for meta in made),
             "failed": unread,
         },
     )
@@ -135,19 +144,42 @@ def judge_shard(
     return counts | {"working": round(working, 3)}
 
 
+def _records(images: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    return (record for shard in images for record in iter_records(shard, columns))
+
+
+def old_score_files(plan: Plan, groups: Groups, group: str, outputs: Path) -> list[Path]:
+    """Score files that may hold scores of the rows now in `group`, its own first."""
+    shards = plan.earlier_shards(*groups.members[group])
+    names = dict.fromkeys([group, *(name for shard in shards for name in groups.homes_of(shard))])
+    return [outputs / f"{name}.parquet" for name in names]
+
+
+def _leave_behind(path: Path, columns: dict[str, str], rows: set[str], moved: Callable[[str], Path | None]) -> None:
+    """Before `path` is replaced, write the scores of rows that went to another file into that one's journal."""
+    for key, row, scores in _scored(path, columns):
+        if row not in rows and (journal := moved(row)):
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            with open(journal, "a", encoding="utf-8") as out:
+                out.write(json.dumps({"key": key, "scores": scores}) + "\n")
+
+
 def _known_scores(path: Path, columns: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """key -> score columns of an earlier file of this shard; a score key says by itself whether it still holds."""
-    if not path.exists():
-        return {}
+    """key -> score columns of an earlier file; a score key says by itself whether it still holds."""
+    return {key: scores for key, _, scores in _scored(path, columns)}
+
+
+def _scored(path: Path, columns: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(key, row, score columns) of the pictures in a score file; none where it is missing, damaged or of other columns."""
     try:
-        return {
-            record["key"]: {name: record[name] for name in columns}
-            for record in iter_records(path)
+        return [
+            (record["key"], record["row"], {name: record[name] for name in columns})
+            for record in (iter_records(path) if path.exists() else ())
             if record["sha256"] and set(columns) <= set(record)
-        }
+        ]
     except DarkroomError as error:
         say(f"no scores carried over: {error}")
-        return {}
+        return []
 
 
 def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
@@ -163,7 +195,7 @@ def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ask_all(
-    images: Path,
+    images: Iterable[Path],
     kind: str,
     rubric: Rubric,
     section: dict[str, Any],
@@ -196,11 +228,11 @@ def _ask_all(
     return found, progress.seconds
 
 
-def _chunks(images: Path, recipe: dict[str, Any], todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
-    """The records to judge, by score key, in the shard's fixed chunks."""
+def _chunks(images: Iterable[Path], recipe: dict[str, Any], todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
+    """The records to judge, by score key, in the fixed chunks of the shards together."""
     chunk: dict[str, dict[str, Any]] = {}
     left = set(todo)
-    for number, record in enumerate(iter_records(images)):
+    for number, record in enumerate(_records(images)):
         if number % CHUNK == 0 and chunk:
             yield chunk
             chunk = {}

@@ -24,7 +24,7 @@ class Notes:
         except (OSError, ValueError):
             self.known = {}
 
-    def of(self, path: Path) -> dict[str, Any] | None:
+    def of(self, path: str | Path) -> dict[str, Any] | None:
         try:
             stat = os.stat(path)
         except OSError:
@@ -32,7 +32,7 @@ class Notes:
         state = [stat.st_size, stat.st_mtime_ns]
         known = self.known.get(str(path))
         if known is None or known[0] != state:
-            self.known[str(path)] = known = [state, _read(path)]
+            self.known[str(path)] = known = [state, _read(Path(path))]
             self.changed = True
         return known[1]
 

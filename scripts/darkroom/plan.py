@@ -108,15 +108,14 @@ class Plan:
                 return shard.first_line + rejected["line"], rejected["rejected"]
         return None
 
-    def earlier_shards(self, name: str) -> list[str]:
-        """Shards of this and earlier plans, newest first, that held rows of shard `name`: images may wait there."""
+    def earlier_shards(self, *shards: str) -> list[str]:
+        """Shards of this and earlier plans, newest first, that held rows of `shards`: images may wait there."""
         import numpy as np
 
         mine = self._row_hashes(self.id)
         names, starts = self._row_places(self.id)
-        at = names.index(name)
-        wanted = mine[starts[at] : starts[at + 1]]
-        found = dict.fromkeys([name])
+        wanted = np.concatenate([mine[starts[at] : starts[at + 1]] for at in map(names.index, shards)])
+        found = dict.fromkeys(shards)
         for plan_id in _plans_by_age(self.folder):
             hashes = self._row_hashes(plan_id)
             names, starts = self._row_places(plan_id)
@@ -453,7 +452,7 @@ def _hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` so that a reader finds the old file or the whole new one."""
+    """Write a JSON file so that a reader sees the old one or the new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     os.replace(temporary, path)

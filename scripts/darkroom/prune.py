@@ -23,21 +23,18 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
         )
     found: list[Path] = []
     for kind, plan in workflow.plans.items():
-        for folder, suffixes in (
-            (ROWS[kind], (".jsonl",)),
-            *((name, (".parquet",)) for name in (kind, f"scores/{kind}")),
-            *((f".darkroom/scratch/{name}", ("", ".jsonl")) for name in (kind, f"scores/{kind}")),
-            *((f"{top}/{rule}", (".log", ".tsv", ".jsonl")) for top in ("logs", "benchmarks") for rule in _rules(kind)),
-        ):
-            for path in workflow.results(folder).glob("*"):
-                # The user may keep files of his own beside ours.
-                if path.suffix in suffixes and SHARD_NAME.fullmatch(path.stem) and path.stem not in plan.shards:
-                    found.append(path)
+        stages = ((kind, plan.shards, (f"shard_{ROWS[kind]}", RULES[kind])),)
+        stages += ((f"scores/{kind}", workflow.groups[kind].members, (f"score_images/{kind}",)),)
+        for stage, planned, rules in stages:
+            folders = {ROWS[kind]: (".jsonl",)} if stage == kind else {}
+            folders |= {stage: (".parquet",), f".darkroom/scratch/{stage}": ("", ".jsonl")}
+            folders |= {f"{top}/{rule}": (".log", ".tsv", ".jsonl") for top in ("logs", "benchmarks") for rule in rules}
+            for folder, suffixes in folders.items():
+                for path in workflow.results(folder).glob("*"):
+                    # The user may keep files of his own beside ours.
+                    if path.suffix in suffixes and SHARD_NAME.fullmatch(path.stem) and path.stem not in planned:
+                        found.append(path)
     return sorted(found)
-
-
-def _rules(kind: str) -> tuple[str, ...]:
-    return f"shard_{ROWS[kind]}", RULES[kind], f"score_images/{kind}"
 
 
 def size_of(path: Path) -> int:

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from darkroom.config import is_folder_name
+from darkroom.config import model_folder
 from darkroom.identity import digest
+from darkroom.options import image_options, judge_options
 
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
 # shards of that stage change with it, and their requests are made again.
@@ -26,7 +27,7 @@ def model_identity(section: dict[str, Any]) -> str:
     A folder's digest covers its file list, the sizes, small files whole and 256 samples spread over each large
     one, so that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
     """
-    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    folder = model_folder(section)
     if folder is None:
         return f"{section['model']}@{section['revision'] or 'main'}"
     base = Path(folder)
@@ -52,21 +53,21 @@ def _file_digest(path: Path) -> list[Any]:
 
 def image_recipe(section: dict[str, Any]) -> dict[str, Any]:
     """The recipe of `generate` or `edit`: model identity and sampler settings, without what cannot change a pixel."""
-    recipe = {key: section[key] for key in _IMAGE_KEYS}
+    recipe = {key: section[key] for key in _IMAGE_KEYS} | image_options(section)
     recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section)}
     return json.loads(json.dumps(recipe))
 
 
 def judge_recipe(section: dict[str, Any], rubric_digest: str) -> dict[str, Any]:
     """The recipe of the judge: model identity, settings and the digest of the rubric's questions."""
-    recipe = {key: section[key] for key in _JUDGE_KEYS}
+    recipe = {key: section[key] for key in _JUDGE_KEYS} | judge_options(section)
     recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section), "rubric": rubric_digest}
     return json.loads(json.dumps(recipe))
 
 
 def model_bytes(section: dict[str, Any]) -> int | None:
     """The size of a model folder's weights in bytes, None for a model on the hub."""
-    folder = section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    folder = model_folder(section)
     if folder is None:
         return None
     base = Path(folder)

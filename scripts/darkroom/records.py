@@ -33,10 +33,14 @@ def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, A
                 yield json.loads(line)
 
 
-def speed(records: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """(seconds a job takes before and after its work, seconds per request), or None where nothing was made yet."""
+def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float] | None:
+    """(seconds a job takes before and after its work, seconds per request), or None where nothing was made yet.
+
+    workers: the processes that share a job's requests, where the numbers of the records' GPUs were others.
+    """
     made = [record for record in records if record["made"] > 0]
     if not made:
         return None
     start = median(max(record["seconds"] - record["working"], 0.0) for record in made)
-    return start, sum(record["working"] for record in made) / sum(record["made"] for record in made)
+    work = sum(record["working"] * (max(record["gpus"], 1) if workers else 1) for record in made)
+    return start, work / max(workers, 1) / sum(record["made"] for record in made)

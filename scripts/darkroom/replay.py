@@ -9,6 +9,7 @@ import numpy as np
 from darkroom.errors import DarkroomError
 from darkroom.generate import batch_arrays, finish_image
 from darkroom.images import open_picture
+from darkroom.options import options_of
 from darkroom.plan import load_plan
 from darkroom.recipe import IMAGE_RECIPE_VERSION, model_identity
 from darkroom.requests import Request
@@ -79,7 +80,7 @@ def replay(
     if recipe["version"] != IMAGE_RECIPE_VERSION:
         raise DarkroomError(f"{path}: made by recipe version {recipe['version']}; this is {IMAGE_RECIPE_VERSION}")
     taken = ("family", "dtype", "max_sequence_length")
-    section = sections[name] | {key: recipe[key] for key in taken} | {"batch_size": 1}
+    section = sections[name] | {key: recipe[key] for key in taken} | options_of(recipe) | {"batch_size": 1}
     if (identity := model_identity(section)) != recipe["model"]:
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
     names = (

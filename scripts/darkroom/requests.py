@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom.identity import digest, request_seed
+from darkroom.options import CACHE_KEYS, IMAGE_OPTIONS
 from darkroom.plan import Shard
 
 
@@ -79,6 +80,7 @@ def request_key(request: Request, recipe: dict[str, Any], source: str | None, gi
     if request.given:  # one that cannot be read has no content; its name stands for it
         return digest(["given", given or request.given, source])
     decides = {name: recipe[name] for name in ("version", "family", "model", "dtype", "max_sequence_length")}
+    decides |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
     names = ("prompt", "seed", "width", "height", "steps", "guidance", "true_cfg")
     decides |= {name: getattr(request, name) for name in names}
     # FLUX reads a negative prompt only with true classifier-free guidance.
@@ -103,6 +105,6 @@ def edited_digest(
     return digest(parts)
 
 
-def score_digest(images: str, recipe: dict[str, Any]) -> str:
-    """The digest of a score shard: of the images it judges and the judge's recipe."""
-    return digest([images, recipe])
+def score_digest(images: list[str], recipe: dict[str, Any]) -> str:
+    """The digest of a score file: of the image shards it judges, by their digests, and the judge's recipe."""
+    return digest([images[0] if len(images) == 1 else images, recipe])

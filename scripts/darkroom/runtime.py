@@ -14,14 +14,23 @@ from pathlib import Path
 from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
+_speaker = ""
 
 
 @contextlib.contextmanager
-def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
+def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Iterator[None]:
     """Run the body with its output in the file `log`; a DarkroomError becomes one line there and on stderr, and exit 1.
 
-    SIGTERM (what Slurm sends before a job's end) sets `stop_requested`; the body finishes what it has in hand.
+    SIGTERM and SIGURG set `stop_requested`; the body finishes what it has in hand. Slurm sends SIGTERM at a job's end;
+    SIGURG can be sent to a job's whole process tree before, for all but this process ignore it.
+
+    An error that no retry can cure is written to the file `refusal(log)` as well. Where that is there already, the job
+    ends at once with the same line: it is the same run that tries again, for each run begins without any.
+
+    Unless `online`, the hub's libraries are told to stay off the network: nodes often have none, and models lie in folders.
     """
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     terminal = os.dup(2)
@@ -32,31 +41,70 @@ def job(log: str | Path | None, threads: int = 1) -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+    for number in (signal.SIGTERM, signal.SIGURG):
+        signal.signal(number, lambda *_: stop_requested.set())
     try:
-        try:
+        with clear_disk_errors():
+            if log and refusal(log).exists():
+                raise DarkroomError(f"not tried again: {refusal(log).read_text(encoding='utf-8').strip()}")
             yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DarkroomError(
-                f"no space left for {error.filename or 'the results'}; free some and run again, what is finished is kept"
-            ) from error
     except DarkroomError as error:
         line = f"error: {error}\n"
         sys.stderr.write(line)
         sys.stderr.flush()
         if log:
             os.write(terminal, line.encode("utf-8", "replace"))
+            if not curable(error) and not refusal(log).exists():
+                with contextlib.suppress(OSError):  # without it the job is tried again, no more
+                    refusal(log).write_text(f"{error}\n", encoding="utf-8")
         os._exit(1)  # an engine's threads must not keep a failed job alive, nor hide the line with a traceback
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
 
 
+def refusal(log: str | Path) -> Path:
+    """The file beside a job's log that says why it is of no use to run the job again."""
+    return Path(log).with_suffix(".refused")
+
+
+def curable(error: DarkroomError) -> bool:
+    """Whether more memory, more time or another node may help; engines tell of memory in many ways."""
+    cause = error.__cause__
+    return error.curable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
+
+
+def limit_threads(threads: int, device: str) -> None:
+    """Threads that libraries imported from here on start: one where models run on the CPU, for only so they repeat exactly.
+
+    `device: auto` is known no earlier than on the node.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(1 if device_kind(device) == "cpu" else threads)
+
+
+@contextlib.contextmanager
+def clear_disk_errors() -> Iterator[None]:
+    """Turn a full disk into a DarkroomError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DarkroomError(
+            f"no space left for {error.filename or 'the results'}; free some and run again, what is finished is kept"
+        ) from error
+
+
+def speak_as(name: str) -> None:
+    """Put a name before all that this process says, for a log that several write to."""
+    global _speaker
+    _speaker = f"{name}: "
+
+
 def say(text: str) -> None:
     """One line into the job's log, with the time."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {_speaker}{text}", flush=True)
 
 
 def tell(text: str, log: str | Path) -> None:
@@ -79,7 +127,8 @@ def versions(*packages: str) -> dict[str, str]:
 def device_kind(wanted: str) -> str:
     """ "cuda" or "cpu" for a `device` of the config, told from the device files, without importing torch."""
     if wanted == "auto":
-        wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) and not hidden else "cpu"
     return wanted
 
 

@@ -22,8 +22,17 @@ GROUP_BYTES = 32 * 2**20
 _META = b"darkroom"
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "picture": _PICTURE}
-_MARKED = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), None: _PICTURE}
+_TYPES = {
+    "text": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+    "picture": _PICTURE,
+}
+# The names that `datasets` has for them; a picture is a feature of its own.
+DTYPES = {"text": "string", "int": "int64", "float": "float64", "bool": "bool", "bytes": "binary"}
+_MARKED = {DTYPES.get(kind): type_ for kind, type_ in _TYPES.items()}
 
 IMAGE_COLUMNS = {
     "key": "text",
@@ -48,11 +57,13 @@ EDITED_COLUMNS = IMAGE_COLUMNS | {"source_name": "text", "source_sha256": "text"
 
 
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
-    """The Arrow schema of columns named with "text", "int", "float" or "picture", with `datasets`' features."""
+    """The Arrow schema of columns named with "text", "int", "float", "bool", "bytes" or "picture".
+
+    With the features that `datasets` reads them as; "bytes" are files as they are, "picture" is decoded.
+    """
     features = {}
     for name, kind in columns.items():
-        value = {"text": "string", "int": "int64", "float": "float64"}.get(kind)
-        features[name] = {"_type": "Image"} if kind == "picture" else {"dtype": value, "_type": "Value"}
+        features[name] = {"_type": "Image"} if kind == "picture" else {"dtype": DTYPES[kind], "_type": "Value"}
     marks = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()], metadata=marks)
 
@@ -67,14 +78,16 @@ def write_shard(
     schema = arrow_schema(columns)
     count = 0
     pictures = [name for name, kind in columns.items() if kind == "picture"]
-    plain = [name for name, kind in columns.items() if kind != "picture"]
+    raw = [name for name, kind in columns.items() if kind == "bytes"]
+    plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
     try:
         with pq.ParquetWriter(
             temporary,
             schema,
             use_dictionary=plain,
             compression=dict.fromkeys(plain, "zstd")
-            | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")},
+            | {f"{p}.{leaf}": "none" for p in pictures for leaf in ("bytes", "path")}
+            | dict.fromkeys(raw, "none"),
             write_statistics=plain,
             write_page_checksum=True,
         ) as writer:
@@ -83,6 +96,7 @@ def write_shard(
             for record in records:
                 group.append(record)
                 size += sum(len(record[name]["bytes"]) for name in pictures if record.get(name))
+                size += sum(len(record[name]) for name in raw)
                 count += 1
                 if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -1,6 +1,7 @@
 """Read all shards together: check them against the plan, select, and write the final tables."""
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from darkroom.errors import DarkroomError
 from darkroom.judge import SCORE_COLUMNS
 from darkroom.plan import Plan, rows_digest
 from darkroom.rubric import Rubric
-from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records, packed_meta
+from darkroom.shardfile import EDITED_COLUMNS, check_digest, iter_records, packed_meta, read_meta
 
 TABLE_GROUP_ROWS = 16_384
 _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -30,8 +31,8 @@ TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
 class Kind:
     """All shards of one kind: "images" (of the prompts) or "edited" (of the edits).
 
-    name -> digest maps of the image and score shards that are planned; images and scores: their folders; prompts: the
-    folder of the prompts files.
+    image_digests: shard -> digest that is planned; groups: score file -> the shards it covers, and score_digests: the
+    digest that is planned for it; images and scores: folders of these files; prompts: the folder of the prompts files.
     """
 
     name: str
@@ -42,34 +43,48 @@ class Kind:
     prompts: Path
     images: Path
     scores: Path
+    groups: dict[str, list[str]]
 
     def check(self) -> None:
         """Every shard file is there, was made for what is planned, and holds as many requests as its rows ask for."""
-        for name in self.plan.shards:
-            images = check_digest(self.images / f"{name}.parquet", self.image_digests[name])
-            scores = check_digest(self.scores / f"{name}.parquet", self.score_digests[name])
-            if images["records"] != scores["records"]:
+        for group, shards in self.groups.items():
+            made = [check_digest(self.images / f"{name}.parquet", self.image_digests[name]) for name in shards]
+            images = sum(meta["records"] for meta in made)
+            scores = check_digest(self.scores / f"{group}.parquet", self.score_digests[group])["records"]
+            if images != scores:
                 raise DarkroomError(
-                    f"{self.scores / name}.parquet: {scores['records']} scores for {images['records']} images;"
-                    " delete it and run again"
+                    f"{self.scores / group}.parquet: {scores} scores for {images} images; delete it and run again"
                 )
 
     def records(self) -> Iterator[dict[str, Any]]:
         """A record per request in the order of the rows: image columns without pictures, then scores."""
-        for name in self.plan.shards:
-            path = self.images / f"{name}.parquet"
-            columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
-            if self.name == "images":
-                columns = [c for c in columns if not c.startswith("source")]
-            scores = iter_records(self.scores / f"{name}.parquet")
-            for image, score in zip(iter_records(path, columns), scores, strict=True):
-                if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-                    raise DarkroomError(
-                        f"{self.scores / name}.parquet: row {image['row']}: the scores are of another picture;"
-                        " delete it and run again"
-                    )
-                kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
-                yield {"kind": self.name, "shard": name} | image | kept
+        for group, shards in self.groups.items():
+            scores = iter_records(self.scores / f"{group}.parquet")
+            for shard in shards:
+                yield from self._joined(shard, scores, group)
+
+    def shard_records(self, shard: str) -> Iterator[dict[str, Any]]:
+        """The records of one shard, as `records` has them."""
+        group, shards = next((group, shards) for group, shards in self.groups.items() if shard in shards)
+        before = shards[: shards.index(shard)]
+        skipped = sum(read_meta(self.images / f"{name}.parquet")["records"] for name in before)
+        scores = iter_records(self.scores / f"{group}.parquet")
+        yield from self._joined(shard, itertools.islice(scores, skipped, None), group)
+
+    def _joined(self, shard: str, scores: Iterator[dict[str, Any]], group: str) -> Iterator[dict[str, Any]]:
+        """The images of a shard with their scores, which come next in `scores`."""
+        columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
+        if self.name == "images":
+            columns = [c for c in columns if not c.startswith("source")]
+        for image in iter_records(self.images / f"{shard}.parquet", columns):
+            score = next(scores, {"image_key": None, "sha256": None})
+            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                raise DarkroomError(
+                    f"{self.scores / group}.parquet: row {image['row']}: the scores are of another picture;"
+                    " delete it and run again"
+                )
+            kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
+            yield {"kind": self.name, "shard": shard} | image | kept
 
     def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""
@@ -179,7 +194,8 @@ def merge_scores(
                 if len(group) >= TABLE_GROUP_ROWS:
                     flush()
             flush()
-            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores"}, number))
+            own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
+            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
         for path, final in zip(temporary, (parquet, table), strict=True):
             os.replace(path, final)
     finally:

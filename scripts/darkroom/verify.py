@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError, RowError
+from darkroom.exports import SUMS
+from darkroom.exports.base import wrong_files
 from darkroom.generate import read_requests
-from darkroom.images import encode_png, open_picture
+from darkroom.images import open_picture
 from darkroom.requests import request_key
 from darkroom.shardfile import check_digest, iter_records
 from darkroom.tables import Kind, merge_scores, write_rejected
@@ -34,17 +36,17 @@ def verify(workflow: Workflow) -> Report:
 
     Rows: each is in its prompts file. Requests: each row has as many records as it asks for, under the key that its
     content and the recipe give. Images: each has the SHA-256 that is recorded, and decodes. Scores: one for each image,
-    of that very picture. Tables and rejected.jsonl: the same bytes when made once more from the shards. Data set: a file
-    for each selected image, with its bytes.
+    of that very picture. Tables and rejected.jsonl: the same bytes when made once more from the shards. Exports: every
+    file that SHA256SUMS names, with that hash. Data set: a file for each selected image, with its bytes.
     """
     report = Report()
     for kind in workflow.kinds():
-        for shard in kind.plan.names:
-            for check in (_rows, _images, _scores):
-                try:
-                    report.problems += list(check(workflow, kind, shard, report))
-                except DarkroomError as error:
-                    report.problems.append(str(error))
+        checks = [(check, shard) for shard in kind.plan.names for check in (_rows, _images)]
+        for check, name in checks + [(_scores, group) for group in kind.groups]:
+            try:
+                report.problems += list(check(workflow, kind, name, report))
+            except DarkroomError as error:
+                report.problems.append(str(error))
     try:
         report.problems += list(_tables(workflow, report))
     except (DarkroomError, OSError) as error:
@@ -104,16 +106,17 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
         yield f"{path}: {number} records where {len(requests)} requests are planned"
 
 
-def _scores(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterator[str]:
-    path = kind.scores / f"{shard}.parquet"
-    check_digest(path, kind.score_digests[shard])
-    images = iter_records(kind.images / f"{shard}.parquet", ["key", "row", "sha256", "error"])
+def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Iterator[str]:
+    path = kind.scores / f"{group}.parquet"
+    check_digest(path, kind.score_digests[group])
+    columns = ["key", "row", "sha256", "error"]
+    images = (i for shard in kind.groups[group] for i in iter_records(kind.images / f"{shard}.parquet", columns))
     scores = list(iter_records(path))
     for image, score in zip(images, scores, strict=False):
         if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
             yield f"{path}: row {image['row']}: the scores are of another picture"
         report.add(f"{kind.name} scored", image["error"] is None)
-    planned = workflow.requests(kind.name, shard)
+    planned = workflow.score_requests(kind.name, group)
     if len(scores) != planned:
         yield f"{path}: {len(scores)} scores where {planned} requests are planned"
 
@@ -135,26 +138,28 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
             elif not filecmp.cmp(path, there, shallow=False):
                 yield f"{there}: not what the shards amount to; delete it and run snakemake again"
         report.add("table lines", pq.read_metadata(new[0]).num_rows)
-        selected = pq.read_table(new[0], columns=["kind", "shard", "key", "selected"]).to_pylist()
-    wanted: dict[tuple[str, str], set[str]] = {}
-    for line in selected:
-        if line["selected"]:
-            wanted.setdefault((line["kind"], line["shard"]), set()).add(line["key"])
-    for (kind, shard), keys in wanted.items():
-        yield from _dataset_shard(workflow, kind, shard, keys, report)
+    for format in workflow.config["export"]["formats"]:
+        yield from _export(workflow, format, report)
 
 
-def _dataset_shard(workflow: Workflow, kind: str, shard: str, keys: set[str], report: Report) -> Iterator[str]:
-    folder = workflow.results("dataset", kind, shard)
-    for record in iter_records(workflow.results(kind, f"{shard}.parquet"), ["key", "image"]):
-        if record["key"] not in keys:
-            continue
-        path, data = folder / f"{record['key']}.png", record["image"]["bytes"]
-        if not data.startswith(b"\x89PNG"):
-            data = encode_png(open_picture(data, record["key"]).image)
-        report.add("data set files")
-        if not path.exists() or path.read_bytes() != data:
-            yield f"{path}: not the image of its shard; delete it and run `snakemake --forcerun write_dataset`"
+def _export(workflow: Workflow, format: str, report: Report) -> Iterator[str]:
+    """The files of an export have the hashes that it says, and the data set has a file for each selected image."""
+    folder = workflow.export_folder(format)
+    wrong = list(wrong_files(folder))
+    if (folder / SUMS).exists():
+        report.add(f"{format} files", (folder / SUMS).read_bytes().count(b"\n"))
+    yield from wrong
+    if wrong or format != "folder":
+        return
+    export = workflow.export(format)
+    for kind in export.kinds:
+        marker = export.marker(kind)
+        for image in export.selected(kind):
+            path = folder / kind.name / image.shard / f"{image.record['key']}.png"
+            report.add("data set files")
+            data = marker.image(image.shard, image.record, image.full["image"]["bytes"])
+            if not path.exists() or path.read_bytes() != data:
+                yield f"{path}: not the image of its shard; delete {folder / SUMS} and run again"
 
 
 def report_lines(report: Report) -> str:

@@ -4,10 +4,11 @@ Both engines see the same prompt text (the checkpoint's chat template) and the s
 model's own patch size), decode JSON under the same grammar (xgrammar) and read yes and no from the same logits.
 """
 
+import difflib
 import os
+from dataclasses import fields
 from typing import Any
 
-from darkroom.config import is_folder_name
 from darkroom.errors import DarkroomError
 from darkroom.judge import Answer, Ask
 from darkroom.rubric import Rubric
@@ -19,17 +20,19 @@ _NO = ("no", "No", " no", " No", "NO")
 
 
 class Judge:
-    """What both engines share: the processor, the conversation, the label tokens. section: `judge` of the config."""
+    """What both engines share: the processor, the conversation, the label tokens.
+
+    section: `judge` of the config, its model a folder (`darkroom.hub.local_section`).
+    """
 
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         from transformers import AutoConfig, AutoProcessor
 
         self.section, self.images_each = section, 2 if kind == "edited" else 1
         self.path = section["model"]
-        self.hub = {} if is_folder_name(self.path) else {"revision": section["revision"]}
         try:
-            self.processor = AutoProcessor.from_pretrained(self.path, **self.hub)
-            self.config = AutoConfig.from_pretrained(self.path, **self.hub)
+            self.processor = AutoProcessor.from_pretrained(self.path)
+            self.config = AutoConfig.from_pretrained(self.path)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
         self.tokenizer = self.processor.tokenizer
@@ -50,6 +53,7 @@ class Judge:
         budget = self.images_each * (self.max_pixels // (self.patch_size * 2) ** 2 + 2)
         own = getattr(self.config.get_text_config(), "max_position_embeddings", 1 << 20)
         self.max_length = min(own, budget + QUESTION_TOKENS + section["max_tokens"])
+        self.max_length = section["engine_args"].get("max_model_len", self.max_length)
 
     def _label_ids(self, words: tuple[str, ...]) -> list[int]:
         encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
@@ -101,22 +105,35 @@ class VllmJudge(Judge):
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its start prints pages of advice
-        if section["tensor_parallel_size"] == 1:
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
         super().__init__(section, kind, rubric)
         try:
-            from vllm import LLM
             from vllm.platforms import current_platform
+
+            cpu = current_platform.is_cpu()
+            if cpu or section["gpus"] == 1:
+                os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
+            from vllm import LLM, EngineArgs
         except ImportError as error:
             raise DarkroomError(
                 f"judge.engine is vllm, but vLLM cannot be imported ({_first_line(error)}); install it, or set"
                 " engine: transformers"
             ) from error
-        cpu = current_platform.is_cpu()
+        known = [field.name for field in fields(EngineArgs)]
+        if wrong := next((name for name in section["engine_args"] if name not in known), None):
+            near = difflib.get_close_matches(wrong, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DarkroomError(f"judge.engine_args: this version of vLLM takes no {wrong}{hint}")
         if cpu and section["device"] == "cuda":
             raise DarkroomError("judge.device is cuda, but vLLM sees no GPU; ask for one, or set device: cpu")
+        if not cpu and section["device"] == "cpu":
+            raise DarkroomError("judge.device is cpu, but this vLLM is not built for the CPU; set engine: transformers")
         self.device = "cpu" if cpu else current_platform.get_device_name()
         self.dtype = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
+        gpus, heads = 1 if cpu else section["gpus"], self.config.get_text_config().num_attention_heads
+        if heads % gpus:
+            raise DarkroomError(
+                f"judge.gpus is {gpus}, which does not divide the {heads} attention heads of {self.path}; use a number that does"
+            )
         host = {}
         if cpu:  # a fixed, small cache: the default is a share of the host's memory, refused where that is small
             host = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
@@ -125,14 +142,12 @@ class VllmJudge(Judge):
         try:
             self.llm = LLM(
                 model=self.path,
-                **self.hub,
                 dtype=self.dtype,
                 seed=0,
-                max_model_len=self.max_length,
-                tensor_parallel_size=section["tensor_parallel_size"],
+                tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                **host,
+                **{"max_model_len": self.max_length} | host | section["engine_args"],
             )
         except Exception as error:  # an engine fails in many ways; all of them are the environment's
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error
@@ -193,9 +208,7 @@ class TransformersJudge(Judge):
         device = resolve_device(section["device"], "judge")
         self.dtype, self.device = resolve_dtype(section["dtype"], device), device_name(device)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                self.path, dtype=self.dtype, use_safetensors=True, **self.hub
-            )
+            model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True)
             self.model = model.to(device).eval()
         except Exception as error:
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error

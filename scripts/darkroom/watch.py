@@ -58,7 +58,8 @@ def read_log(path: Path) -> JobLog:
 
 @dataclass
 class StageState:
-    """A stage's shards and images at this moment; `seconds`: work left in it, None where no job told how fast it is."""
+    """A stage at this moment: its shards (those of a judge's job count as one), images that are there of all that are to be,
+    images/s of the jobs at work, and the seconds of work left, None where no job told how fast it is."""
 
     name: str
     shards: int = 0
@@ -127,16 +128,14 @@ class Watch:
         outdated = set(workflow.outdated_files())
         if self.run and self.run["config"]["retry_failed"]:
             outdated |= {path for path in workflow.failed_files() if path.stat().st_mtime < self.started}
-        jobs: dict[Path, _Job] = {}
-        for stage, shard, path, planned in workflow.shard_files():
-            if path not in jobs:
-                jobs[path] = _Job(stage, path.stem, path, planned, workflow.job_log(stage, path.stem), 0)
-                if path in outdated:
-                    jobs[path].stale = path.stat().st_mtime_ns
-            jobs[path].images += workflow.requests(stage.removeprefix("scores/"), shard)
         self.jobs: dict[str, list[_Job]] = {}
-        for job in jobs.values():
-            self.jobs.setdefault(job.stage, []).append(job)
+        for stage, name, path, planned in workflow.shard_files():
+            prefix, _, kind = stage.rpartition("/")
+            images = workflow.score_requests(kind, name) if prefix else workflow.requests(kind, name)
+            job = _Job(stage, name, path, planned, workflow.job_log(stage, name), images)
+            if path in outdated:
+                job.stale = path.stat().st_mtime_ns
+            self.jobs.setdefault(stage, []).append(job)
         self.failures = _Failures([Path(log) for log in self.run["logs"]] if self.run else [])
         self.records = {stage: list(read_records(self._records(stage))) for stage in self.jobs}
         self.first = True
@@ -403,4 +402,4 @@ def open_workflow(results: Path | None, config: dict[str, Any] | None, schema: P
             raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
         config = run["config"] | {"results": str(results)}
         roots = [Path(run["folder"]), *roots]
-    return Workflow.open(config, schema, roots, planned=True)
+    return Workflow.open(config, schema, roots, planned=True, unpinned=True)

@@ -7,30 +7,36 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import load_config
 from darkroom.errors import DarkroomError
+from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
+from darkroom.groups import Groups, load_groups, make_groups
+from darkroom.hub import HubModel, hub_models, local_section
 from darkroom.identity import digest
+from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
+from darkroom.options import judge_host_bytes
 from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
-from darkroom.resources import HUB_MODEL_BYTES
+from darkroom.resources import HUB_MODEL_BYTES, OFFLOAD_TIME
 from darkroom.rubric import Rubric, load_rubric
 
 if TYPE_CHECKING:
+    from darkroom.exports.base import Export
     from darkroom.tables import Kind
 
 ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
 RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
+TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
-TABLE_VERSION = 1  # raise it when the code of the tables or the data set changes what they hold
 
 
 @dataclass
@@ -58,28 +64,42 @@ class Plot:
 
 @dataclass
 class Workflow:
-    """config: checked, with defaults; plans: kind ("images", "edited") -> Plan."""
+    """One run. Plans and groups: kind ("images", "edited") -> Plan, and the shards that are judged together.
+
+    config: checked, with defaults; models: section -> its model of the hub.
+    """
 
     config: dict[str, Any]
     plans: dict[str, Plan]
     rubric: Rubric
+    groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, HubModel] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False) -> "Workflow":
+    def open(
+        cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False, unpinned: bool = False
+    ) -> "Workflow":
         """Check the config and plan the rows; planned: take the plan that is there, without a look at the rows.
 
+        unpinned: let hub models pass whose commit is not known; nothing can be made with them.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
         config = load_config(config, schema, roots)
+        models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
+        _check_preferences(config["export"]["preferences"], rubric)
+        check_licences(config, TRAINING)
         plans: dict[str, Plan] = {}
+        groups: dict[str, Groups] = {}
+        together = config["judge"]["shards_per_job"]
         for kind, rows in ROWS.items():
             if config[rows] is None:
                 continue
             if planned:
                 plans[kind] = load_plan(config["results"], rows)
+                groups[kind] = load_groups(config["results"], rows, plans[kind], together)
                 continue
             plans[kind] = make_plan(
                 config[rows],
@@ -89,20 +109,21 @@ class Workflow:
                 config["samples_per_prompt"],
                 plans.get("images") if kind == "edited" else None,
             )
+            groups[kind] = make_groups(config["results"], rows, plans[kind], together)
             if config["strict"] and (bad := plans[kind].first_rejected()):
                 raise DarkroomError(
                     f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
                 )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
         recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, recipes)
+        return cls(config, plans, rubric, groups, recipes, models)
 
     @classmethod
-    def of_job(cls, config: dict[str, Any], scriptdir: str) -> "Workflow":
+    def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
         """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
         repository = Path(scriptdir).parent
         schema = repository / "workflow/schemas/config.schema.yaml"
-        return cls.open(config, schema, [Path.cwd(), repository], planned=True)
+        return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -121,20 +142,44 @@ class Workflow:
         return digests
 
     @cached_property
-    def score_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> shard -> the digest its score file is made for."""
+    def shard_score_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> shard -> the digest of its scores, in whichever file they are."""
         recipe = self.recipes["judge"]
         return {
-            kind: {name: score_digest(images, recipe) for name, images in digests.items()}
+            kind: {name: score_digest([images], recipe) for name, images in digests.items()}
             for kind, digests in self.image_digests.items()
+        }
+
+    @cached_property
+    def score_digests(self) -> dict[str, dict[str, str]]:
+        """kind -> group of shards -> the digest its score file is made for."""
+        recipe = self.recipes["judge"]
+        return {
+            kind: {
+                name: score_digest([self.image_digests[kind][shard] for shard in shards], recipe)
+                for name, shards in groups.members.items()
+            }
+            for kind, groups in self.groups.items()
         }
 
     def merge_digest(self) -> str:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
-        return digest([TABLE_VERSION, plans, self.score_digests, self.config["select"]])
+        return digest([TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]])
 
-    def dataset_digest(self) -> str:
-        return digest([self.merge_digest(), self.config["judge"]["reply_column"]])
+    def export_digest(self, format: str) -> str:
+        """What an export is made for, apart from failures that were made at a second try."""
+        export = self.config["export"]
+        models = [asdict(model) for model in models_of(self.config)]
+        parts = [VERSION, format, self.merge_digest(), models, export["name"], export["licence"]]
+        if format == "folder":
+            parts.append(self.config["judge"]["reply_column"])
+        if format in CUT:
+            parts.append(export["file_mb"])
+        if format in MARKED:
+            parts.append(export["provenance"])
+        if format == "preferences":
+            parts.append(export["preferences"])
+        return digest(parts)
 
     def plots_digest(self) -> str:
         return digest([PLOTS_VERSION, self.merge_digest()])
@@ -157,32 +202,56 @@ class Workflow:
     def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
         """(requests, steps, pixels) of an image shard, as the config has them.
 
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice.
+        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
+        offload makes weights travel.
         """
         section = self.config[SECTIONS[kind]]
         pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
-        return self.requests(kind, shard), section["steps"] * (2 if section["true_cfg"] > 1 else 1), pixels
+        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
+        return self.requests(kind, shard), steps, pixels
 
     def model_bytes(self, section: str) -> int:
         """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
         return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
 
+    def local_section(self, section: str) -> dict[str, Any]:
+        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
+        return local_section(self.config[section], self.models.get(section))
+
+    def held_bytes(self, section: str) -> int:
+        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
+        return judge_host_bytes(self.config[section]) if section == "judge" else 0
+
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
         return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
 
+    def score_requests(self, kind: str, group: str) -> int:
+        return sum(self.requests(kind, shard) for shard in self.groups[kind].members[group])
+
+    def score_file(self, kind: str, shard: str) -> Path:
+        """The file that holds the scores of an image shard."""
+        return self.results("scores", kind, f"{self._group_of[kind][shard]}.parquet")
+
+    @cached_property
+    def _group_of(self) -> dict[str, dict[str, str]]:
+        return {kind: groups.of_shard() for kind, groups in self.groups.items()}
+
     def record(self, stage: str, shard: str) -> Path:
-        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind>."""
+        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind> with groups for shards."""
         return self.results("benchmarks") / _rule_folder(stage) / f"{shard}{RECORD_SUFFIX}"
 
     def job_log(self, stage: str, shard: str) -> Path:
-        """What the last job of a shard said."""
+        """What the last job of a shard (or of a group) said."""
         return self.results("logs") / _rule_folder(stage) / f"{shard}.log"
 
-    @property
-    def dataset_mark(self) -> Path:
-        """Holds the state that the data set was written for; its files are in the user's own format and have no room."""
-        return self.results(".darkroom", "dataset.digest")
+    def score_journal(self, kind: str, group: str) -> Path:
+        """Scores of a group whose file is not written yet."""
+        return self.results(".darkroom", "scratch", "scores", kind, f"{group}.jsonl")
+
+    def export_mark(self, format: str) -> Path:
+        """Holds the state that an export was written for; its files are in formats of others and have no room."""
+        return self.results(".darkroom", "dataset.digest" if format == "folder" else f"{format}.digest")
 
     @property
     def plots_mark(self) -> Path:
@@ -190,7 +259,7 @@ class Workflow:
         return self.results(".darkroom", "plots.digest")
 
     def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
-        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind>."""
+        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind> with groups for shards."""
         for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
             for kind, shards in digests.items():
                 for shard, planned in shards.items():
@@ -206,33 +275,71 @@ class Workflow:
         Told from the files themselves: Snakemake's own records can be lost, belong to another working folder, or say of
         a file that a failed job left as it was that it was made anew.
         """
-        outdated = []
-        for kind, plan in self.plans.items():
-            for shard in plan.shards.values():
-                path = self.results(ROWS[kind], f"{shard.name}.jsonl")
-                if (note := self.notes.of(path)) and note["digest"] != shard.digest:
-                    outdated.append(path)
-        for stage, shard, path, planned in self.shard_files():
-            note = self.notes.of(path)
-            images = self.notes.of(self.results(stage.removeprefix("scores/"), f"{shard}.parquet"))
-            # Images that were made at a second try are still without scores.
-            again = (
-                note and images and stage.startswith("scores/") and note.get("image_failures") != images.get("failed")
-            )
-            if note and (note["digest"] != planned or again):
-                outdated.append(path)
-        table = self.results("scores.parquet")
-        note = self.notes.of(table)
-        whole = all(self.notes.of(path) for _, _, path, _ in self.shard_files())
-        failures = self.failures_digest() if whole else None  # a lost shard comes back as it was
-        if note and (note["digest"] != self.merge_digest() or failures not in (None, note.get("failures"))):
-            outdated.append(table)
-        for mark, planned, files in self._marked():
-            made_for = mark.read_text().split() if mark.exists() else []
-            if made_for[:1] != [planned] or (failures is not None and made_for[1:] != [failures]):
-                outdated += [path for path in files if path.exists()]
+        return [Path(path) for path in self.sorted_files()[1]]
+
+    def sorted_files(self) -> tuple[set[str], set[str]]:
+        """(files of shards and tables that are there, those of them that `outdated_files` names), as the rules name them."""
+        # Plain strings, and one look at each file: this runs at every parse, for tens of thousands of files.
+        notes = self._notes()
+        outdated = {path for path, (note, planned) in notes.items() if note and note["digest"] != planned}
+        for kind, groups in self.groups.items():
+            base = f"{self.config['results']}/{kind}"
+            for group, shards in groups.members.items():
+                path = f"{self.config['results']}/scores/{kind}/{group}.parquet"
+                images = [notes[f"{base}/{shard}.parquet"][0] for shard in shards]
+                # Images that were made at a second try are still without scores.
+                if (note := notes[path][0]) and all(images):
+                    failed = sum(image.get("failed", 0) for image in images)
+                    outdated |= {path} if note.get("image_failures") != failed else set()
+        there = {path for path, (note, _) in notes.items() if note}
+        table = f"{self.config['results']}/scores.parquet"
+        # A lost shard comes back as it was.
+        failures = self._failures_digest(notes) if len(there) == len(notes) else None
+        if note := self.notes.of(table):
+            there.add(table)
+            if note["digest"] != self.merge_digest() or failures not in (None, note.get("failures")):
+                outdated.add(table)
+        for format, files in self.export_files().items():
+            mark = self.export_mark(format)
+            made_for = mark.read_text().split() if mark.exists() else [None, None]
+            written = {str(path) for path in files if path.exists()}
+            if made_for[0] != self.export_digest(format) or failures not in (None, made_for[1]):
+                outdated |= written
+            there |= written
+        drawn = {str(path) for path in self.plot_files() if path.exists()}
+        made_for = self.plots_mark.read_text().split() if self.plots_mark.exists() else [None, None]
+        if made_for[0] != self.plots_digest() or failures not in (None, made_for[1]):
+            outdated |= drawn
+        there |= drawn
         self.notes.save()
-        return outdated
+        return there, outdated
+
+    def _notes(self) -> dict[str, tuple[dict[str, Any] | None, str]]:
+        """Every planned file of rows, images and scores -> (what it says of itself, the digest that is planned)."""
+        base = self.config["results"]
+        planned = {
+            f"{base}/{ROWS[kind]}/{shard.name}.jsonl": shard.digest
+            for kind, plan in self.plans.items()
+            for shard in plan.shards.values()
+        }
+        for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
+            for kind, shards in digests.items():
+                planned |= {f"{base}/{prefix}{kind}/{shard}.parquet": value for shard, value in shards.items()}
+        return {path: (self.notes.of(path), value) for path, value in planned.items()}
+
+    def outdated_models(self, again: set[str]) -> list[Path]:
+        """Markers of hub models that were fetched for something else or are gone, and that are needed.
+
+        again: files to be made again. A model that nothing waits for is not fetched: its weights may have been removed
+        when all was done.
+        """
+        stages = {"images": "generate", "edited": "edit"}
+        needed = {
+            stages.get(stage, "judge")
+            for stage, _, path, _ in self.shard_files()
+            if str(path) in again or not path.exists()
+        }
+        return [model.marker for name, model in self.models.items() if name in needed and model.outdated]
 
     def failed_files(self) -> list[Path]:
         """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
@@ -242,30 +349,36 @@ class Workflow:
         files = [
             path
             for stage, shard, path, _ in self.shard_files()
-            if path.exists() and failed & {(stage, shard), (stage.removeprefix("scores/"), shard)}
+            if path.exists() and failed & {(stage, shard), *self._images_of(stage, shard)}
         ]
         self.notes.save()
-        tables = [self.results("scores.parquet"), *(path for _, _, marked in self._marked() for path in marked)]
+        exports = [path for files in self.export_files().values() for path in files]
+        tables = [self.results("scores.parquet"), *exports, *self.plot_files()]
         return files + [path for path in tables if files and path.exists()]
+
+    def _images_of(self, stage: str, group: str) -> list[tuple[str, str]]:
+        """The image shards (kind, shard) that a score file is made from."""
+        prefix, _, kind = stage.partition("/")
+        return [(kind, shard) for shard in self.groups[kind].members[group]] if prefix == "scores" else []
 
     def failures_digest(self) -> str:
         """Changes where failed requests or replies were made at a second try, which no other digest tells."""
+        return self._failures_digest(self._notes())
+
+    def _failures_digest(self, notes: dict[str, tuple[dict[str, Any] | None, str]]) -> str:
+        base = len(self.config["results"]) + 1
         failed = [
-            [stage, shard, (self.notes.of(path) or {}).get("failed")] for stage, shard, path, _ in self.shard_files()
+            [path[base:], (note or {}).get("failed")] for path, (note, _) in notes.items() if path.endswith(".parquet")
         ]
         return digest(failed, 16)
 
-    def _marked(self) -> list[tuple[Path, str, list[Path]]]:
-        """(mark, digest that is planned, files) of what has no room for a digest in its files."""
-        return [
-            (self.dataset_mark, self.dataset_digest(), list(self.dataset_files().values())),
-            (self.plots_mark, self.plots_digest(), [path for plot in self.plots() for path in plot.files]),
-        ]
+    def export_state(self, format: str) -> str:
+        """What an export is made for: its digest, and the failures that were there."""
+        return f"{self.export_digest(format)} {self.failures_digest()}"
 
-    def set_mark(self, mark: Path, made_for: str) -> None:
-        """Note what files without room for a digest are made for: that, and the failures that were there."""
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(f"{made_for} {self.failures_digest()}")
+    def plots_state(self) -> str:
+        """What the plots are made for: their digest, and the failures that were there."""
+        return f"{self.plots_digest()} {self.failures_digest()}"
 
     def claim(self, logs: Iterable[str | Path] = ()) -> None:
         """Keep the results folder for this process until it ends, in whatever way, and say so to whoever watches it.
@@ -284,6 +397,38 @@ class Workflow:
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)
+
+    def export_folder(self, format: str) -> Path:
+        return self.results("dataset") if format == "folder" else self.results("exports", format)
+
+    def export_files(self) -> dict[str, list[Path]]:
+        """Format -> the files that the workflow knows an export by; SHA256SUMS is the last to be written."""
+        return {
+            format: [
+                *(self.dataset_files().values() if format == "folder" else ()),
+                self.export_folder(format) / SUMS,
+            ]
+            for format in self.config["export"]["formats"]
+        }
+
+    def export(self, format: str) -> "Export":
+        """What an export is written from."""
+        from darkroom.exports.base import Export
+
+        return Export(
+            format=format,
+            folder=self.export_folder(format),
+            kinds=self.kinds(),
+            table=self.results("scores.parquet"),
+            table_digest=self.merge_digest(),
+            rubric=self.rubric,
+            settings=self.config["export"],
+            select=self.config["select"],
+            models=models_of(self.config),
+            digest=self.export_digest(format),
+            reply_column=self.config["judge"]["reply_column"],
+            rows=self.dataset_files(),
+        )
 
     def dataset_files(self) -> dict[str, Path]:
         """kind -> the file of rows in the data set, in the format of the user's file."""
@@ -315,12 +460,15 @@ class Workflow:
             plot.folder = self.results("plots")
         return found
 
+    def plot_files(self) -> list[Path]:
+        return [path for plot in self.plots() for path in plot.files]
+
     def record_folders(self) -> dict[str, tuple[Path, list[str]]]:
-        """stage -> (folder of its job records, names of its jobs in the order of the plan), in the order they run."""
-        folders: dict[str, tuple[Path, dict[str, None]]] = {}
-        for stage, _, path, _ in self.shard_files():
-            folders.setdefault(stage, (self.record(stage, path.stem).parent, {}))[1].setdefault(path.stem)
-        return {stage: (folder, list(names)) for stage, (folder, names) in folders.items()}
+        """stage -> (folder of its job records, its shards or groups in the order of the plan), in the order they run."""
+        folders: dict[str, tuple[Path, list[str]]] = {}
+        for stage, shard, _, _ in self.shard_files():
+            folders.setdefault(stage, (self.record(stage, shard).parent, []))[1].append(shard)
+        return folders
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What the set is made with, section by section, for a reader: what its images and scores depend on, no more."""
@@ -351,6 +499,7 @@ class Workflow:
                 samples=self.config["samples_per_prompt"],
                 image_digests=self.image_digests[kind],
                 score_digests=self.score_digests[kind],
+                groups=self.groups[kind].members,
                 prompts=self.results(ROWS[kind]),
                 images=self.results(kind),
                 scores=self.results("scores", kind),
@@ -372,3 +521,12 @@ def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
                 raise DarkroomError(
                     f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
                 )
+
+
+def _check_preferences(preferences: dict[str, Any], rubric: Rubric) -> None:
+    for kind in ("images", "edited"):
+        name, known = preferences[kind], rubric.scores(kind)
+        if name is not None and name not in known:
+            raise DarkroomError(
+                f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
+            )

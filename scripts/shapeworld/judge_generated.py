@@ -32,16 +32,6 @@ def make_pictures(painter: Generator, number: int, rng: random.Random, held_out:
     return [Picture(np.asarray(image), scene, scorer.read(image)) for scene, image in zip(scenes, images, strict=True)]
 
 
-def make_misses(painter: Generator, number: int, rng: random.Random) -> list[Picture]:
-    """Make `number` pictures from captions of the training, and keep the wrong ones and as many right ones."""
-    kept: list[Picture] = []
-    for start in range(0, number, 500):
-        pictures = make_pictures(painter, min(500, number - start), rng)
-        wrong = [p for p in pictures if not scorer.judge(p.reading, p.scene).strict]
-        kept += wrong + [p for p in pictures if scorer.judge(p.reading, p.scene).strict][: len(wrong)]
-    return kept
-
-
 def make_pairs(painter: Generator, number: int, rng: random.Random, held_out: bool | None = False) -> list[Pair]:
     """Edit `number` renders, each with the other orders that could have been given."""
     edits: list[world.Edit] = []

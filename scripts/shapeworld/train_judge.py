@@ -16,7 +16,6 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -51,9 +50,6 @@ POLISH_STEPS, POLISH_RATE, POLISH_STAGES, POLISH_PICTURES, POLISH_PAIRS = 1000, 
 POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 3.0, 6
 # Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
 QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
-# And near misses: of many pictures by the finished generator the few wrong ones (a star too round, a gray too light), and
-# as many right ones.
-MISSES_STEPS, MISSES_RATE, MISSES_STAGES, MISSES_DENOISING, MISSES_DRAWN = 700, 0.3, (8000, 9000), (3, 4, 6), 6000
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -63,9 +59,9 @@ MUON_RATE, ADAM_RATE = 4e-3, 2e-3
 # In stages after the first, the vision tower learns more slowly than the rest.
 VISION_SHARE = 0.35
 # The share of a stage at the end over which the learning rate falls to zero. In those between it stays.
-DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0, "misses": 1.0}
+DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0}
 # The share of the full rate at which a stage starts, where it is not all of it.
-RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "misses": MISSES_RATE}
+RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE}
 SAVE_SECONDS = 90
 
 
@@ -691,36 +687,6 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
         stage.update(step, loss, figures)
 
 
-def train_misses(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
-    """Go on with pictures that just fail, and just do not."""
-
-    def make(_: random.Random) -> list[Picture]:
-        found = []
-        for name in MISSES_STAGES:
-            painter = judge_generated.Generator.load(stages / str(name))
-            for steps in MISSES_DENOISING:
-                rng = random.Random(f"{SEED} misses {name} {steps}")
-                found += judge_generated.make_misses(replace(painter, steps=steps), MISSES_DRAWN, rng)
-        return found
-
-    misses = pooled(build / "misses.pkl", 1, make, "")[0]
-    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
-    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
-    pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
-    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
-    print(f"{len(misses)} near misses and as near hits", flush=True)
-    rubrics = judge_model.load_rubrics()
-    stage = Stage("misses", MISSES_STEPS, student, build)
-    for step in range(stage.first, MISSES_STEPS):
-        rng = random.Random(f"{SEED} misses {step}")
-        table = student.table()
-        batch = rng.choices(pictures, cum_weights=damaged, k=5) + rng.sample(made_pictures, 2) + rng.sample(misses, 5)
-        loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY)
-        both = rng.sample(pairs, 3) + rng.choices(made_pairs, cum_weights=pair_weights, k=2)
-        more, others = pair_step(student, both, rng, rubrics, table, PARAPHRASED)
-        stage.update(step, loss + more, figures | others)
-
-
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -732,7 +698,7 @@ def main() -> None:
         default=Path("build/shapes-flux/stages"),
         help="the generator's directories after so many steps of its training",
     )
-    parser.add_argument("--until", choices=("pictures", *DECAY), default="misses")
+    parser.add_argument("--until", choices=("pictures", *DECAY), default="quality")
     arguments = parser.parse_args()
     build = arguments.build
     torch.set_num_threads(1)
@@ -750,7 +716,6 @@ def main() -> None:
         "generated": lambda: train_generated(student, pictures, pairs, build, arguments.generator_stages),
         "polish": lambda: train_polish(student, pictures, pairs, build, arguments.generator_stages),
         "quality": lambda: train_quality(student, pictures, pairs, build),
-        "misses": lambda: train_misses(student, pictures, pairs, build, arguments.generator_stages),
     }
     for name, train in stages.items():
         train()

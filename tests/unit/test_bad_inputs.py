@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from darkroom.errors import DarkroomError
 from darkroom.generate import Stage, make_shard, read_requests
+from darkroom.options import IMAGE_OPTIONS
 from darkroom.plan import make_plan
 from darkroom.scratch import Scratch
 from darkroom.shardfile import iter_records
@@ -155,7 +156,7 @@ def test_rejected_jsonl_tells_line_and_reason_of_every_bad_line(lines, tmp_path)
     plan = lines[1]
     for name in plan.names:
         (tmp_path / f"{name}.jsonl").write_bytes(plan.read(name))
-    kind = Kind("images", plan, 1, {}, {}, tmp_path, tmp_path, tmp_path)
+    kind = Kind("images", plan, 1, {}, {}, tmp_path, tmp_path, tmp_path, {})
     bad = [(2 * n + 2, reason) for n, (_, reason) in enumerate(LINES.values()) if reason]
     assert write_rejected([kind], tmp_path / "rejected.jsonl") == len(bad)
     told = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().split(b"\n")[:-1]]
@@ -360,7 +361,7 @@ def take_given(folder, names):
     (folder / "rows.jsonl").write_bytes(lines)
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
-    section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"}
+    section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"} | IMAGE_OPTIONS
     stage = Stage("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
     records = []
     for name in plan.names:

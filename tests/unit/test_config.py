@@ -39,8 +39,6 @@ def test_defaults_are_filled_in_and_the_given_config_is_left_alone(folder):
         if "properties" in sub:
             assert list(sub["properties"]) != [] and set(filled[key]) == set(sub["properties"])
     assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 100)
-    assert filled["judge"]["tensor_parallel_size"] == filled["judge"]["gpus"] == 1
-    assert load_config(config("judge: {gpus: 4}"), SCHEMA)["judge"]["tensor_parallel_size"] == 4
 
 
 def test_every_key_has_a_default_and_a_description():
@@ -55,6 +53,10 @@ def test_every_key_has_a_default_and_a_description():
 
 def test_an_empty_section_is_all_defaults(folder):
     assert load_config(config("shards:"), SCHEMA)["shards"] == {"size": 100}
+    export = load_config(config("export:"), SCHEMA)["export"]
+    assert (export["formats"], export["preferences"]["margin"]) == (["folder"], 0)
+    export["formats"].append("parquet")  # a default is nobody's own
+    assert load_config(config("export:"), SCHEMA)["export"]["formats"] == ["folder"]
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
@@ -68,7 +70,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
     [
         ("promts: x", "unknown key promts; did you mean prompts?"),
         ("generate: {stesp: 3}", "unknown key generate.stesp; did you mean steps?"),
-        ("generate: {zzz: 3}", "unknown key generate.zzz; known here: batch_size, cache_dir"),
+        ("generate: {zzz: 3}", "unknown key generate.zzz; known here: attention, batch_size, cache"),
         ("select: {image: {}}", "unknown key select.image; did you mean images?"),
         ("1: x", "unknown key 1; a key is text"),
         ("{1: x, on: y}", "unknown key 1; a key is text"),
@@ -89,6 +91,8 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("strict: 1", "strict: expected true or false, got 1"),
         ("shards: {size: 0}", "shards.size: must be at least 1, got 0"),
         ("judge: {top_p: 0}", "judge.top_p: must be above 0, got 0"),
+        ("judge: {gpus: 0}", "judge.gpus: must be at least 1, got 0"),
+        ("judge: {engine: transformers, gpus: 2}", "judge.gpus: engine transformers uses one GPU"),
         ("results: ''", "results: must not be empty, got ''"),
         ("prompts: [a, b]", "prompts: expected text or null, got ['a', 'b']"),
         ("prompts: " + "x" * 300, "prompts: no such file: xxx"),
@@ -103,6 +107,15 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("generate: {model: flux}", "generate.model: no such folder: flux (a hub model is written owner/name)"),
         ("generate: {model: ./rows.jsonl}", "generate.model: not a folder: ./rows.jsonl"),
         ("generate: {model: a/b, local_dir: gone}", "generate.local_dir: no such folder: gone"),
+        ("export: {formats: [tfrecord]}", "export.formats.0: expected one of folder, imagefolder, parquet, webdataset"),
+        ("export: {formats: parquet}", "export.formats: expected a list, got 'parquet'"),
+        (
+            "export: {formats: [folder, folder]}",
+            "export.formats: must not name anything twice, got ['folder', 'folder']",
+        ),
+        ("export: {name: ../x}", "export.name: may hold letters, digits, . _ and -, at most 96 characters, got '../x'"),
+        ("export: {acknowledge_licences: true}", "export.acknowledge_licences: expected a list, got True"),
+        ("container: gone.sif", "container: no such file: gone.sif (an address has a ://)"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
     ],
 )

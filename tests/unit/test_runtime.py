@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -14,7 +16,7 @@ def start(body, log):
     code = f"""
 import sys, time
 sys.path.insert(0, {str(SCRIPTS)!r})
-from darkroom.errors import DarkroomError, Interrupted
+from darkroom.errors import DarkroomError, Interrupted, OutOfMemory
 from darkroom.runtime import Progress, job, say, stop_requested
 from darkroom.scratch import Scratch
 with job({str(log)!r}):
@@ -38,24 +40,43 @@ def test_what_is_no_error_of_ours_keeps_its_traceback_in_the_log(tmp_path):
     assert process.returncode == 1 and "ZeroDivisionError" in (tmp_path / "log").read_text()
 
 
-def test_a_full_disk_is_one_clear_line():
+def test_a_full_disk_is_one_clear_line(tmp_path):
     """/dev/full is a device on which every write fails for lack of space."""
-    process = start("    open('/dev/full', 'w').write('x' * 100000)", "/dev/null")
+    process = start("    open('/dev/full', 'w').write('x' * 100000)", tmp_path / "log")
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.startswith("error: no space left") and "Traceback" not in err
 
 
-def test_sigterm_asks_the_job_to_stop_and_lets_it_finish_what_it_has_in_hand(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGURG])
+def test_a_signal_asks_the_job_to_stop_and_lets_it_finish_what_it_has_in_hand(tmp_path, number):
     body = "    say('ready')\n    while not stop_requested.wait(0.05):\n        pass\n    raise Interrupted('interrupted, 3 of 9 kept')"
     process = start(body, tmp_path / "log")
     until = time.monotonic() + 20
     while "ready" not in (tmp_path / "log").read_text() if (tmp_path / "log").exists() else True:
         assert time.monotonic() < until
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and err == "error: interrupted, 3 of 9 kept\n"
+
+
+@pytest.mark.parametrize(
+    "body, refused",
+    [
+        ("raise DarkroomError('no such model: x')", True),
+        ("raise Interrupted('interrupted, 3 of 9 kept')", False),
+        ("raise OutOfMemory('the model does not fit')", False),
+        ("raise DarkroomError('cannot start') from RuntimeError('Free memory on device is less than desired')", False),
+        ("1 / 0", False),
+    ],
+)
+def test_what_no_retry_can_cure_is_not_done_again(tmp_path, body, refused):
+    start(f"    say('at work')\n    {body}", tmp_path / "shard.log").communicate(timeout=30)
+    assert (tmp_path / "shard.refused").exists() == refused
+    _, err = start(f"    say('at work')\n    {body}", tmp_path / "shard.log").communicate(timeout=30)
+    assert ("at work" in (tmp_path / "shard.log").read_text()) != refused
+    assert not refused or err == "error: not tried again: no such model: x\n"
 
 
 def test_progress_says_how_much_is_done_how_fast_and_how_long_it_will_take(tmp_path):

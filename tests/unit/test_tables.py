@@ -33,7 +33,16 @@ def build(folder, rows, samples=2):
         columns = score_columns(RUBRIC, "images")
         write_shard(folder / "scores" / f"{name}.parquet", columns, scores, {"digest": "s", "rule": "r"})
     digests = dict.fromkeys(plan.names, "i"), dict.fromkeys(plan.names, "s")
-    return Kind("images", plan, samples, *digests, folder / "prompts", folder / "images", folder / "scores")
+    return Kind(
+        "images",
+        plan,
+        samples,
+        *digests,
+        folder / "prompts",
+        folder / "images",
+        folder / "scores",
+        {name: [name] for name in plan.names},
+    )
 
 
 def merged(folder, rows):

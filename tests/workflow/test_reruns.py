@@ -184,7 +184,7 @@ def test_a_stale_shard_whose_job_failed_is_still_stale(copy):
     copy.config["generate"]["steps"] = 3
     planned = copy.planned()
     copy.config["generate"]["device"] = "cuda"  # which is no part of what is made, and not to be had here
-    done = copy.snakemake("--until", "generate_images", check=False)
+    done = copy.snakemake("--keep-going", "--until", "generate_images", check=False)
     assert done.returncode == 1 and "error: generate.device is cuda, but torch sees no GPU" in done.stdout + done.stderr
     copy.config["generate"]["device"] = "cpu"
     empty = sum(read_meta(path)["records"] == 0 for path in copy.results.glob("images/*.parquet"))  # need no model

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FLUX, REPOSITORY, Run, environment, made, shards, small_config, write_inputs
+from darkroom.options import CACHE_KEYS, IMAGE_OPTIONS
 from darkroom.records import read_records
 from darkroom.shardfile import iter_records
 
@@ -225,7 +226,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_the_shard(tmp_path):
     section = {"model": str(FLUX), "revision": None, "family": "flux", "cache_dir": None, "local_dir": None}
     section |= QUICK | {"device": "cpu", "dtype": "auto", "guidance": 1.0, "true_cfg": 1.0, "batch_size": 1}
-    section |= {"max_sequence_length": 20}
+    section |= IMAGE_OPTIONS | dict.fromkeys(CACHE_KEYS.values()) | {"max_sequence_length": 20, "gpus": 1}
     peaks = []
     for number in (200, 2000) if ALL else (50, 500):
         folder = tmp_path / str(number)

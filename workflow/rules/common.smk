@@ -5,8 +5,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from darkroom import resources as needs
+from darkroom.devices import visible_devices
 from darkroom.errors import DarkroomError
+from darkroom.runtime import refusal
 from darkroom.workflow import Workflow
+from snakemake.jobs import Job
 
 try:
     DARKROOM = Workflow.open(
@@ -15,10 +18,17 @@ try:
         roots=[Path.cwd(), Path(workflow.basedir)],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,
+        # Which target is asked for is not known yet; fetch_models is what finds the commit.
+        unpinned=True,
     )
 except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
     sys.exit(f"error: {error}")
+
+if DARKROOM.config["container"]:
+
+    container: DARKROOM.config["container"]
+
 
 RESULTS = DARKROOM.config["results"]
 KINDS = list(DARKROOM.plans)
@@ -28,24 +38,29 @@ TABLES = [
     f"{RESULTS}/scores.csv",
     f"{RESULTS}/rejected.jsonl",
 ]
-PLOTS = DARKROOM.plots()
-DATASET = {kind: str(path) for kind, path in DARKROOM.dataset_files().items()}
+EXPORTS = {
+    format: [str(path) for path in files]
+    for format, files in DARKROOM.export_files().items()
+}
+PLOTS = [str(path) for path in DARKROOM.plot_files()]
 
 
 wildcard_constraints:
     shard="[0-9a-f]{12}x*",
+    group="[0-9a-f]{12}x*",
     kind="images|edited",
+    format="imagefolder|parquet|webdataset|preferences",
 
 
 def shard_files(kind):
     """Every file of every shard of a kind."""
-    return expand(
-        [
-            f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
-            f"{RESULTS}/{kind}/{{shard}}.parquet",
-            f"{RESULTS}/scores/{kind}/{{shard}}.parquet",
-        ],
-        shard=DARKROOM.plans[kind].names,
+    files = [
+        f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
+        f"{RESULTS}/{kind}/{{shard}}.parquet",
+    ]
+    return expand(files, shard=DARKROOM.plans[kind].names) + expand(
+        f"{RESULTS}/scores/{kind}/{{group}}.parquet",
+        group=DARKROOM.groups[kind].members,
     )
 
 
@@ -55,28 +70,50 @@ def gpus(section):
     return 0 if wanted["device"] == "cpu" else wanted["gpus"]
 
 
+def workers(section):
+    """Processes of a stage's jobs: each GPU has one, but the judge's share one model."""
+    return 1 if section == "judge" else max(1, gpus(section))
+
+
 def job_threads(section):
-    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU's job feeds it with a few."""
-    return 1 if DARKROOM.config[section]["device"] == "cpu" else 4
+    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU is fed with a few."""
+    return 4 * workers(section) if gpus(section) else 1
 
 
 def memory(section):
-    size = DARKROOM.model_bytes(section)
-    return lambda wildcards, attempt: needs.memory_mb(size, attempt)
+    copies, held = workers(section), DARKROOM.held_bytes(section)
+    size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
+    return lambda wildcards, attempt: needs.memory_mb(
+        size * copies, attempt, processes, held
+    )
 
 
 def image_minutes(kind, section):
-    return lambda wildcards, attempt: needs.image_minutes(
-        *DARKROOM.image_work(kind, wildcards.shard), attempt
+    size = DARKROOM.model_bytes(section)
+
+    def minutes(wildcards, attempt):
+        requests, steps, pixels = DARKROOM.image_work(kind, wildcards.shard)
+        share = -(-requests // workers(section))
+        return needs.image_minutes(size, share, steps, pixels, attempt)
+
+    return minutes
+
+
+def judge_minutes():
+    size = DARKROOM.model_bytes("judge")
+    return lambda wildcards, attempt: needs.judge_minutes(
+        size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
     )
 
 
 # What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
-AGAIN = set()
+CURRENT, AGAIN = set(), set()
 if workflow.is_main_process:
-    AGAIN |= {str(path) for path in DARKROOM.outdated_files()}
+    CURRENT, AGAIN = DARKROOM.sorted_files()
     if DARKROOM.config["retry_failed"]:
         AGAIN |= {str(path) for path in DARKROOM.failed_files()}
+    AGAIN |= {str(path) for path in DARKROOM.outdated_models(AGAIN)}
+    CURRENT -= AGAIN
 
 
 def reads(paths, makes):
@@ -85,10 +122,37 @@ def reads(paths, makes):
     Without ancient() a touched shard of more than a megabyte would make all that follows stale; with it always, Snakemake
     would pass over a stale file whose input is made anew in the same run.
     """
-    stays = (
-        workflow.is_main_process and str(makes) not in AGAIN and Path(makes).exists()
-    )
-    return [ancient(path) for path in paths] if stays else paths
+    return [ancient(path) for path in paths] if makes in CURRENT else paths
+
+
+def reads_one(path, makes, jobs):
+    """As `reads`, where every job reads one file: patterns, and the wildcard values of all jobs.
+
+    An input function costs as much as all else about a job, so it is one only where some jobs have to run and some have not.
+    """
+    current = sum(makes.format(**job) in CURRENT for job in jobs)
+    if not current:
+        return path
+    if current == len(jobs):
+        return ancient(path)
+    return lambda wildcards: reads(
+        [path.format(**dict(wildcards.items()))],
+        makes.format(**dict(wildcards.items())),
+    )[0]
+
+
+def model(section, makes):
+    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder."""
+    if section not in DARKROOM.models:
+        return []
+    wanted = DARKROOM.models[section]
+
+    def marker(wildcards):
+        if wanted.commit is None:
+            sys.exit(f"error: {wanted.unpinned}")
+        return reads([str(wanted.marker)], makes.format(**dict(wildcards.items())))
+
+    return marker
 
 
 def all_files(wildcards):
@@ -96,7 +160,22 @@ def all_files(wildcards):
     if workflow.is_main_process:
         # The same as --forcerun, which is read before the Snakefile is.
         workflow.dag.forcefiles.update(AGAIN)
+        if workflow.local_exec and "gpu" not in workflow.global_resources:
+            # The same as --resources gpu=N, without which Snakemake takes GPUs to be endless. Jobs wait for a device of
+            # their own in any case, but each of them that waits is a process.
+            if number := len(visible_devices()):
+                workflow.global_resources["gpu"] = number
     return [path for kind in KINDS for path in shard_files(kind)]
+
+
+def retries(job):
+    """How often a job is run again; Snakemake knows no failure that another try cannot cure, but our jobs say so."""
+    refused = any(refusal(path).exists() for path in job.log)
+    return 0 if refused else job.rule.restart_times
+
+
+if workflow.is_main_process:
+    Job.restart_times = property(retries)
 
 
 onstart:
@@ -104,3 +183,5 @@ onstart:
         DARKROOM.claim(log)
     except DarkroomError as error:
         sys.exit(f"error: {error}")
+    for path in DARKROOM.results("logs").rglob("*.refused"):
+        path.unlink()

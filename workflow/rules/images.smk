@@ -7,10 +7,12 @@ if "images" in KINDS:
 
     rule generate_images:
         input:
-            rows=lambda wildcards: reads(
-                [f"{RESULTS}/prompts/{wildcards.shard}.jsonl"],
-                makes=f"{RESULTS}/images/{wildcards.shard}.parquet",
+            rows=reads_one(
+                f"{RESULTS}/prompts/{{shard}}.jsonl",
+                makes=f"{RESULTS}/images/{{shard}}.parquet",
+                jobs=[{"shard": name} for name in DARKROOM.plans["images"].names],
             ),
+            model=model("generate", makes=f"{RESULTS}/images/{{shard}}.parquet"),
         output:
             update(f"{RESULTS}/images/{{shard}}.parquet"),
         log:
@@ -37,9 +39,10 @@ if "edited" in KINDS:
 
     rule edit_images:
         input:
-            rows=lambda wildcards: reads(
-                [f"{RESULTS}/edits/{wildcards.shard}.jsonl"],
-                makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
+            rows=reads_one(
+                f"{RESULTS}/edits/{{shard}}.jsonl",
+                makes=f"{RESULTS}/edited/{{shard}}.parquet",
+                jobs=[{"shard": name} for name in DARKROOM.plans["edited"].names],
             ),
             images=lambda wildcards: reads(
                 [
@@ -48,6 +51,7 @@ if "edited" in KINDS:
                 ],
                 makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
             ),
+            model=model("edit", makes=f"{RESULTS}/edited/{{shard}}.parquet"),
         output:
             update(f"{RESULTS}/edited/{{shard}}.parquet"),
         log:

@@ -4,7 +4,7 @@
 
 rule draw_plots:
     input:
-        reads(TABLES, makes=PLOTS[0].path),
+        reads(TABLES, makes=PLOTS[0]),
     output:
         [
             report(
@@ -13,9 +13,9 @@ rule draw_plots:
                 labels={"images": plot.images, "figure": plot.figure},
                 caption=f"../report/{plot.name}.rst",
             )
-            for plot in PLOTS
+            for plot in DARKROOM.plots()
         ],
-        [str(path) for plot in PLOTS for path in plot.files[1:]],
+        [str(path) for plot in DARKROOM.plots() for path in plot.files[1:]],
     log:
         f"{RESULTS}/logs/draw_plots.log",
     benchmark:

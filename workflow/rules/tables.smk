@@ -1,5 +1,5 @@
 # REQUIRED INPUTS: all image and score shards
-# OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl, {results}/dataset/
+# OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl
 
 
 rule merge_scores:
@@ -27,25 +27,3 @@ rule merge_scores:
         "merge all shards into {output.scores} and {output.table}"
     script:
         "../../scripts/merge_scores.py"
-
-
-rule write_dataset:
-    input:
-        reads(TABLES, makes=next(iter(DATASET.values()))),
-    output:
-        **DATASET,
-    log:
-        f"{RESULTS}/logs/write_dataset.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/write_dataset.tsv"
-    conda:
-        "../../envs/tables.yaml"
-    resources:
-        mem_mb=2000,
-        runtime=120,
-    params:
-        digest=DARKROOM.dataset_digest(),
-    message:
-        "write {output}"
-    script:
-        "../../scripts/write_dataset.py"

@@ -1,0 +1,307 @@
+"""What all exports share: the records and pictures they are made from, and how they write files."""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from darkroom.errors import DarkroomError
+from darkroom.exports import FORMATS, SUMS
+from darkroom.exports.provenance import Marker
+from darkroom.licences import Model
+from darkroom.rubric import Rubric
+from darkroom.shardfile import RecordReader, check_digest
+from darkroom.tables import Kind
+
+TABLE_ROWS = 256  # read at once from the final table
+SECTIONS = {"images": "generate", "edited": "edit"}
+_NOT_EXPORTED = ("kind", "shard", "error", "selected")  # where an image lies here, and what all exported images share
+_OURS = ("image", "source", "model", "recipe")  # columns that exports add
+_TYPES = {pa.string(): "text", pa.int64(): "int", pa.float64(): "float", pa.bool_(): "bool"}
+Item = TypeVar("Item")
+
+
+@dataclass
+class Export:
+    """One export: where it goes, and what it is made from.
+
+    table: the final table of all images (scores.parquet), made for table_digest; settings: `export` of the config;
+    select: `select` of the config; models: those that made and judged the images; rows: kind -> file of the user's rows
+    (folder export); digest: what the export is made for.
+    """
+
+    format: str
+    folder: Path
+    kinds: list[Kind]
+    table: Path
+    table_digest: str
+    rubric: Rubric
+    settings: dict[str, Any]
+    select: dict[str, Any]
+    models: list[Model]
+    digest: str
+    reply_column: str = "caption"
+    rows: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> int:
+        """Bytes in a file of an export that is cut into files."""
+        return self.settings["file_mb"] * 10**6
+
+    @cached_property
+    def table_columns(self) -> dict[str, str]:
+        """The columns of the final table and their types, "text", "int", "float" or "bool"."""
+        return {column.name: _TYPES[column.type] for column in pq.read_schema(self.table)}
+
+    @cached_property
+    def own_columns(self) -> set[str]:
+        """The columns of the final table that hold the user's own fields."""
+        return set(check_digest(self.table, self.table_digest)["fields"])
+
+    def columns(self, kind: Kind) -> dict[str, tuple[str, str]]:
+        """Column of the export -> (column of the table, type), without pictures; those of the other kind are left out.
+
+        A column that has the name of one that exports add is called row_<name>.
+        """
+        other = {c for name in ("images", "edited") if name != kind.name for c in self.rubric.columns(name)}
+        left_out = {*_NOT_EXPORTED, *(other - set(self.rubric.columns(kind.name)))} - self.own_columns
+        if kind.name == "images":
+            left_out |= {"source_name", "source_sha256"}
+        named: dict[str, tuple[str, str]] = {}
+        for column, type_ in self.table_columns.items():
+            if column in left_out:
+                continue
+            name = column
+            while name in _OURS or name in named or (name != column and name in self.table_columns):
+                name = f"row_{name}"
+            named[name] = (column, type_)
+        return named
+
+    def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """(shard, place in it, line of the final table) of every image of a kind, selected or not, in order."""
+        shard, place = None, 0
+        with pq.ParquetFile(self.table) as file:
+            for batch in file.iter_batches(TABLE_ROWS):
+                for record in batch.to_pylist():
+                    if record["kind"] != kind.name:
+                        continue
+                    place = place + 1 if record["shard"] == shard else 0
+                    shard = record["shard"]
+                    yield shard, place, record
+
+    def selected(self, kind: Kind) -> Iterator["Image"]:
+        """Every selected image of a kind with its pictures."""
+        pictures = Pictures(kind)
+        for shard, place, record in self.records(kind):
+            if record["selected"]:
+                yield pictures.read(shard, place, record)
+
+    def marker(self, kind: Kind) -> Marker:
+        """What turns the pictures of a kind into PNG files."""
+        images = next((k for k in self.kinds if k.name == "images"), None)
+        names = {model.section: model.name for model in self.models}
+        return Marker(kind, images, names.get("generate"), names.get(SECTIONS[kind.name]), self.settings["provenance"])
+
+    def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
+        """The record of an image as exports give it, without pictures; one that the user gave has no model."""
+        made = image.record["origin"] == "generated"
+        model = next(model.name for model in self.models if model.section == SECTIONS[kind.name])
+        own = {name: image.record[column] for name, (column, _) in self.columns_of[kind.name].items()}
+        return own | {"model": model if made else None, "recipe": image.recipe if made else None}
+
+    @cached_property
+    def columns_of(self) -> dict[str, dict[str, tuple[str, str]]]:
+        return {kind.name: self.columns(kind) for kind in self.kinds}
+
+    def described_columns(self, kind: Kind) -> dict[str, str]:
+        """The columns of `described` and their types."""
+        own = {name: type_ for name, (_, type_) in self.columns_of[kind.name].items()}
+        return own | {"model": "text", "recipe": "text"}
+
+
+@dataclass
+class Image:
+    """An image: its shard, its line of the final table, the record in its shard, with pictures, and its recipe as JSON."""
+
+    shard: str
+    record: dict[str, Any]
+    full: dict[str, Any]
+    recipe: str
+
+
+class Pictures:
+    """The images of a kind's shards, one row group in memory at a time."""
+
+    def __init__(self, kind: Kind):
+        self.kind, self.shard = kind, None
+
+    def read(self, shard: str, place: int, record: dict[str, Any]) -> Image:
+        """The image at a place of a shard, which must be that of the table's line `record`."""
+        path = self.kind.images / f"{shard}.parquet"
+        if shard != self.shard:
+            meta = check_digest(path, self.kind.image_digests[shard])
+            self.shard, self.reader = shard, RecordReader(path)
+            self.recipe = json.dumps(meta["recipe"], sort_keys=True)
+        full = self.reader[place] if place < self.reader.starts[-1] else None
+        if full is None or (full["key"], full["sha256"]) != (record["key"], record["sha256"]):
+            raise DarkroomError(f"{path}: row {record['row']}: not the image of the tables; run snakemake again")
+        return Image(shard, record, full, self.recipe)
+
+
+def write_export(export: Export) -> dict[str, int]:
+    """Write an export with its README, Croissant description and SHA256SUMS; return the number of lines by kind.
+
+    Raises DarkroomError where the table or a shard is missing, stale or damaged.
+    """
+    from darkroom.exports.card import describe
+
+    check_digest(export.table, export.table_digest)
+    export.folder.mkdir(parents=True, exist_ok=True)
+    with Sums(export.folder) as sums:
+        writer = importlib.import_module(f"darkroom.exports.{FORMATS[export.format]}")
+        counts = writer.write(export, sums)
+        for name, text in describe(export, counts, sums.noted).items():
+            write_file(export.folder / name, text.encode("utf-8"))
+            sums.add_file(name)
+    return counts
+
+
+class Sums:
+    """Writes SHA256SUMS as files are written, and puts it in its place at the end: an export without it is not whole.
+
+    noted: path -> SHA-256 of files that the description names one by one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.noted = folder, {}
+        self.temporary = folder / f".{SUMS}.part"
+
+    def __enter__(self) -> "Sums":
+        (self.folder / SUMS).unlink(missing_ok=True)
+        self.stream = open(self.temporary, "w", encoding="ascii")
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self.stream.close()
+        if kind is None:
+            os.replace(self.temporary, self.folder / SUMS)
+        self.temporary.unlink(missing_ok=True)
+
+    def add(self, name: str, sha256: str) -> None:
+        self.stream.write(f"{sha256}  {name}\n")
+
+    def add_file(self, name: str, note: bool = False) -> None:
+        sha256 = sha256_of(self.folder / name)
+        self.add(name, sha256)
+        if note:
+            self.noted[name] = sha256
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def wrong_files(folder: Path) -> Iterator[str]:
+    """What is wrong with the files that SHA256SUMS of an export names, a line each."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"{folder / SUMS}: cannot be read ({error}); delete it and run again"
+        return
+    for line in lines:
+        sha256, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            yield f"{path}: no such file; delete {folder / SUMS} and run again"
+        elif sha256_of(path) != sha256:
+            yield f"{path}: not what {SUMS} says; delete {folder / SUMS} and run again"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file under a temporary name and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def runs(items: Iterable[Item], limit: int, size: Callable[[Item], int]) -> Iterator[Iterator[Item]]:
+    """`items` in runs of at most `limit` bytes each, which are to be used up in turn; a larger item is a run of its own."""
+    items = iter(items)
+    ahead = next(items, None)
+
+    def run() -> Iterator[Item]:
+        nonlocal ahead
+        used = 0
+        while ahead is not None and (used == 0 or used + size(ahead) <= limit):
+            used += size(ahead)
+            yield ahead
+            ahead = next(items, None)
+
+    while ahead is not None:
+        yield run()
+
+
+def replace_files(folder: Path, written: list[Path], names: list[str]) -> None:
+    """Give finished files their final names, and remove files of earlier exports: those named train-* or .train-*."""
+    for path, name in zip(written, names, strict=True):
+        os.replace(path, folder / name)
+    for path in [path for pattern in ("train-*", ".train-*", "..train-*") for path in folder.glob(pattern)]:
+        if path.name not in names:
+            path.unlink()
+
+
+class PngFolder:
+    """Writes PNG files below `folder`/name/shard, leaves those that are there, and removes those no longer wanted."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], sums: Sums, prefix: str = ""):
+        self.folder, self.names, self.sums, self.prefix = folder, names, sums, prefix
+        self.shard: str | None = None
+        self.shards: set[str] = set()
+        self.wanted: set[Path] = set()
+
+    def put(self, name: str, shard: str, stem: str, png: Callable[[], bytes]) -> str:
+        """Write a file and return its path below `folder`; its shards have to come one after the other."""
+        if shard != self.shard:
+            self._clean()
+            self.shard = shard
+            self.shards.add(shard)
+        path = self.folder / name / shard / f"{stem}.png"
+        if path not in self.wanted:
+            self.wanted.add(path)
+            data = png()
+            if not path.exists() or path.stat().st_size != len(data) or path.read_bytes() != data:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file(path, data)
+            relative = path.relative_to(self.folder).as_posix()
+            self.sums.add(self.prefix + relative, hashlib.sha256(data).hexdigest())
+        return path.relative_to(self.folder).as_posix()
+
+    def _clean(self) -> None:
+        if self.shard is not None:
+            for name in self.names:
+                for path in (self.folder / name / self.shard).glob("*"):
+                    if path not in self.wanted:
+                        path.unlink()
+        self.wanted.clear()
+
+    def finish(self) -> None:
+        """Remove what is left of earlier exports."""
+        from darkroom.prune import SHARD_NAME, remove
+
+        self._clean()
+        for name in self.names:
+            for left in (self.folder / name).glob("*"):
+                if left.name not in self.shards and left.is_dir() and SHARD_NAME.fullmatch(left.name):
+                    remove(left)

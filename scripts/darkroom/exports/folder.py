@@ -1,0 +1,160 @@
+"""Give the user's rows back, in their own format, with the images that were kept and what the judge said of them."""
+
+import csv
+import gzip
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
+from darkroom.exports.provenance import Marker
+from darkroom.rubric import Rubric
+from darkroom.tables import Kind
+
+TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
+
+
+def write(export: Export, sums: Sums) -> dict[str, int]:
+    """Write the selected images as PNG and one file of rows per kind; return the number of rows in each.
+
+    The ending of `export.rows` (.jsonl, .jsonl.gz, .csv, .parquet) decides the format. A row of which no image was
+    selected is left out. Paths in the rows are relative to the folder.
+    """
+    counts = {}
+    for kind in export.kinds:
+        pictures = PngFolder(export.folder, picture_folders(kind), sums)
+        path = export.rows[kind.name]
+        counts[kind.name] = _write_rows(_rows(export, kind, pictures), path)
+        pictures.finish()
+        sums.add_file(path.name, note=True)
+    return counts
+
+
+def picture_folders(kind: Kind) -> tuple[str, ...]:
+    """The folders that hold a kind's pictures."""
+    return ("edited", "sources") if kind.name == "edited" else (kind.name,)
+
+
+def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str, Any]]:
+    marker, stored = export.marker(kind), Pictures(kind)
+    by_row = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"]))
+    lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
+    for ((shard, row), group), (_, line) in zip(by_row, lines, strict=True):
+        if row != line["id"]:
+            raise AssertionError(f"{kind.prompts}/{shard}.jsonl: row {line['id']} where row {row} was made")
+        kept, paths = [], []
+        for _, place, record in group:
+            if record["selected"]:
+                kept.append(record)
+                paths.append(put_pictures(pictures, kind.name, marker, stored.read(shard, place, record)))
+        if kept:
+            yield _filled(line["row"], kept, paths, kind.name, export.rubric, export.reply_column)
+
+
+def put_pictures(pictures: PngFolder, name: str, marker: Marker, image: Image) -> tuple[str, str | None]:
+    """Write an image as PNG below the folder `name`, and an edit's source below sources; their paths (image, source)."""
+    shard, record, full = image.shard, image.record, image.full
+    path = pictures.put(name, shard, record["key"], lambda: marker.image(shard, record, full["image"]["bytes"]))
+    if "source" not in full:
+        return path, None
+    stem = record["source_sha256"][:32]
+    source = pictures.put("sources", shard, stem, lambda: marker.source(shard, record, full["source"]["bytes"]))
+    return path, source
+
+
+def _filled(
+    row: dict[str, Any],
+    records: list[dict[str, Any]],
+    paths: list[tuple[str, str | None]],
+    kind: str,
+    rubric: Rubric,
+    reply_column: str,
+) -> dict[str, Any]:
+    filled = dict(row)
+    images = [path for path, _ in paths]
+    if kind == "edited":
+        sources = [source for _, source in paths]  # one per result, so that pairs stay pairs
+        filled["images"] = sources[0] if isinstance(row["images"], str) and len(sources) == 1 else sources
+        filled["edited_images"] = (
+            images[0] if isinstance(row.get("edited_images"), str) and len(images) == 1 else images
+        )
+    else:
+        single = isinstance(row.get("images"), str) and len(images) == 1
+        filled["images"] = images[0] if single else images
+    questions = rubric.questions[kind]
+    if questions:
+        asked = next((question for question in questions if question.type == "json"), questions[0])
+        replies = [record[f"{asked.name}_reply"] for record in records]
+        filled[reply_column] = replies[0] if len(replies) == 1 else replies
+    # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
+    names = ["item", "sample", *rubric.scores(kind)]
+    filled["scores"] = {name: [record[name] for record in records] for name in names}
+    return filled
+
+
+def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    table = path.with_name(f".{path.name}.table.part")
+    write_table = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix)
+    count = 0
+    try:
+        with gzip.GzipFile(temporary, "wb", mtime=0) if path.suffix == ".gz" else open(temporary, "wb") as out:
+            for row in rows:
+                count += 1
+                out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        if write_table:  # whose columns are known when the last row is
+            write_table(temporary, table)
+            os.replace(table, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
+    return count
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as stream:
+        yield from map(json.loads, stream)
+
+
+def _write_csv(rows: Path, path: Path) -> None:
+    names = dict.fromkeys(name for row in _read_rows(rows) for name in row)
+    with open(path, "w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(names))
+        writer.writeheader()
+        for row in _read_rows(rows):
+            nested = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list | dict)}
+            writer.writerow(row | nested)
+
+
+def _write_parquet(rows: Path, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def chunks() -> Iterator[list[dict[str, Any]]]:
+        read = _read_rows(rows)
+        while chunk := list(itertools.islice(read, TABLE_ROWS)):
+            yield chunk
+
+    types: dict[str, pa.DataType | None] = {}  # None: values of several types, written as JSON
+    for chunk in chunks():
+        for name in dict.fromkeys(name for row in chunk for name in row):
+            known = types.get(name, pa.null())
+            try:
+                here = pa.array([row.get(name) for row in chunk]).type
+                fields = [pa.schema([(name, type_)]) for type_ in (known, here) if known is not None]
+                types[name] = pa.unify_schemas(fields, promote_options="permissive")[0].type if fields else None
+            except pa.ArrowException:  # such as one reply here and a list of them there
+                types[name] = None
+    schema = pa.schema([(name, type_ or pa.string()) for name, type_ in types.items()])
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in chunks():
+            for name in [name for name, type_ in types.items() if type_ is None]:
+                for row in chunk:
+                    if row.get(name) is not None:
+                        row[name] = json.dumps(row[name], ensure_ascii=False)
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))

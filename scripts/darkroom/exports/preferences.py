@@ -1,0 +1,119 @@
+"""Preference pairs: of the samples of a prompt or an edit, the best against the worst.
+
+Columns are named as in Pick-a-Pic, whose trainers (Diffusion-DPO) read them as they are: caption, jpg_0 and jpg_1 (the
+bytes of the image files), label_0 and label_1 (1 for the better one). A hash of the pair decides which of the two comes
+first, so that the place tells nothing.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from darkroom.exports.base import Export, Pictures, Sums
+from darkroom.exports.parquet import write_files
+from darkroom.identity import digest
+from darkroom.tables import Kind
+
+_PAIR = {
+    "caption": "text",
+    "jpg_0": "bytes",
+    "jpg_1": "bytes",
+    "label_0": "float",
+    "label_1": "float",
+    "has_label": "bool",
+    "are_different": "bool",
+    "best_image_uid": "text",
+    "image_0_uid": "text",
+    "image_1_uid": "text",
+    "score": "text",
+    "margin": "float",
+}
+# The same for both images of a pair.
+_SHARED = frozenset(
+    "row item negative_prompt width height steps guidance true_cfg origin source_name source_sha256 model recipe".split()
+)
+
+
+def write(export: Export, sums: Sums) -> dict[str, int]:
+    """Write a folder per kind with Parquet files of pairs; return the number of pairs in each."""
+    return {
+        kind.name: write_files(export, kind, columns(export, kind), _pairs(export, kind), sums) for kind in export.kinds
+    }
+
+
+def columns(export: Export, kind: Kind) -> dict[str, str]:
+    """The columns of a kind's pairs and their types (see `shardfile`)."""
+    sources = {"source": "picture"} if kind.name == "edited" else {}
+    described = export.described_columns(kind)
+    return _PAIR | sources | {name: described[column] for name, column, _ in _columns(export, kind)}
+
+
+def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
+    """(column of a pair, column of an image, which of the two images it is of)."""
+    taken = {*_PAIR, "source"}
+    for column in export.described_columns(kind):
+        if column in ("key", "prompt"):  # image_0_uid, image_1_uid and caption
+            continue
+        own = export.columns_of[kind.name].get(column, (None,))[0] in export.own_columns
+        names = [column] if own or column in _SHARED else [f"{column}_0", f"{column}_1"]
+        for number, name in enumerate(names):
+            while name in taken:
+                name = f"row_{name}" if own else f"image_{name}"
+            taken.add(name)
+            yield name, column, number
+
+
+def deciding_score(export: Export, kind: Kind) -> str | None:
+    """The score that pairs are told by: the config's, else the first threshold's, else the rubric's first."""
+    wanted = export.settings["preferences"][kind.name]
+    return next(iter([*filter(None, [wanted]), *export.select[kind.name], *export.rubric.scores(kind.name)]), None)
+
+
+def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
+    by, pictures = deciding_score(export, kind), Pictures(kind)
+    named = list(_columns(export, kind))
+    samples = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"], found[2]["item"]))
+    for (shard, _, _), group in samples if by else ():
+        judged = [(place, record) for _, place, record in group if record["error"] is None and record[by] is not None]
+        best = max((found for found in judged if found[1]["selected"]), key=lambda found: found[1][by], default=None)
+        if best is None:
+            continue
+        worst = min(judged, key=lambda found: found[1][by])
+        margin = best[1][by] - worst[1][by]
+        if margin <= 0 or margin < export.settings["preferences"]["margin"]:
+            continue
+        yield _pair(export, kind, named, shard, best, worst, pictures, by)
+
+
+def _pair(
+    export: Export,
+    kind: Kind,
+    named: list[tuple[str, str, int]],
+    shard: str,
+    best: tuple[int, dict[str, Any]],
+    worst: tuple[int, dict[str, Any]],
+    pictures: Pictures,
+    by: str,
+) -> dict[str, Any]:
+    keys = [best[1]["key"], worst[1]["key"]]
+    swap = int(digest([best[1]["row"], best[1]["item"], *sorted(keys)], 1), 16) % 2
+    both = [pictures.read(shard, place, record) for place, record in (best, worst)]
+    margin = float(best[1][by] - worst[1][by])
+    if swap:
+        both.reverse()
+    described = [export.described(kind, image) for image in both]
+    pair: dict[str, Any] = {
+        "caption": best[1]["prompt"],
+        "has_label": True,
+        "are_different": True,
+        "best_image_uid": best[1]["key"],
+        "score": by,
+        "margin": margin,
+    }
+    for number, image in enumerate(both):
+        pair[f"jpg_{number}"] = image.full["image"]["bytes"]
+        pair[f"label_{number}"] = float(number == swap)
+        pair[f"image_{number}_uid"] = image.record["key"]
+    if kind.name == "edited":
+        pair["source"] = both[0].full["source"]
+    return pair | {name: described[number][column] for name, column, number in named}

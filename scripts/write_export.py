@@ -1,0 +1,19 @@
+"""Write the selected images in one of the export formats (rules write_dataset, export_dataset)."""
+
+from typing import TYPE_CHECKING
+
+from darkroom.exports.base import write_export
+from darkroom.runtime import job, say
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake.log[0]):
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    format = snakemake.params.format
+    counts = write_export(workflow.export(format))
+    mark = workflow.export_mark(format)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(workflow.export_state(format))
+    say(", ".join(f"{name}: {number} lines" for name, number in counts.items()))

@@ -1,0 +1,63 @@
+"""What the documents say of files, columns and keys is so, and the configurations they show pass the check."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from darkroom.config import load_config
+from darkroom.judge import score_columns
+from darkroom.rubric import load_rubric
+from darkroom.shardfile import EDITED_COLUMNS
+from darkroom.tables import TABLE_COLUMNS
+
+SCHEMA = REPOSITORY / "workflow/schemas/config.schema.yaml"
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
+# A block that begins with the comment `# profiles/...` is a profile's.
+SNIPPETS = [
+    pytest.param(block, id=f"{path.name}-{number}")
+    for path in DOCUMENTS
+    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.M | re.S), 1)
+    if not block.startswith("# profiles/")
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.jsonl", "edits.jsonl"):
+        Path(name).write_text('{"prompt": "a"}\n')
+    load_config(
+        {"prompts": "prompts.jsonl", "edits": "edits.jsonl"} | yaml.safe_load(snippet), SCHEMA, [".", REPOSITORY]
+    )
+
+
+def test_there_are_some():
+    assert len(SNIPPETS) > 5
+
+
+def test_every_key_has_its_line_in_the_reference():
+    text = (REPOSITORY / "config/README.md").read_text()
+    properties = yaml.safe_load(SCHEMA.read_text())["properties"]
+    keys = {key for section in properties.values() for key in section.get("properties", {})} | set(properties)
+    sections = {name for name, section in properties.items() if "properties" in section}
+    assert {key for key in keys - sections if not re.search(rf"`(\w+\.)?{key}`", text)} == set()
+
+
+def test_every_column_is_explained():
+    text = (REPOSITORY / "docs/output.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
+    columns = set(EDITED_COLUMNS) | set(TABLE_COLUMNS) | {"selected"}
+    for kind in ("images", "edited"):
+        columns |= set(score_columns(rubric, kind))
+    suffixed = {name for name in columns if re.search("_(mass|reply|error)$", name)}
+    assert columns - suffixed <= named
+    assert {name.rsplit("_", 1)[0] for name in suffixed} <= named
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document}: {target}"

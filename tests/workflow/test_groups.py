@@ -1,0 +1,103 @@
+"""Several image shards judged in one job."""
+
+import hashlib
+
+import pandas as pd
+import pytest
+from conftest import Run, clear_logs, small_config
+from darkroom.records import read_records
+from PIL import Image
+
+ONE_QUESTION = """
+images:
+  - name: p_yes
+    type: yes_no
+    text: "Does this image show: {prompt}? Answer yes or no."
+edited: []
+"""
+
+
+def write_inputs(run, rows):
+    """Rows of pictures that are there already: (name, prompt, colour) each."""
+    for name, _, colour in rows:
+        Image.new("RGB", (64, 64), colour).save(run.folder / f"{name}.png")
+    run.write_rows(
+        "prompts.jsonl", [{"id": name, "prompt": prompt, "images": [f"{name}.png"]} for name, prompt, _ in rows]
+    )
+
+
+def first_rows():
+    return [(f"row-{n}", "a red circle", (12 * n, 30, 30)) for n in range(16)]
+
+
+def engine_starts(run):
+    """Judge jobs of the last run that started their engine."""
+    return sum(
+        "\ndevice" in p.read_text() or " device " in p.read_text() for p in run.results.glob("logs/score_images/*/*")
+    )
+
+
+def asked(run):
+    """Images that judge jobs asked about, in all runs so far."""
+    return sum(record["made"] for record in read_records(run.results / "benchmarks/score_images"))
+
+
+def tables(run):
+    names = ("scores.csv", "rejected.jsonl", "dataset/prompts.jsonl")
+    return {name: hashlib.sha256((run.results / name).read_bytes()).hexdigest() for name in names}
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("grouped"), small_config(shards={"size": 1}))
+    (run.folder / "rubric.yaml").write_text(ONE_QUESTION)
+    run.config["judge"] |= {"rubric": str(run.folder / "rubric.yaml"), "shards_per_job": 8}
+    write_inputs(run, first_rows())
+    run.snakemake()
+    return run
+
+
+def test_sixteen_shards_start_the_engine_twice(grouped):
+    assert len(list(grouped.results.glob("images/*.parquet"))) == 16
+    assert len(list(grouped.results.glob("scores/images/*.parquet"))) == engine_starts(grouped) == 2
+    assert asked(grouped) == 16
+    scores = pd.read_parquet(grouped.results / "scores.parquet")
+    assert list(scores["row"]) == [f"row-{n}" for n in range(16)] and scores["p_yes"].notna().all()
+    assert "16 images scored" in " ".join(grouped.snakemake("verify").stdout.split())
+
+
+def test_one_changed_image_is_judged_alone(grouped):
+    rows = first_rows()
+    rows[5] = ("row-5", "a red circle", (1, 2, 3))
+    write_inputs(grouped, rows)
+    clear_logs(grouped)
+    before, old = asked(grouped), pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
+    grouped.snakemake()
+    assert (asked(grouped) - before, engine_starts(grouped)) == (1, 1)
+    new = pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
+    assert [n for n in range(16) if old[n] != new[n]] == [5]
+
+
+def test_inserted_and_appended_rows_are_judged_alone(grouped):
+    rows = first_rows()
+    rows[3:3] = [("new-0", "a red star", (9, 9, 9))]
+    rows += [(f"new-{n}", "two red stars", (9, 9, n)) for n in range(1, 4)]
+    write_inputs(grouped, rows)
+    before = asked(grouped)
+    plan = next(line for line in grouped.snakemake("plan").stdout.splitlines() if line.startswith("scores/images"))
+    grouped.snakemake()
+    assert asked(grouped) - before == int(plan.split()[4]) == 5  # and row-5, which is as it was at first
+    assert list(pd.read_parquet(grouped.results / "scores.parquet")["row"]) == [name for name, *_ in rows]
+
+
+def test_grouping_changes_no_score_and_asks_nothing_again(grouped):
+    before, count = tables(grouped), asked(grouped)
+    grouped.config["judge"]["shards_per_job"] = 1
+    clear_logs(grouped)
+    grouped.snakemake()
+    assert len(list(grouped.results.glob("logs/score_images/images/*.log"))) == 20
+    assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)
+    grouped.config["judge"]["shards_per_job"] = 5
+    clear_logs(grouped)
+    grouped.snakemake()
+    assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)

@@ -1,0 +1,38 @@
+# REQUIRED INPUTS: none; this rule alone goes to the internet, from the host that snakemake runs on
+# OUTPUTS: {results}/.darkroom/models/{section}.json: says what lies in the hub's cache; the jobs of the section need it
+#   snakemake -j1 fetch_models    every model of the hub that the config names, and the commits to pin
+
+
+wildcard_constraints:
+    section="generate|edit|judge",
+
+
+# update(): the marker remembers the commit of a revision that names none, also where a fetch fails.
+rule fetch_model:
+    output:
+        update(f"{RESULTS}/.darkroom/models/{{section}}.json"),
+    log:
+        f"{RESULTS}/logs/fetch_model/{{section}}.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../../envs/hub.yaml"
+    params:
+        digest=lambda wildcards: DARKROOM.models[wildcards.section].digest,
+    message:
+        "fetch the model of {wildcards.section} from the hub"
+    script:
+        "../../scripts/fetch_models.py"
+
+
+rule fetch_models:
+    log:
+        f"{RESULTS}/logs/fetch_models.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../../envs/hub.yaml"
+    message:
+        "fetch models from the hub"
+    script:
+        "../../scripts/fetch_models.py"
