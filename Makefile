@@ -11,14 +11,15 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune train-models bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models bench-models bench-models-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
 	@$(BIN)/python scripts/summary.py results
 
+# A file shares what its tests prepare. In the order of names, so that the cluster's, which mostly wait, come early.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)
 	DARKROOM_TEST_ALL=1 $(BIN)/python -m pytest
@@ -29,6 +30,14 @@ test-quick: $(READY)
 # Commands on results/, or on the results of the config file named with CONFIG=my.yaml.
 plan verify prune: $(READY)
 	@$(BIN)/snakemake $@ -j1 --quiet all $(if $(CONFIG),--configfile $(CONFIG))
+
+# report.zip: plots, examples and recipe; open report/report.html in it.
+report: $(READY)
+	@$(BIN)/snakemake --report report.zip $(if $(CONFIG),--configfile $(CONFIG))
+
+# What the run on results/ is doing, from its files alone, until it ends.
+watch: $(READY)
+	@$(BIN)/python scripts/watch.py $(if $(CONFIG),--configfile $(CONFIG))
 
 lint: $(READY)
 	$(BIN)/ruff check .

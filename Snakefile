@@ -21,6 +21,7 @@ include: "workflow/rules/scores.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/exports.smk"
 include: "workflow/rules/gallery.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tools.smk"
 
 
@@ -32,6 +33,7 @@ rule all:
         TABLES,
         EXPORTS.values(),
         GALLERY,
+        PLOTS,
     message:
         f"done: see {RESULTS}/scores.csv and the exports: {', '.join(EXPORTS) or 'none'}"
         + (f"; and, in a browser, {RESULTS}/gallery/index.html" if GALLERY else "")

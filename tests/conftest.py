@@ -49,6 +49,7 @@ def small_config(**changes: Any) -> dict[str, Any]:
         "prompts": "prompts.jsonl",
         "edits": None,
         "gallery": {"enabled": False},
+        "report": {"enabled": False},
         "samples_per_prompt": 1,
         "shards": {"size": 4},
         "generate": {"model": str(FLUX), "device": "cpu", "width": 64, "height": 64},

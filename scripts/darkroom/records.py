@@ -22,9 +22,12 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
             out.write(json.dumps(record) + "\n")
 
 
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every job record below `folder`; lines that are cut short are passed over."""
-    for path in sorted(folder.rglob("*" + RECORD_SUFFIX)):
+def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, Any]]:
+    """Every job record below `folder`, or those of one shard in it; lines that are cut short are passed over."""
+    paths = sorted(folder.rglob("*" + RECORD_SUFFIX)) if shard is None else [folder / f"{shard}{RECORD_SUFFIX}"]
+    for path in paths:
+        if shard is not None and not path.exists():
+            continue
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 yield json.loads(line)

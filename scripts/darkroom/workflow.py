@@ -3,7 +3,10 @@
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
 
-from collections.abc import Iterator
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -20,7 +23,7 @@ from darkroom.labels import Labels, labels_digest, read_labels
 from darkroom.licences import check_licences, models_of
 from darkroom.notes import Notes
 from darkroom.options import judge_host_bytes
-from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest
+from darkroom.plan import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.recipe import image_recipe, judge_recipe, model_bytes
 from darkroom.records import RECORD_SUFFIX
 from darkroom.requests import edited_digest, image_digest, score_digest
@@ -35,6 +38,30 @@ ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in 
 RULES = {"images": "generate_images", "edited": "edit_images"}
 SECTIONS = {"images": "generate", "edited": "edit"}
 TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
+PLOTS_VERSION = 1  # the same for the plots
+
+
+@dataclass
+class Plot:
+    """A plot of the report, or a page: its caption is workflow/report/<name>.rst; kind: of which images, None for all."""
+
+    name: str
+    category: str
+    images: str
+    figure: str
+    kind: str | None = None
+    page: bool = False
+    folder: Path = Path("plots")
+
+    @property
+    def path(self) -> Path:
+        """The file that the report shows."""
+        stem = f"{self.kind}_{self.name}" if self.kind else self.name
+        return self.folder / (stem + (".html" if self.page else ".svg"))
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path] if self.page else [self.path, self.path.with_suffix(".png")]
 
 
 @dataclass
@@ -180,6 +207,9 @@ class Workflow:
             parts.append(export["preferences"])
         return digest(parts)
 
+    def plots_digest(self) -> str:
+        return digest([PLOTS_VERSION, self.merge_digest()])
+
     def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
         """The lines of a shard's prompts file, which must be the ones that are planned."""
         data = path.read_bytes()
@@ -235,9 +265,11 @@ class Workflow:
 
     def record(self, stage: str, shard: str) -> Path:
         """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind> with groups for shards."""
-        rule, _, kind = stage.partition("/")
-        folder = Path("score_images", kind) if kind else Path(RULES[rule])
-        return self.results("benchmarks") / folder / f"{shard}{RECORD_SUFFIX}"
+        return self.results("benchmarks") / _rule_folder(stage) / f"{shard}{RECORD_SUFFIX}"
+
+    def job_log(self, stage: str, shard: str) -> Path:
+        """What the last job of a shard (or of a group) said."""
+        return self.results("logs") / _rule_folder(stage) / f"{shard}.log"
 
     def score_journal(self, kind: str, group: str) -> Path:
         """Scores of a group whose file is not written yet."""
@@ -246,6 +278,11 @@ class Workflow:
     def export_mark(self, format: str) -> Path:
         """Holds the state that an export was written for; its files are in formats of others and have no room."""
         return self.results(".darkroom", "dataset.digest" if format == "folder" else f"{format}.digest")
+
+    @property
+    def plots_mark(self) -> Path:
+        """The same for the plots, which also tell the time that jobs took: it is brought up to date with the tables."""
+        return self.results(".darkroom", "plots.digest")
 
     def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
         """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind> with groups for shards."""
@@ -299,6 +336,11 @@ class Workflow:
             made, stale = self._sorted_gallery(notes, failures)
             there |= made
             outdated |= stale
+        drawn = {str(path) for path in self.plot_files() if path.exists()}
+        made_for = self.plots_mark.read_text().split() if self.plots_mark.exists() else [None, None]
+        if made_for[0] != self.plots_digest() or failures not in (None, made_for[1]):
+            outdated |= drawn
+        there |= drawn
         self.notes.save()
         return there, outdated
 
@@ -382,7 +424,7 @@ class Workflow:
         ]
         self.notes.save()
         exports = [path for files in self.export_files().values() for path in files]
-        tables = [self.results("scores.parquet"), *exports]
+        tables = [self.results("scores.parquet"), *exports, *self.plot_files()]
         if self.config["gallery"]["enabled"]:
             shards = {pair for stage, shard in failed for pair in self._images_of(stage, shard) or [(stage, shard)]}
             tables += [path for kind, shard, path in self.gallery_files() if (kind, shard) in shards]
@@ -409,14 +451,24 @@ class Workflow:
         """What an export is made for: its digest, and the failures that were there."""
         return f"{self.export_digest(format)} {self.failures_digest()}"
 
-    def claim(self) -> None:
-        """Keep the results folder for this process until it ends, in whatever way.
+    def plots_state(self) -> str:
+        """What the plots are made for: their digest, and the failures that were there."""
+        return f"{self.plots_digest()} {self.failures_digest()}"
 
-        Snakemake locks its working folder alone; two of them may name the same results. Raises DarkroomError where
-        another process holds it.
+    def claim(self, logs: Iterable[str | Path] = ()) -> None:
+        """Keep the results folder for this process until it ends, in whatever way, and say so to whoever watches it.
+
+        Snakemake locks its working folder alone; two of them may name the same results. logs: Snakemake's own of this run.
+        Raises DarkroomError where another process holds the folder.
         """
+        import psutil
+
         refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
         self._lock = hold_results(self.results(), refusal)
+        run = {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
+        run |= {"started": time.time(), "folder": str(Path.cwd()), "logs": [os.path.abspath(log) for log in logs]}
+        run["config"] = self.config
+        write_json(self.results(".darkroom", "run.json"), run)
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)
@@ -463,6 +515,56 @@ class Workflow:
             files[kind] = self.results("dataset", rows + ending.lower())
         return files
 
+    def plots(self) -> list[Plot]:
+        """The plots and pages of the report, in its order; none where the config wants none."""
+        if not self.config["report"]["enabled"]:
+            return []
+        found = [
+            Plot("yield", "1 Overview", "all", "rows to kept images"),
+            Plot("failures", "1 Overview", "all", "failures by reason"),
+            Plot("recipe", "1 Overview", "all", "recipe", page=True),
+        ]
+        for kind in self.plans:
+            stage = {"images": "2 Images", "edited": "3 Edited images"}[kind]
+            found += [
+                Plot("examples", stage, kind, "best and worst", kind),
+                Plot("scores", stage, kind, "score distributions", kind),
+                Plot("agreement", stage, kind, "agreement of the scores", kind),
+            ]
+        found.append(Plot("labels", "4 Judge and people", "all", "scores and labels"))
+        found.append(Plot("time", "5 Time", "all", "time and images/s of each job"))
+        for plot in found:
+            plot.folder = self.results("plots")
+        return found
+
+    def plot_files(self) -> list[Path]:
+        return [path for plot in self.plots() for path in plot.files]
+
+    def record_folders(self) -> dict[str, tuple[Path, list[str]]]:
+        """stage -> (folder of its job records, its shards or groups in the order of the plan), in the order they run."""
+        folders: dict[str, tuple[Path, list[str]]] = {}
+        for stage, shard, _, _ in self.shard_files():
+            folders.setdefault(stage, (self.record(stage, shard).parent, []))[1].append(shard)
+        return folders
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What the set is made with, section by section, for a reader: what its images and scores depend on, no more."""
+        config = self.config
+        told: dict[str, dict[str, Any]] = {"rows": {}}
+        for kind in self.plans:
+            plan = self.plans[kind]
+            rows = sum(shard.rows for shard in plan.shards.values())
+            told["rows"][ROWS[kind]] = f"{Path(config[ROWS[kind]]).name}: {rows:,} rows in {len(plan.shards):,} shards"
+        told["rows"] |= {"seed": config["seed"], "samples per prompt": config["samples_per_prompt"]}
+        for name, recipe in self.recipes.items():
+            section = SECTIONS.get(name, "judge")
+            told[section] = {"name": config[section]["model"], "revision": config[section]["revision"]} | recipe
+        chosen = {
+            f"{kind}: least {name}": least for kind in self.plans for name, least in config["select"][kind].items()
+        }
+        told["selection"] = chosen | {"kept of each row": config["select"]["per_row"] or "all that reach it"}
+        return told
+
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
         from darkroom.tables import Kind
@@ -489,6 +591,11 @@ def _packs_lost(path: Path, note: dict[str, Any]) -> bool:
         return note.get("packs", 0) > sum(1 for _ in path.with_suffix("").iterdir())
     except FileNotFoundError:
         return note.get("packs", 0) > 0
+
+
+def _rule_folder(stage: str) -> Path:
+    rule, _, kind = stage.partition("/")
+    return Path("score_images", kind) if kind else Path(RULES[rule])
 
 
 def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:

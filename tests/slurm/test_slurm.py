@@ -252,6 +252,7 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, references):
         ("write_dataset", "cpu"): 1,
         ("gallery_shard", "cpu"): 3,
         ("gallery_index", "cpu"): 1,
+        ("draw_plots", "cpu"): 1,
     }
     places = {}
     for line in checkout.noted("jobs"):

