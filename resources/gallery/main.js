@@ -8,7 +8,7 @@
   const { set } = gallery;
   const ranges = new Map(); // score -> {low, high, inputs, bars, text, scale}
   const number = new Intl.NumberFormat("en").format;
-  let waiting = 0;
+  const timers = new Map(); // what for -> timer
   let problem = null;
 
   function begin() {
@@ -29,7 +29,7 @@
     recall();
     form.addEventListener("input", (event) => (event.target.id === "size" ? grid.resize(Number(event.target.value)) : apply()));
     form.addEventListener("submit", (event) => event.preventDefault());
-    part("search").addEventListener("input", () => later(apply, 120));
+    part("search").addEventListener("input", () => later("search", apply, 120));
     part("reset").addEventListener("click", reset);
     part("export").addEventListener("click", () => labels.save());
     part("more").addEventListener("click", () => gallery.more(arrived));
@@ -150,13 +150,12 @@
     part("more").hidden = !next || next.base < 100000;
     part("more").textContent = `Load more than ${number(set.loaded)}`;
     if (grid.view.length === 0) (histograms(), apply());
-    else later(() => (histograms(), apply({ keep: true })), 300, true);
+    else if (!timers.has("arrived")) later("arrived", () => (histograms(), apply({ keep: true })), 300);
   }
 
-  function later(act, milliseconds, once = false) {
-    if (once && waiting) return;
-    clearTimeout(waiting);
-    waiting = setTimeout(() => ((waiting = 0), act()), milliseconds);
+  function later(purpose, act, milliseconds) {
+    clearTimeout(timers.get(purpose));
+    timers.set(purpose, setTimeout(() => (timers.delete(purpose), act()), milliseconds));
   }
 
   function histograms() {

@@ -1,7 +1,10 @@
 """The gallery in a browser, opened from disk: of a real run with edits and failures, and of many pictures."""
 
 import csv
+import functools
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
@@ -152,6 +155,33 @@ def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
             timeout=10_000,
         )
     assert page.locator(".card").count() < 400
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_large_pictures_come_as_previews_over_a_web_server(page, tmp_path):
+    kind, digests = make_set(tmp_path, 24, side=1500, size=12)
+    path = make_gallery(kind, digests, tmp_path)
+    thumbnails, previews = ([*path.parent.glob(f"images/*/*-{what}*.js")] for what in "tp")
+    assert thumbnails and previews
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=path.parent))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    page.goto(address)
+    page.wait_for_selector(".card img[src]")
+    page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
+    asked = [url for url in page.wrong if url.startswith(address)]
+    assert len(asked) == len(page.wrong) and not any("-p" in url for url in asked)
+    page.locator(".card").nth(20).click()
+    for _ in range(2):  # with the arrow: the next one's preview
+        page.wait_for_function("() => document.getElementById('large').naturalWidth === 1024")
+        page.keyboard.press("ArrowRight")
+    assert any("-p" in url for url in page.wrong)
+    page.wrong[:] = [told for told in page.wrong if not told.startswith(address)]
+    server.shutdown()
 
 
 @pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 780}, "has_touch": True}], indirect=True)

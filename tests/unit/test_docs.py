@@ -28,6 +28,7 @@ def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for name in ("prompts.jsonl", "edits.jsonl"):
         Path(name).write_text('{"prompt": "a"}\n')
+    Path("labels.csv").write_text("key,label\n")
     load_config(
         {"prompts": "prompts.jsonl", "edits": "edits.jsonl"} | yaml.safe_load(snippet), SCHEMA, [".", REPOSITORY]
     )
