@@ -39,7 +39,9 @@ def main() -> None:
     print(f"         {results}/scores.csv         one line per image: scores, replies, reasons")
     print(f"         {results}/images/*.parquet   the shards; Hugging Face datasets shows them as pictures")
     if (results / "plots").exists():
-        print(f"         {results}/plots/           yield, scores, failures, time; `make report` puts them into report.zip")
+        print(
+            f"         {results}/plots/           yield, scores, failures, time; `make report` puts them into report.zip"
+        )
     print(f"         {results}/rejected.jsonl     rows that could not be used, with line and reason")
 
 
