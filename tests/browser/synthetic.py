@@ -72,3 +72,21 @@ def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
     about = {"title": "rows.jsonl", "set": "synthetic"}
     write_index([kind], rubric, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
     return folder / "gallery/index.html"
+
+
+def scroll_through(page) -> None:
+    """Scroll an open gallery to and fro; wherever it stands there are pictures soon after, and no card without one."""
+    height = page.evaluate("document.getElementById('space').scrollHeight")
+    for share in (0.1, 0.9, 0.45, 0.46, 0.47, 1.0):
+        page.evaluate(f"document.getElementById('scroller').scrollTop = {share * height}")
+        page.wait_for_function(
+            """() => {
+              const box = document.getElementById('scroller').getBoundingClientRect();
+              const near = [...document.querySelectorAll('.card img')].filter((image) => {
+                const at = image.getBoundingClientRect();
+                return at.top < box.bottom && at.bottom > box.top;
+              });
+              return near.length > 3 && near.every((image) => image.complete && image.naturalWidth);
+            }""",
+            timeout=10_000,
+        )

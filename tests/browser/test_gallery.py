@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
-from synthetic import ATTACK, make_gallery, make_set
+from synthetic import ATTACK, make_gallery, make_set, scroll_through
 
 
 def cards(page):
@@ -140,20 +140,7 @@ def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
     assert first < 5  # 2 s on a machine with nothing else to do: make bench-gallery
     page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
     page.wait_for_timeout(500)
-    height = page.evaluate("document.getElementById('space').scrollHeight")
-    for share in (0.1, 0.9, 0.45, 0.46, 0.47, 1.0):
-        page.evaluate(f"document.getElementById('scroller').scrollTop = {share * height}")
-        page.wait_for_function(
-            """() => {
-              const box = document.getElementById('scroller').getBoundingClientRect();
-              const near = [...document.querySelectorAll('.card img')].filter((image) => {
-                const at = image.getBoundingClientRect();
-                return at.top < box.bottom && at.bottom > box.top;
-              });
-              return near.length > 3 && near.every((image) => image.complete && image.naturalWidth);
-            }""",
-            timeout=10_000,
-        )
+    scroll_through(page)
     assert page.locator(".card").count() < 400
 
 
