@@ -37,7 +37,7 @@ rule scores:
     output: "bare/scores/{s}.parquet"
     script: "nothing.py"
 rule gallery:
-    input: "bare/scores/{s}.parquet"
+    input: "bare/images/{s}.parquet", "bare/scores/{s}.parquet"
     output: "bare/gallery/{s}.js"
     script: "nothing.py"
 rule merge:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Slurm cluster on this one Debian host, for tests: a controller and four node daemons, no systemd, no cgroups, no
-# accounting. GPUs are character devices that nothing opens. Root only; overwrites /etc/slurm/{slurm,gres}.conf.
+# accounting. GPUs are character devices that nothing opens. Root only; /etc/slurm/{slurm,gres}.conf are put aside meanwhile.
 #   cluster.sh start | stop | kill-node NAME | start-node NAME
 set -euo pipefail
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -50,6 +50,9 @@ configure() {
     local host
     host=$(hostname -s)
     install -d /etc/slurm "$RUN" "${NODES[@]/#/$VAR/}"
+    if [ -e /etc/slurm/slurm.conf ] && ! grep -q '^ClusterName=tests$' /etc/slurm/slurm.conf; then
+        for name in slurm gres; do mv -f /etc/slurm/$name.conf{,.before-tests} 2>/dev/null || true; done
+    fi
     install -d -o slurm -g slurm "$LOG" "$VAR/controller" "$RUN"
     cat >/etc/slurm/slurm.conf <<CONF
 ClusterName=tests
@@ -137,6 +140,11 @@ stop)
     end "$RUN/slurmctld.pid" slurmctld
     end /run/munge/munged.pid munged
     rm -rf "$VAR/controller" "${NODES[@]/#/$VAR/}"
+    # Where it names a controller that is gone, every start of Snakemake waits for it for nine seconds.
+    for name in slurm gres; do
+        rm -f /etc/slurm/$name.conf
+        mv -f /etc/slurm/$name.conf{.before-tests,} 2>/dev/null || true
+    done
     ;;
 kill-node) # as a power cut would: the daemon, the jobs' processes, and the keepers of their steps, at once
     end "$RUN/$2.pid" slurmd KILL

@@ -88,20 +88,24 @@ def test_a_browser_shows_every_result_of_the_report(copy, browser):
         assert complaints == []
 
 
-def test_a_threshold_draws_the_plots_again_and_loads_no_model(copy, reported):
-    """And the same plots come back, byte by byte, with the threshold that was there."""
+def test_a_threshold_and_labels_draw_the_plots_again_and_load_no_model(copy, reported):
+    """And the same plots come back, byte by byte, with what was there before."""
     before, benchmarks = plots(copy), {p: p.read_bytes() for p in copy.results.glob("benchmarks/*_images/**/*.*")}
     copy.config["select"] = {"images": {"p_yes": 0.99}}
+    keys = pd.read_parquet(copy.results / "scores.parquet")["key"]
+    labelled = [f"{key},{('accept', 'reject')[place % 2]}\n" for place, key in enumerate(keys)]
+    (copy.folder / "labels.csv").write_text("key,label\n" + "".join(labelled))
+    copy.config["labels"] = str(copy.folder / "labels.csv")
     assert copy.planned() == dict.fromkeys(("merge_scores", "write_dataset", "gallery_index", "draw_plots", "all"), 1)
     started = time.monotonic()
     copy.snakemake()
     print(f"{time.monotonic() - started:.1f} s for a threshold")
     after = plots(copy)
     changed = {name for name in before if before[name] != after[name]}
-    assert {"yield.svg", "yield.png", "images_scores.svg", "recipe.html"} <= changed
+    assert {"yield.svg", "yield.png", "images_scores.svg", "recipe.html", "labels.svg", "labels.png"} <= changed
     assert not changed & {"edited_scores.svg", "failures.svg", "images_agreement.png", "edited_examples.svg"}
     assert {p: p.read_bytes() for p in copy.results.glob("benchmarks/*_images/**/*.*")} == benchmarks
-    del copy.config["select"]
+    del copy.config["select"], copy.config["labels"]
     copy.snakemake()
     assert plots(copy) == before
     assert shards(copy) == shards(reported)

@@ -1,4 +1,5 @@
 # Configuration, plans and digests. Everything here is light, and the same at every parse.
+import inspect
 import sys
 from pathlib import Path
 
@@ -96,11 +97,19 @@ def job_threads(section):
     return 4 * workers(section) if gpus(section) else 1
 
 
+def quick(function):
+    """The function with its signature at hand: Snakemake looks that up several times per job, for tens of thousands of jobs."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def memory(section):
     copies, held = workers(section), DARKROOM.held_bytes(section)
     size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return lambda wildcards, attempt: needs.memory_mb(
-        size * copies, attempt, processes, held
+    return quick(
+        lambda wildcards, attempt: needs.memory_mb(
+            size * copies, attempt, processes, held
+        )
     )
 
 
@@ -112,13 +121,15 @@ def image_minutes(kind, section):
         share = -(-requests // workers(section))
         return needs.image_minutes(size, share, steps, pixels, attempt)
 
-    return minutes
+    return quick(minutes)
 
 
 def judge_minutes():
     size = DARKROOM.model_bytes("judge")
-    return lambda wildcards, attempt: needs.judge_minutes(
-        size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
+    return quick(
+        lambda wildcards, attempt: needs.judge_minutes(
+            size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
+        )
     )
 
 

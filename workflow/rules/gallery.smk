@@ -5,15 +5,34 @@
 
 if GALLERY:
 
-    rule gallery_shard:
-        input:
-            lambda wildcards: reads(
+    # Where each shard is judged by itself, patterns do: see reads_one.
+    if DARKROOM.config["judge"]["shards_per_job"] == 1:
+        wanted = {
+            "makes": f"{RESULTS}/gallery/{{kind}}/{{shard}}.js",
+            "jobs": [
+                {"kind": k, "shard": s} for k in KINDS for s in DARKROOM.plans[k].names
+            ],
+        }
+        shown = {
+            "images": reads_one(f"{RESULTS}/{{kind}}/{{shard}}.parquet", **wanted),
+            "scores": reads_one(
+                f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet", **wanted
+            ),
+        }
+    else:
+        shown = {
+            "files": lambda wildcards: reads(
                 [
                     f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet",
                     score_file(wildcards.kind, wildcards.shard),
                 ],
                 makes=f"{RESULTS}/gallery/{wildcards.kind}/{wildcards.shard}.js",
-            ),
+            )
+        }
+
+    rule gallery_shard:
+        input:
+            **shown,
         output:
             update(f"{RESULTS}/gallery/{{kind}}/{{shard}}.js"),
         log:
@@ -24,13 +43,17 @@ if GALLERY:
             "../../envs/tables.yaml"
         resources:
             mem_mb=1000,
-            runtime=lambda wildcards, attempt: needs.gallery_minutes(
-                DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
+            runtime=quick(
+                lambda wildcards, attempt: needs.gallery_minutes(
+                    DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
+                )
             ),
         params:
-            digest=lambda wildcards: DARKROOM.gallery_digests[wildcards.kind][
-                wildcards.shard
-            ],
+            digest=quick(
+                lambda wildcards: DARKROOM.gallery_digests[wildcards.kind][
+                    wildcards.shard
+                ]
+            ),
         message:
             "gallery of {wildcards.kind}, shard {wildcards.shard}"
         script:

@@ -27,7 +27,9 @@ if "images" in KINDS:
             mem_mb=memory("generate"),
             runtime=image_minutes("images", "generate"),
         params:
-            digest=lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard],
+            digest=quick(
+                lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard]
+            ),
             kind="images",
         message:
             "generate images, shard {wildcards.shard}"
@@ -66,7 +68,9 @@ if "edited" in KINDS:
             mem_mb=memory("edit"),
             runtime=image_minutes("edited", "edit"),
         params:
-            digest=lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard],
+            digest=quick(
+                lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard]
+            ),
             kind="edited",
         message:
             "edit images, shard {wildcards.shard}"

@@ -36,7 +36,9 @@ rule score_images:
         mem_mb=memory("judge"),
         runtime=judge_minutes(),
     params:
-        digest=lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.group],
+        digest=quick(
+            lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.group]
+        ),
     message:
         "score {wildcards.kind}, shard {wildcards.group}"
     script:
