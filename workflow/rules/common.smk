@@ -3,7 +3,14 @@ import inspect
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+# Not workflow.basedir, which is another repository where this workflow is a module of a larger one.
+REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+if not (REPOSITORY / "scripts/darkroom").is_dir():
+    sys.exit(
+        f"error: {REPOSITORY}: Darkroom needs its library beside it; clone the repository, and name its Snakefile there"
+    )
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from darkroom import resources as needs
 from darkroom.devices import visible_devices
@@ -16,8 +23,8 @@ from snakemake.jobs import Job
 try:
     DARKROOM = Workflow.open(
         config,
-        schema=Path(workflow.basedir) / "workflow/schemas/config.schema.yaml",
-        roots=[Path.cwd(), Path(workflow.basedir)],
+        schema=REPOSITORY / "workflow/schemas/config.schema.yaml",
+        roots=[Path.cwd(), REPOSITORY],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,
         # Which target is asked for is not known yet; fetch_models is what finds the commit.
