@@ -166,11 +166,15 @@ def finished(tmp_path_factory):
     return run
 
 
+def copied(run: Run, folder: Path) -> Run:
+    """A run on a copy of another's folder."""
+    shutil.copytree(run.folder, folder)
+    return Run(folder, json.loads(json.dumps(run.config)))
+
+
 @pytest.fixture
 def copy(finished, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(finished.folder, folder)
-    return Run(folder, json.loads(json.dumps(finished.config)))
+    return copied(finished, tmp_path / "copy")
 
 
 # A real Chromium, and a page that must neither log an error nor ask for anything outside.

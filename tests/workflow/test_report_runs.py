@@ -1,13 +1,12 @@
 """The report: its plots are drawn again with the tables and with nothing else, and a browser shows every one of them."""
 
-import json
 import shutil
 import time
 import zipfile
 
 import pandas as pd
 import pytest
-from conftest import BAD, REPOSITORY, Run, shards
+from conftest import BAD, REPOSITORY, copied, shards
 from darkroom.report import read_table
 from darkroom.rubric import load_rubric
 
@@ -20,9 +19,8 @@ def plots(run):
 @pytest.fixture(scope="module")
 def reported(finished, tmp_path_factory):
     """The finished run with a gallery, and its report drawn."""
-    folder = tmp_path_factory.mktemp("reported") / "run"
-    shutil.copytree(finished.folder, folder)
-    run = Run(folder, finished.config | {"report": {"enabled": True}, "gallery": {"enabled": True}})
+    run = copied(finished, tmp_path_factory.mktemp("reported") / "run")
+    run.config |= {"report": {"enabled": True}, "gallery": {"enabled": True}}
     assert {"draw_plots", "gallery_index"} <= set(run.planned())
     run.snakemake()
     return run
@@ -30,9 +28,7 @@ def reported(finished, tmp_path_factory):
 
 @pytest.fixture
 def copy(reported, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(reported.folder, folder)
-    return Run(folder, json.loads(json.dumps(reported.config)))
+    return copied(reported, tmp_path / "copy")
 
 
 def shown(browser, path):
