@@ -32,6 +32,5 @@ with job(snakemake.log[0]):
             plots.RecipePage(workflow.settings(), workflow.rubric.questions).write(plot.path)
         else:
             plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
-    workflow.plots_mark.parent.mkdir(parents=True, exist_ok=True)
-    workflow.plots_mark.write_text(workflow.plots_state())
+    workflow.write_mark(workflow.plots_mark, workflow.plots_digest())
     say(f"drawn: {len(workflow.plots())} plots of {sum(kind.requests for kind in kinds.values())} images")

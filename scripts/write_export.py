@@ -13,7 +13,5 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     format = snakemake.params.format
     counts = write_export(workflow.export(format))
-    mark = workflow.export_mark(format)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text(workflow.export_state(format))
+    workflow.write_mark(workflow.export_mark(format), workflow.export_digest(format))
     say(", ".join(f"{name}: {number} lines" for name, number in counts.items()))

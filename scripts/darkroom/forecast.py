@@ -16,6 +16,7 @@ from darkroom.judge import old_score_files, read_journal, score_key
 from darkroom.records import read_records, speed
 from darkroom.scratch import Scratch
 from darkroom.shardfile import iter_records
+from darkroom.terminal import clock, columns
 from darkroom.workflow import ROWS, SECTIONS, Workflow
 
 Place = tuple[str, int, int]  # row, item, sample
@@ -83,7 +84,7 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
         section = SECTIONS.get(stage.name, "judge")
         stage.gpus = 0 if workflow.config[section]["device"] == "cpu" else workflow.config[section]["gpus"]
         workers = max(stage.gpus, 1) if stage.name in SECTIONS else 0  # the judge's GPUs work on each request together
-        pace = speed(list(read_records(workflow.record(stage.name, "any").parent)), workers)
+        pace = speed(list(read_records(workflow.record_folder(stage.name))), workers)
         if stage.to_make == 0:
             stage.seconds = 0.0
         elif pace:
@@ -221,21 +222,8 @@ def table(stages: list[StageForecast]) -> str:
     heads = ("stage", "shards", "missing", "stale", "to make", "carried over", "time", "GPU-hours")
     rows = [heads]
     for stage in stages:
-        time = "unknown" if stage.seconds is None else _clock(stage.seconds)
+        time = "unknown" if stage.seconds is None else clock(stage.seconds)
         hours = "unknown" if stage.gpu_hours is None else f"{stage.gpu_hours:.2f}"
         counts = (stage.shards, stage.missing, stage.stale, stage.to_make, stage.carried)
         rows.append((stage.name, *map(str, counts), time, hours))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+    return columns(rows)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from darkroom.labels import LABELS
 from darkroom.records import read_records
 from darkroom.rubric import Question, Rubric
 
 EXAMPLES = 8  # best pictures of a sheet, and as many worst
 BINS = 100
-LABELS = ("accept", "reject")
 _REASONS_KEPT = 10_000
 
 

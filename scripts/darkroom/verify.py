@@ -138,7 +138,7 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     if report.problems:
         yield "the tables were not compared with the shards, for the shards are not in order"
         return
-    meta = {"digest": workflow.merge_digest(), "failures": workflow.failures_digest()}
+    meta = {"digest": workflow.merge_digest, "failures": workflow.failures_digest()}
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()

@@ -15,6 +15,7 @@ from typing import Any
 
 from darkroom.errors import DarkroomError
 from darkroom.records import read_records, speed
+from darkroom.terminal import clock, columns
 from darkroom.workflow import Workflow
 
 QUIET = 900  # seconds without a word after which a run on another host is taken for dead
@@ -137,7 +138,7 @@ class Watch:
                 job.stale = path.stat().st_mtime_ns
             self.jobs.setdefault(stage, []).append(job)
         self.failures = _Failures([Path(log) for log in self.run["logs"]] if self.run else [])
-        self.records = {stage: list(read_records(self._records(stage))) for stage in self.jobs}
+        self.records = {stage: list(read_records(self.workflow.record_folder(stage))) for stage in self.jobs}
         self.first = True
 
     @property
@@ -158,7 +159,7 @@ class Watch:
         self.workflow.notes.save()
         self.first = False
         table = self.workflow.notes.of(self.workflow.results("scores.parquet"))
-        tables = bool(table) and table["digest"] == self.workflow.merge_digest()
+        tables = bool(table) and table["digest"] == self.workflow.merge_digest
         return State(alive, self.run, stages, tables, sorted(errors))
 
     def _look(
@@ -177,7 +178,7 @@ class Watch:
             if not job.done and job.path.name in files and self._is_made(job):
                 job.done = True
                 if not self.first:
-                    self.records[name] += list(read_records(self._records(name), job.name))[-1:]
+                    self.records[name] += list(read_records(self.workflow.record_folder(name), job.name))[-1:]
             if job.done:
                 stage.done += 1
                 stage.ready += job.images
@@ -226,9 +227,6 @@ class Watch:
 
     def _scratch(self, stage: str) -> Path:
         return self.workflow.results(".darkroom", "scratch", stage)
-
-    def _records(self, stage: str) -> Path:
-        return self.workflow.record(stage, "any").parent
 
     def _kept(self, job: _Job) -> int:
         """Images (or scores) of an unfinished shard that wait in scratch for the next job."""
@@ -336,13 +334,7 @@ def table(state: State) -> str:
         left = "unknown" if stage.seconds is None else clock(stage.seconds / max(state.running, 1))
         counts = stage.shards, stage.done, stage.running, stage.failed, stage.waiting
         rows.append((stage.name, *map(str, counts), f"{stage.ready} of {stage.images}", rate, left))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = [columns(rows)]
     for when, job, error in state.errors[-3:]:
         lines.append(f"{time.strftime('%H:%M:%S', time.localtime(when))} {job} failed: {error}")
     lines.append(headline(state))
@@ -362,12 +354,6 @@ def headline(state: State) -> str:
         return f"running for {since}; every shard is done, " + ("tables written" if state.tables else "tables are next")
     left = "time left unknown" if state.seconds_left is None else f"about {clock(state.seconds_left)} left"
     return f"running for {since}, {state.running} jobs at work, {left}"
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _names(folder: Path) -> set[str]:

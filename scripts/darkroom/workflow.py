@@ -164,6 +164,7 @@ class Workflow:
             for kind, groups in self.groups.items()
         }
 
+    @cached_property
     def merge_digest(self) -> str:
         plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
         parts = [TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]]
@@ -190,13 +191,13 @@ class Workflow:
 
     def gallery_digest(self) -> str:
         """The digest of the gallery's page and index."""
-        return digest([GALLERY_VERSION, site_digest(), self.merge_digest(), self.gallery_digests])
+        return digest([GALLERY_VERSION, site_digest(), self.merge_digest, self.gallery_digests])
 
     def export_digest(self, format: str) -> str:
         """What an export is made for, apart from failures that were made at a second try."""
         export = self.config["export"]
         models = [asdict(model) for model in models_of(self.config)]
-        parts = [VERSION, format, self.merge_digest(), models, export["name"], export["licence"]]
+        parts = [VERSION, format, self.merge_digest, models, export["name"], export["licence"]]
         if format == "folder":
             parts.append(self.config["judge"]["reply_column"])
         if format in CUT:
@@ -208,7 +209,7 @@ class Workflow:
         return digest(parts)
 
     def plots_digest(self) -> str:
-        return digest([PLOTS_VERSION, self.merge_digest()])
+        return digest([PLOTS_VERSION, self.merge_digest])
 
     def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
         """The lines of a shard's prompts file, which must be the ones that are planned."""
@@ -265,7 +266,10 @@ class Workflow:
 
     def record(self, stage: str, shard: str) -> Path:
         """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind> with groups for shards."""
-        return self.results("benchmarks") / _rule_folder(stage) / f"{shard}{RECORD_SUFFIX}"
+        return self.record_folder(stage) / f"{shard}{RECORD_SUFFIX}"
+
+    def record_folder(self, stage: str) -> Path:
+        return self.results("benchmarks") / _rule_folder(stage)
 
     def job_log(self, stage: str, shard: str) -> Path:
         """What the last job of a shard (or of a group) said."""
@@ -323,24 +327,19 @@ class Workflow:
         failures = self._failures_digest(notes) if len(there) == len(notes) else None
         if note := self.notes.of(table):
             there.add(table)
-            if note["digest"] != self.merge_digest() or failures not in (None, note.get("failures")):
+            if note["digest"] != self.merge_digest or failures not in (None, note.get("failures")):
                 outdated.add(table)
-        for format, files in self.export_files().items():
-            mark = self.export_mark(format)
+        marked = [(self.export_mark(f), self.export_digest(f), files) for f, files in self.export_files().items()]
+        for mark, planned, files in [*marked, (self.plots_mark, self.plots_digest(), self.plot_files())]:
             made_for = mark.read_text().split() if mark.exists() else [None, None]
             written = {str(path) for path in files if path.exists()}
-            if made_for[0] != self.export_digest(format) or failures not in (None, made_for[1]):
+            if made_for[0] != planned or failures not in (None, made_for[1]):
                 outdated |= written
             there |= written
         if self.config["gallery"]["enabled"]:
             made, stale = self._sorted_gallery(notes, failures)
             there |= made
             outdated |= stale
-        drawn = {str(path) for path in self.plot_files() if path.exists()}
-        made_for = self.plots_mark.read_text().split() if self.plots_mark.exists() else [None, None]
-        if made_for[0] != self.plots_digest() or failures not in (None, made_for[1]):
-            outdated |= drawn
-        there |= drawn
         self.notes.save()
         return there, outdated
 
@@ -447,13 +446,10 @@ class Workflow:
         ]
         return digest(failed, 16)
 
-    def export_state(self, format: str) -> str:
-        """What an export is made for: its digest, and the failures that were there."""
-        return f"{self.export_digest(format)} {self.failures_digest()}"
-
-    def plots_state(self) -> str:
-        """What the plots are made for: their digest, and the failures that were there."""
-        return f"{self.plots_digest()} {self.failures_digest()}"
+    def write_mark(self, mark: Path, made_for: str) -> None:
+        """Say what an export or the plots are made for: their digest, and the failures that were there."""
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{made_for} {self.failures_digest()}")
 
     def claim(self, logs: Iterable[str | Path] = ()) -> None:
         """Keep the results folder for this process until it ends, in whatever way, and say so to whoever watches it.
@@ -495,7 +491,7 @@ class Workflow:
             folder=self.export_folder(format),
             kinds=self.kinds(),
             table=self.results("scores.parquet"),
-            table_digest=self.merge_digest(),
+            table_digest=self.merge_digest,
             rubric=self.rubric,
             settings=self.config["export"],
             select=self.config["select"],
@@ -544,7 +540,7 @@ class Workflow:
         """stage -> (folder of its job records, its shards or groups in the order of the plan), in the order they run."""
         folders: dict[str, tuple[Path, list[str]]] = {}
         for stage, shard, _, _ in self.shard_files():
-            folders.setdefault(stage, (self.record(stage, shard).parent, []))[1].append(shard)
+            folders.setdefault(stage, (self.record_folder(stage), []))[1].append(shard)
         return folders
 
     def settings(self) -> dict[str, dict[str, Any]]:

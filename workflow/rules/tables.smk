@@ -22,7 +22,7 @@ rule merge_scores:
         mem_mb=2000,
         runtime=60,
     params:
-        digest=DARKROOM.merge_digest(),
+        digest=DARKROOM.merge_digest,
     message:
         "merge all shards into {output.scores} and {output.table}"
     script:
