@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models train-generator train-reader bench-models bench-models-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -55,10 +55,16 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
-# The embedded models, from fixed seeds, on one core; both go on where they were stopped (build/).
-train-models: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+# The embedded models, from fixed seeds; stopped, it goes on where it was (build/). With -j2 on two cores: the judge learns
+# from the generator's pictures only after it can read the world's own.
+train-models: train-generator train-reader
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+
+train-generator: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+
+train-reader: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge --until edits
 
 # How good they are, against what they are to reach; fails below it.
 bench-models: $(READY)

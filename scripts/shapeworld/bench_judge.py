@@ -33,6 +33,8 @@ BATCH = 48
 QUICK_SLACK = 0.03
 # With fewer wrong pictures than this an area under the curve says nothing, and no bar is held against it.
 FEWEST_WRONG = 5
+# Of what the generator makes so many wrong ones are looked for, among at most so many pictures and edits.
+ENOUGH_WRONG, MOST_PICTURES, MOST_EDITS = 20, 20_000, 4000
 
 
 @dataclass(frozen=True)
@@ -285,15 +287,40 @@ def bench_edits(judge: Judge, number: int, rng: random.Random) -> list[Figure]:
 # -------------------------------------------------------------------------------------- on generated pictures
 
 
-def _auc_figure(name: str, scores: list[float], truth: list[bool], note: str) -> Figure:
-    """Return an AUC with its bar, or without one where there are too few wrong (or right) pictures to tell."""
-    wrong = min(sum(truth), len(truth) - sum(truth))
-    if wrong < FEWEST_WRONG:
-        return Figure(name, auc(scores, truth), None, note=f"{note}; {wrong} wrong of {len(truth)}: too few to tell")
-    return Figure(name, auc(scores, truth), 0.92, note=f"{note}; {wrong} wrong of {len(truth)}")
+def _draw(
+    make: Callable[[int], list], right: Callable[[object], tuple[bool, ...]], number: int, most: int
+) -> tuple[list, list[tuple[bool, ...]], int]:
+    """Return `number` made things, then the wrong ones among further ones, their verdicts, and how many were made.
+
+    It makes more until ENOUGH_WRONG are wrong in each respect or `most` are made: almost all are right, and an area
+    under the curve is only as sure as the wrong ones are many.
+    """
+    made = make(number)
+    verdicts = [right(item) for item in made]
+    total = number
+    while total < most and min(verdicts_of.count(False) for verdicts_of in zip(*verdicts, strict=True)) < ENOUGH_WRONG:
+        for item in make(min(number, most - total)):
+            if not all(right(item)):
+                made.append(item)
+                verdicts.append(right(item))
+        total = min(total + number, most)
+    return made, verdicts, total
 
 
-def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Random) -> list[Figure]:
+def _generated_figures(name: str, scores: list[float], truth: list[bool], number: int, total: int) -> list[Figure]:
+    """Return the AUC, of all wrong ones against the right ones, and how far the first `number`'s mean is from the pass rate.
+
+    The AUC has no bar where there are too few wrong ones to tell.
+    """
+    mean, passed = float(np.mean(scores[:number])), float(np.mean(truth[:number]))
+    wrong = len(truth) - sum(truth)
+    note = f"pass rate {passed:.3f}, mean {mean:.3f}; {wrong} wrong of {total}"
+    few = wrong < FEWEST_WRONG
+    area = Figure(f"{name} AUC", auc(scores, truth), None if few else 0.92, note=note + ": too few to tell" * few)
+    return [area, Figure(f"{name} |mean - pass rate|", abs(mean - passed), 0.1, at_most=True)]
+
+
+def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Random, quick: bool) -> list[Figure]:
     """Measure the judge on what the tiny FLUX and Kontext make, against the scorer's verdicts."""
     from shapeworld import generator, judge_generated
 
@@ -302,29 +329,35 @@ def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Rand
     figures = []
     for steps in dict.fromkeys((2, 4, generator.STEPS)):
         painter = replace(made, steps=steps)
-        pictures = judge_generated.make_pictures(painter, number, rng, held_out=None)
-        truth = [scorer.judge(p.reading, p.scene).strict for p in pictures]
+        pictures, verdicts, total = _draw(
+            lambda n, painter=painter: judge_generated.make_pictures(painter, n, rng, held_out=None),
+            lambda p: (scorer.judge(p.reading, p.scene).strict,),
+            number,
+            number if quick else MOST_PICTURES,
+        )
         text = rubrics["images"]["p_yes"]["text"]
         captions = [world.sample_caption(p.scene, rng) for p in pictures]
         scores = judge.p_yes(
             [((p.pixels,), judge_model.fill(text, c)) for p, c in zip(pictures, captions, strict=True)]
         )
-        mean, passed = float(np.mean(scores)), float(np.mean(truth))
-        note = f"pass rate {passed:.3f}, mean P(yes) {mean:.3f}"
-        figures.append(_auc_figure(f"FLUX, {steps} steps: AUC", scores, truth, note))
-        figures.append(Figure(f"FLUX, {steps} steps: |mean - pass rate|", abs(mean - passed), 0.1, at_most=True))
-        pairs = judge_generated.make_pairs(painter, number, rng, held_out=None)
-        truths = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in pairs]
-        for name, sides in (
-            ("p_followed", [t.followed for t in truths]),
-            ("p_preserved", [t.preserved for t in truths]),
-        ):
+        figures += _generated_figures(f"FLUX, {steps} steps: P(yes)", scores, [v for (v,) in verdicts], number, total)
+
+        def sides(pair: judge_pictures.Pair) -> tuple[bool, bool]:
+            result = judge_pictures.outcome(pair.source, pair.reading, pair.orders[0])
+            return result.followed, result.preserved
+
+        pairs, verdicts, total = _draw(
+            lambda n, painter=painter: judge_generated.make_pairs(painter, n, rng, held_out=None),
+            sides,
+            number,
+            number if quick else MOST_EDITS,
+        )
+        for name, truth in zip(("p_followed", "p_preserved"), zip(*verdicts, strict=True), strict=True):
             scores = _ask_pairs(judge, pairs, rubrics["edited"][name]["text"])
-            mean, passed = float(np.mean(scores)), float(np.mean(sides))
-            note = f"pass rate {passed:.3f}, mean {mean:.3f}"
-            figures.append(_auc_figure(f"Kontext, {steps} steps: {name} AUC", scores, sides, note))
-            gap = abs(mean - passed)
-            figures.append(Figure(f"Kontext, {steps} steps: {name} |mean - pass rate|", gap, 0.1, at_most=True))
+            # Further pairs are there because they are wrong in either respect; where right in this one, they are no sample.
+            kept = [i for i, right in enumerate(truth) if i < number or not right]
+            scores, truth = [scores[i] for i in kept], [truth[i] for i in kept]
+            figures += _generated_figures(f"Kontext, {steps} steps: {name}", scores, truth, number, total)
     return figures
 
 
@@ -347,8 +380,7 @@ def main() -> int:
     figures += bench_ratings(judge, 2 * number, rng)
     figures += bench_edits(judge, 3 * number, rng)
     if arguments.generator:
-        # Most of what the generator makes is right: many pictures are needed to see how wrong ones are judged.
-        figures += bench_generated(judge, arguments.generator, 4 * number, rng)
+        figures += bench_generated(judge, arguments.generator, 4 * number, rng, arguments.quick)
     figures.append(Figure("label mass, mean", float(np.mean(judge.masses)), 0.98))
     figures.append(Figure("label mass, lowest hundredth", float(np.quantile(judge.masses, 0.01)), 0.9))
     slack = QUICK_SLACK if arguments.quick else 0.0

@@ -163,9 +163,10 @@ def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
     return picture.astype(np.float32)
 
 
-def read(picture: Image.Image | np.ndarray) -> Reading:
+def read(picture: Image.Image | np.ndarray, leniency: float = 1.0) -> Reading:
     """Read a picture: a PIL image of any size (resized to 64 px), or uint8 values of shape [64, 64, 3].
 
+    `leniency` scales the tolerances of forms, of colours and of stains: a verdict that changes with it is a near one.
     Raises ValueError for an array of another shape.
     """
     rgb = _pixels(picture)
@@ -178,13 +179,13 @@ def read(picture: Image.Image | np.ndarray) -> Reading:
     base = np.median(rim[nearest == best] if votes[best] else rim, axis=0)
     away = np.sqrt(((rgb - base) ** 2).sum(-1))
     things = []
-    for place in _components(away > _FOREGROUND_DISTANCE):
+    for place in _components(away > _FOREGROUND_DISTANCE * leniency):
         if len(place) >= _SPECK:
-            things.append(_read_thing(rgb, base, place))
+            things.append(_read_thing(rgb, base, place, leniency))
     return Reading(background, tuple(things))
 
 
-def _read_thing(rgb: np.ndarray, base: np.ndarray, place: np.ndarray) -> Found:
+def _read_thing(rgb: np.ndarray, base: np.ndarray, place: np.ndarray, leniency: float) -> Found:
     """Read one object from its pixels `place` [n, (row, column)] on a background of colour `base`."""
     top, left = np.maximum(place.min(0) - 2, 0)
     bottom, right = np.minimum(place.max(0) + 3, SIZE)
@@ -198,7 +199,7 @@ def _read_thing(rgb: np.ndarray, base: np.ndarray, place: np.ndarray) -> Found:
     inside = window[core]
     middle = np.median(inside, axis=0)
     index, distance = _nearest(middle + base, _COLOUR_RGB)
-    colour = _COLOUR_NAMES[int(index)] if distance < _COLOUR_TOLERANCE else None
+    colour = _COLOUR_NAMES[int(index)] if distance < _COLOUR_TOLERANCE * leniency else None
     if colour is not None and (_nearest(inside + base, _COLOUR_RGB)[0] == index).mean() < _EVEN_COLOUR_SHARE:
         colour = None
 
@@ -217,7 +218,7 @@ def _read_thing(rgb: np.ndarray, base: np.ndarray, place: np.ndarray) -> Found:
         return Found(colour, None, x, y, area)
     differ = np.abs(_TEMPLATES[:, v[:, None], u[None, :]] - cover).sum((1, 2)) / area
     best, second = (int(i) for i in np.argsort(differ)[:2])
-    clear = differ[best] <= _SHAPE_TOLERANCE and differ[second] - differ[best] >= _SHAPE_MARGIN
+    clear = differ[best] <= _SHAPE_TOLERANCE * leniency and differ[second] - differ[best] >= _SHAPE_MARGIN
     shape = SHAPES[best] if clear else None
     return Found(colour, shape, x, y, area)
 

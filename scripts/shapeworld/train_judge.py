@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -28,6 +29,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shapeworld import judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld.judge_generated import NearMisses
 from shapeworld.judge_model import BatchedForward
 from shapeworld.judge_pictures import Pair, Picture
 from shapeworld.scorer import Reading
@@ -50,6 +52,10 @@ POLISH_STEPS, POLISH_RATE, POLISH_STAGES, POLISH_PICTURES, POLISH_PAIRS = 1000, 
 POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 3.0, 6
 # Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
 QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
+# And near misses: of so many pictures by the finished generator at these numbers of denoising steps those that are wrong or
+# barely right, and stained ones. In a step so many of these, of stained ones, of the world's own, and edits.
+NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_DRAWN = 600, 0.4, 9000, {3: 6000, 4: 14_000}
+NEAR_PICTURES, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 6, 4, 5, 5
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -59,9 +65,9 @@ MUON_RATE, ADAM_RATE = 4e-3, 2e-3
 # In stages after the first, the vision tower learns more slowly than the rest.
 VISION_SHARE = 0.35
 # The share of a stage at the end over which the learning rate falls to zero. In those between it stays.
-DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0}
+DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0, "near": 1.0}
 # The share of the full rate at which a stage starts, where it is not all of it.
-RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE}
+RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "near": NEAR_RATE}
 SAVE_SECONDS = 90
 
 
@@ -687,6 +693,48 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
         stage.update(step, loss, figures)
 
 
+def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
+    """Go on with what just fails and what just does not: soft stars, faint stains."""
+
+    def make(_: random.Random) -> NearMisses:
+        painter, found = judge_generated.Generator.load(stages / str(NEAR_STAGE)), NearMisses()
+        for steps, number in NEAR_DRAWN.items():
+            rng = random.Random(f"{SEED} near {steps}")
+            judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found)
+        return found
+
+    near = pooled(build / "near.pkl", 1, make, "")[0]
+    print(f"{len(near.wrong)} wrong, {len(near.barely)} barely right, {len(near.clear)} clearly right", flush=True)
+    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
+    clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
+    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
+    pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
+    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+
+    def stained(rng: random.Random) -> Picture:
+        """A stain that the scorer takes for a thing, or, half as often as they come, one that it does not."""
+        while True:
+            picture = rng.choice(clean)
+            pixels = judge_pictures.stained(picture.pixels, rng)
+            picture = Picture(pixels, picture.scene, scorer.read(pixels))
+            if not scorer.judge(picture.reading, picture.scene).strict or rng.random() < 0.5:
+                return picture
+
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("near", NEAR_STEPS, student, build)
+    for step in range(stage.first, NEAR_STEPS):
+        rng = random.Random(f"{SEED} near {step}")
+        table = student.table()
+        batch = rng.choices(pictures, cum_weights=damaged, k=NEAR_OTHERS)
+        batch += [rng.choice(rng.choice((near.wrong, near.barely, near.clear))) for _ in range(NEAR_PICTURES)]
+        batch += [stained(rng) for _ in range(NEAR_STAINED)]
+        loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY)
+        half = NEAR_PAIRS // 2
+        both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=NEAR_PAIRS - half)
+        more, others = pair_step(student, both, rng, rubrics, table, PARAPHRASED)
+        stage.update(step, loss + more, figures | others)
+
+
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -698,7 +746,12 @@ def main() -> None:
         default=Path("build/shapes-flux/stages"),
         help="the generator's directories after so many steps of its training",
     )
-    parser.add_argument("--until", choices=("pictures", *DECAY), default="quality")
+    parser.add_argument(
+        "--until",
+        choices=("pictures", *DECAY),
+        default="near",
+        help="the last stage; any but the default writes no --out",
+    )
     arguments = parser.parse_args()
     build = arguments.build
     torch.set_num_threads(1)
@@ -716,12 +769,14 @@ def main() -> None:
         "generated": lambda: train_generated(student, pictures, pairs, build, arguments.generator_stages),
         "polish": lambda: train_polish(student, pictures, pairs, build, arguments.generator_stages),
         "quality": lambda: train_quality(student, pictures, pairs, build),
+        "near": lambda: train_near(student, pictures, pairs, build, arguments.generator_stages),
     }
     for name, train in stages.items():
         train()
         if name == arguments.until:
             break
-    student.save(arguments.out)
+    if arguments.until == "near":
+        student.save(arguments.out)
 
 
 if __name__ == "__main__":
