@@ -203,9 +203,10 @@ def said_by(checkout, job):
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     """The batch script at work, with less time than it needs: (checkout, job id)."""
-    checkout = Checkout(tmp_path_factory.mktemp("batch") / "darkroom", pace=2.0)
+    checkout = Checkout(tmp_path_factory.mktemp("batch") / "darkroom", pace=3.0)
     write_rows(checkout.folder, "auto")
-    return checkout, submit(checkout, "--gpus=2", "--cpus-per-task=8", "--time=2", "--signal=B:USR1@30")
+    # Longer than a busy machine takes for a start, shorter than the images take.
+    return checkout, submit(checkout, "--gpus=2", "--cpus-per-task=8", "--time=3", "--signal=B:USR1@30")
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +348,7 @@ def running(checkout):
 
 
 def test_the_batch_script_goes_on_over_several_submissions(batch, references):
-    """161 images at two seconds each on two devices are more than one start can make, on any machine."""
+    """161 images at three seconds each on two devices are more than one start can make, on any machine."""
     checkout, job = batch
     # It has been at work since the first test, and may be over by now.
     until(lambda: said_by(checkout, job).count(f"of job {job} on") > 1 or ended(job), "a second start")
