@@ -34,7 +34,7 @@ QUICK_SLACK = 0.03
 # With fewer wrong pictures than this an area under the curve says nothing, and no bar is held against it.
 FEWEST_WRONG = 5
 # Of what the generator makes so many wrong ones are looked for, among at most so many pictures and edits.
-ENOUGH_WRONG, MOST_PICTURES, MOST_EDITS = 20, 20_000, 4000
+ENOUGH_WRONG, MOST_PICTURES, MOST_EDITS = 30, 30_000, 4000
 
 
 @dataclass(frozen=True)

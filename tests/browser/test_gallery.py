@@ -2,12 +2,16 @@
 
 import csv
 import functools
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from conftest import REPOSITORY, environment
 from synthetic import ATTACK, make_gallery, make_set, scroll_through
 
 
@@ -24,6 +28,38 @@ def opened(page, path):
     page.wait_for_selector(".card img[src]")
     page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
     page.wait_for_timeout(400)
+
+
+def move_the_slider(page):
+    """On an edit that is open: the border between source and result follows the slider."""
+    page.wait_for_selector("#before[src]")
+    before = page.evaluate("getComputedStyle(document.getElementById('before')).clipPath")
+    page.keyboard.press("s")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    moved = page.evaluate("getComputedStyle(document.getElementById('before')).clipPath")
+    assert moved != before and page.locator("#slider").input_value() == "52.5"
+
+
+def label_two(page):
+    """Accept the first image in view and reject the second, by keyboard; key -> label."""
+    first = page.evaluate("gallery.value(grid.view[0], 'key')")
+    page.keyboard.press("a")
+    page.keyboard.press("ArrowRight")
+    second = page.evaluate("gallery.value(grid.view[grid.active], 'key')")
+    page.keyboard.press("r")
+    return {first: "accept", second: "reject"}
+
+
+def export_labels(page, folder, expected):
+    """The CSV file that the page exports, which has these labels."""
+    assert page.locator("#labelled").inner_text() == "1 accepted, 1 rejected"
+    with page.expect_download() as download:
+        page.click("#export")
+    path = folder / "labels.csv"
+    download.value.save_as(path)
+    assert {r["key"]: r["label"] for r in csv.DictReader(path.open(newline="", encoding="utf-8"))} == expected
+    return path
 
 
 @pytest.fixture
@@ -72,13 +108,7 @@ def test_the_gallery_of_a_run(shown, page, tmp_path):
     page.locator("#scroller").focus()
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#before[src]")
-    before = page.evaluate("getComputedStyle(document.getElementById('before')).clipPath")
-    page.keyboard.press("s")
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
-    moved = page.evaluate("getComputedStyle(document.getElementById('before')).clipPath")
-    assert moved != before and page.locator("#slider").input_value() == "52.5"
+    move_the_slider(page)
     assert page.locator("#prompt").inner_text() == "change the circle to blue"
     page.keyboard.press("Escape")
 
@@ -86,19 +116,9 @@ def test_the_gallery_of_a_run(shown, page, tmp_path):
     page.select_option("#kind", "images")
     page.locator("#scroller").focus()
     page.keyboard.press("Home")
-    first = page.evaluate("gallery.value(grid.view[0], 'key')")
-    page.keyboard.press("a")
-    page.keyboard.press("ArrowRight")
-    second = page.evaluate("gallery.value(grid.view[grid.active], 'key')")
-    page.keyboard.press("r")
+    labelled = label_two(page)
     opened(page, shown.results / "gallery/index.html")
-    assert page.locator("#labelled").inner_text() == "1 accepted, 1 rejected"
-    with page.expect_download() as download:
-        page.click("#export")
-    path = tmp_path / "labels.csv"
-    download.value.save_as(path)
-    labelled = {row["key"]: row["label"] for row in csv.DictReader(path.open(newline="", encoding="utf-8"))}
-    assert labelled == {first: "accept", second: "reject"}
+    path = export_labels(page, tmp_path, labelled)
 
     # They come back as a column, and nothing that needs a model runs again.
     shown.config["labels"] = str(path)
@@ -107,6 +127,31 @@ def test_the_gallery_of_a_run(shown, page, tmp_path):
     labels = pd.read_parquet(shown.results / "scores.parquet").set_index("key")["label"].dropna().to_dict()
     assert labels == labelled
     assert shown.planned() == {}
+
+
+def test_the_gallery_of_the_demonstration(page, tmp_path):
+    """What `make demo` makes, opened from disk."""
+    demo = tmp_path / "darkroom"
+    shutil.copytree(REPOSITORY, demo, ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
+    command = [sys.executable, "-m", "snakemake", "-j2", "--quiet", "all"]
+    subprocess.run(command, cwd=demo, env=environment(), check=True, stdin=subprocess.DEVNULL, timeout=900)
+    scores = pd.read_parquet(demo / "results/scores.parquet")
+    opened(page, demo / "results/gallery/index.html")
+    assert status(page).startswith(f"{len(scores)} of {len(scores)} images")
+    page.select_option("#kind", "edited")
+    edited = scores[scores["kind"] == "edited"]
+    page.select_option("#sort", "p_followed")
+    page.select_option("#order", "up")
+    order = edited.sort_values("p_followed", kind="stable")["key"].tolist()
+    assert page.evaluate("grid.view.map((entry) => gallery.value(entry, 'key'))") == order
+    page.locator("#scroller").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    move_the_slider(page)
+    page.keyboard.press("Escape")
+    page.locator("#scroller").focus()
+    page.keyboard.press("Home")
+    export_labels(page, tmp_path, label_two(page))
 
 
 def test_a_threshold_rebuilds_the_index_and_leaves_the_pictures(shown):

@@ -163,14 +163,6 @@ def test_the_training_forward_pass_is_the_models_own(processor, model, number):
             assert torch.allclose(states[0] @ table.T, own, atol=2e-5)
 
 
-def test_a_stain_is_a_thing_where_it_is_strong_enough():
-    rng, pixels = random.Random(5), np.asarray(world.render(PAIR))
-    stained = [judge_pictures.stained(pixels, rng) for _ in range(60)]
-    readings = [scorer.read(picture) for picture in stained]
-    assert {scorer.judge(reading, PAIR).strict for reading in readings} == {True, False}
-    assert {len(reading.things) for reading in readings} == {2, 3}
-
-
 def test_a_more_lenient_reading_accepts_more():
     rng = random.Random(6)
     pictures = [judge_pictures.sample_picture(rng, wrong=0, flawed=1, damaged=0) for _ in range(300)]
@@ -187,8 +179,8 @@ def test_rare_wrong_ones_are_looked_for():
     found, verdicts, total = bench_judge._draw(
         lambda n: [next(numbers) for _ in range(n)], lambda n: (n % 50 != 7,), number=40, most=10**6
     )
-    assert found == [*range(40), *range(57, total, 50)] and total == 960
-    assert [v for (v,) in verdicts].count(False) == bench_judge.ENOUGH_WRONG == 20
+    assert found == [*range(40), *range(57, total, 50)] and total == 1480
+    assert [v for (v,) in verdicts].count(False) == bench_judge.ENOUGH_WRONG == 30
     _, verdicts, total = bench_judge._draw(lambda n: [1] * n, lambda _: (True,), number=40, most=100)
     assert total == 100 and verdicts == [(True,)] * 40
 
