@@ -55,9 +55,10 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
-# The embedded models, from fixed seeds; stopped, it goes on where it was (build/). With -j2 on two cores: the judge learns
-# from the generator's pictures only after it can read the world's own.
-train-models: train-generator train-reader
+# The embedded models, from fixed seeds, on two cores: the judge needs the generator's pictures only after it can read the
+# world's own. Stopped, it goes on where it was (build/).
+train-models: $(READY)
+	$(MAKE) -j2 train-generator train-reader
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
 
 train-generator: $(READY)

@@ -67,12 +67,13 @@ def minutes(limit):
     return int(days or 0) * 1440 + sum(n * 60**place for place, n in enumerate(reversed(parts))) / 60
 
 
-def until(condition, what, process=None):
-    """The first true value of condition(), within PATIENCE."""
+def until(condition, what, process=None, job=None):
+    """The first true value of condition(), within PATIENCE, and while the process or the job goes on."""
     end = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < end, f"{what}: not in {PATIENCE} s"
         assert process is None or process.poll() is None, f"{what}: snakemake ended before"
+        assert job is None or not ended(job), f"{what}: the job ended before"
         time.sleep(0.3)
     return value
 
@@ -166,12 +167,16 @@ def running_cluster():
     stop = threading.Event()
 
     def release():
-        """Slurm lets a job that is put back wait for two minutes."""
+        """Slurm lets a job that is put back wait for two minutes. Some seconds it needs: before, the node still refuses it."""
+        waiting = Counter()
         while not stop.wait(2):
             with contextlib.suppress(subprocess.SubprocessError):
-                for line in slurm("squeue", "-h", "-t", "PD", "-o", "%A %r").splitlines():
-                    if line.endswith("BeginTime"):
-                        slurm("scontrol", "update", f"jobid={line.split()[0]}", "StartTime=now")
+                lines = slurm("squeue", "-h", "-t", "PD", "-o", "%A %r").splitlines()
+                held = {line.split()[0] for line in lines if line.endswith("BeginTime")}
+                waiting = Counter({job: waiting[job] + 1 for job in held})
+                for job in held:
+                    if waiting[job] > 3:
+                        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     thread = threading.Thread(target=release)
     thread.start()
@@ -340,7 +345,7 @@ def state(job):
 
 
 def ended(job):
-    return state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+    return state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
 
 
 def running(checkout):
@@ -371,7 +376,7 @@ def test_the_batch_script_does_not_go_on_for_nothing(tmp_path, batch):
     write_rows(stuck.folder, "auto")
     jobs = {checkout: submit(checkout, "--gpus=1", "--cpus-per-task=4", "--time=20") for checkout in (failing, stuck)}
     for start in (1, 2):
-        until(lambda: stuck.job_logs(), "a job that loads its model")
+        until(lambda: stuck.job_logs(), "a job that loads its model", job=jobs[stuck])
         slurm("scancel", "--batch", "--signal=USR1", jobs[stuck])
         until(lambda n=start: said_by(stuck, jobs[stuck]).count("back into the queue") == n, "its return to the queue")
         shutil.rmtree(stuck.results / "logs")
