@@ -131,6 +131,21 @@ def render_flawed(scene: Scene, rng: random.Random) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
+def stained(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Return a picture, uint8 [64, 64, 3], with a soft stain of any colour, often at its rim: faint, or a thing too many."""
+    side = SIZE * _SUPERSAMPLING
+    mask = Image.new("L", (side, side))
+    x, y = (rng.choice((rng.uniform(0, SIZE), rng.choice((0, 1, 2, SIZE - 2, SIZE - 1, SIZE)))) for _ in range(2))
+    wide, tall = rng.uniform(1.5, 5), rng.uniform(1.5, 5)
+    box = [v * _SUPERSAMPLING for v in (x - wide, y - tall, x + wide, y + tall)]
+    ImageDraw.Draw(mask).ellipse(box, fill=round(255 * rng.uniform(0.1, 0.7)))
+    soft = ImageFilter.GaussianBlur(rng.uniform(0.5, 2.5))
+    mask = mask.resize((SIZE, SIZE), Image.Resampling.BOX).filter(soft)
+    image = Image.fromarray(pixels)
+    image.paste(rng.choice([*COLOURS.values(), *BACKGROUNDS.values()]), (0, 0), mask)
+    return np.asarray(image)
+
+
 # --------------------------------------------------------------------------------------------- wrong contents
 
 

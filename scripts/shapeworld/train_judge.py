@@ -53,9 +53,9 @@ POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 
 # Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
 QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
 # And near misses: of so many pictures by the finished generator at these numbers of denoising steps those that are wrong or
-# barely right, and some others. In a step so many of these, of the world's own, and edits.
-NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_DRAWN = 700, 0.4, 9000, {3: 8000, 4: 24_000}
-NEAR_PICTURES, NEAR_OTHERS, NEAR_PAIRS = 10, 5, 5
+# barely right, and stained ones. In a step so many of these, of stained ones, of the world's own, and edits.
+NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_DRAWN = 600, 0.4, 9000, {3: 8400, 4: 17_600}
+NEAR_PICTURES, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 6, 4, 5, 5
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -705,10 +705,21 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
 
     near = pooled(build / "near.pkl", 1, make, "")[0]
     print(f"{len(near.wrong)} wrong, {len(near.barely)} barely right, {len(near.clear)} clearly right", flush=True)
-    _, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
+    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
+    clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
     outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
     pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
     damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+
+    def stained(rng: random.Random) -> Picture:
+        """A stain that the scorer takes for a thing, or, half as often as they come, one that it does not."""
+        while True:
+            picture = rng.choice(clean)
+            pixels = judge_pictures.stained(picture.pixels, rng)
+            picture = Picture(pixels, picture.scene, scorer.read(pixels))
+            if not scorer.judge(picture.reading, picture.scene).strict or rng.random() < 0.5:
+                return picture
+
     rubrics = judge_model.load_rubrics()
     stage = Stage("near", NEAR_STEPS, student, build)
     for step in range(stage.first, NEAR_STEPS):
@@ -716,6 +727,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
         table = student.table()
         batch = rng.choices(pictures, cum_weights=damaged, k=NEAR_OTHERS)
         batch += [rng.choice(rng.choice((near.wrong, near.barely, near.clear))) for _ in range(NEAR_PICTURES)]
+        batch += [stained(rng) for _ in range(NEAR_STAINED)]
         loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY)
         half = NEAR_PAIRS // 2
         both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=NEAR_PAIRS - half)

@@ -163,6 +163,14 @@ def test_the_training_forward_pass_is_the_models_own(processor, model, number):
             assert torch.allclose(states[0] @ table.T, own, atol=2e-5)
 
 
+def test_a_stain_is_a_thing_where_it_is_strong_enough():
+    rng, pixels = random.Random(5), np.asarray(world.render(PAIR))
+    stained = [judge_pictures.stained(pixels, rng) for _ in range(60)]
+    readings = [scorer.read(picture) for picture in stained]
+    assert {scorer.judge(reading, PAIR).strict for reading in readings} == {True, False}
+    assert {len(reading.things) for reading in readings} == {2, 3}
+
+
 def test_a_more_lenient_reading_accepts_more():
     rng = random.Random(6)
     pictures = [judge_pictures.sample_picture(rng, wrong=0, flawed=1, damaged=0) for _ in range(300)]
