@@ -631,6 +631,12 @@ def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair]
         stage.update(step, loss + more, figures | others)
 
 
+def weigh_pairs(pairs: list[Pair]) -> list[int]:
+    """Return cumulative weights for `random.choices`, by which edits that went wrong come more often."""
+    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in pairs]
+    return np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
+
+
 def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with what was weak, at a lower rate."""
 
@@ -642,9 +648,8 @@ def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], b
     early_pictures, early_pairs = pooled(build / "made.pkl", 1, make, "")[0]
     made_pictures, made_pairs = made_pictures + early_pictures, made_pairs + early_pairs
     right = [scorer.judge(p.reading, p.scene).strict for p in made_pictures]
-    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
     weights = np.cumsum([1 if r else POLISH_WRONG for r in right]).tolist()
-    pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
+    pair_weights = weigh_pairs(made_pairs)
     damaged = np.cumsum([2 if p.degradation else 1 for p in pictures]).tolist()
     rubrics = judge_model.load_rubrics()
     stage = Stage("polish", POLISH_STEPS, student, build)
@@ -707,8 +712,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
     print(f"{len(near.wrong)} wrong, {len(near.barely)} barely right, {len(near.clear)} clearly right", flush=True)
     made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
     clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
-    outcomes = [judge_pictures.outcome(p.source, p.reading, p.orders[0]) for p in made_pairs]
-    pair_weights = np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
+    pair_weights = weigh_pairs(made_pairs)
     damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
 
     def stained(rng: random.Random) -> Picture:
