@@ -605,16 +605,32 @@ def train_edits(student: Student, pictures: list[Picture], pairs: list[Pair], bu
         stage.update(step, loss + more, figures | others)
 
 
-def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
-    """Go on with pictures that the generator made among the world's own, while the learning rate falls to
-    zero.
-    """
+def made_early(build: Path, stages: Path) -> tuple[list[Picture], list[Pair]]:
+    """Return what the young generator made, kept in `build`."""
 
     def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
         directories = [stages / str(step) for step in GENERATOR_STAGES]
         return judge_generated.make_all(directories, DENOISING_STEPS, MADE_PICTURES, MADE_PAIRS, f"{SEED} made")
 
-    made_pictures, made_pairs = pooled(build / "made.pkl", 1, make, "")[0]
+    return pooled(build / "made.pkl", 1, make, "")[0]
+
+
+def made_late(build: Path, stages: Path) -> tuple[list[Picture], list[Pair]]:
+    """Return what the nearly finished generator made, kept in `build`."""
+
+    def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
+        directories = [stages / str(step) for step in POLISH_STAGES]
+        return judge_generated.make_all(directories, DENOISING_STEPS, POLISH_PICTURES, POLISH_PAIRS, f"{SEED} polish")
+
+    return pooled(build / "made-late.pkl", 1, make, "")[0]
+
+
+def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
+    """Go on with pictures that the generator made among the world's own, while the learning rate falls to
+    zero.
+    """
+
+    made_pictures, made_pairs = made_early(build, stages)
     right = float(np.mean([scorer.judge(p.reading, p.scene).strict for p in made_pictures]))
     print(f"made {len(made_pictures)} pictures, {right:.0%} right, and {len(made_pairs)} edits", flush=True)
     rubrics = judge_model.load_rubrics()
@@ -640,12 +656,8 @@ def weigh_pairs(pairs: list[Pair]) -> list[int]:
 def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with what was weak, at a lower rate."""
 
-    def make(_: random.Random) -> tuple[list[Picture], list[Pair]]:
-        directories = [stages / str(step) for step in POLISH_STAGES]
-        return judge_generated.make_all(directories, DENOISING_STEPS, POLISH_PICTURES, POLISH_PAIRS, f"{SEED} polish")
-
-    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
-    early_pictures, early_pairs = pooled(build / "made.pkl", 1, make, "")[0]
+    made_pictures, made_pairs = made_late(build, stages)
+    early_pictures, early_pairs = made_early(build, stages)
     made_pictures, made_pairs = made_pictures + early_pictures, made_pairs + early_pairs
     right = [scorer.judge(p.reading, p.scene).strict for p in made_pictures]
     weights = np.cumsum([1 if r else POLISH_WRONG for r in right]).tolist()
@@ -710,7 +722,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
 
     near = pooled(build / "near.pkl", 1, make, "")[0]
     print(f"{len(near.wrong)} wrong, {len(near.barely)} barely right, {len(near.clear)} clearly right", flush=True)
-    made_pictures, made_pairs = pooled(build / "made-late.pkl", 1, make, "")[0]
+    made_pictures, made_pairs = made_late(build, stages)
     clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
     pair_weights = weigh_pairs(made_pairs)
     damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
