@@ -60,6 +60,7 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 train-models: $(READY)
 	$(MAKE) -j2 train-generator train-reader
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+	for model in shapes-flux shapes-judge; do (cd resources/models/$$model && git ls-files | grep -vE "README.md|SHA256SUMS" | xargs sha256sum > SHA256SUMS) || exit; done
 
 train-generator: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux

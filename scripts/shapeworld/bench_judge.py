@@ -173,6 +173,13 @@ def caption_cases(number: int, rng: random.Random) -> dict[str, list[tuple[np.nd
             if wrong is None or scorer.score(picture, wrong).strict:
                 continue
             cases[kind].append((picture, world.sample_caption(scene, rng), world.sample_caption(wrong, rng)))
+    # Most wrong relations are opposites; a judge that takes left for below fails on these alone.
+    cases["relation, other axis"] = []
+    for _ in range(number):
+        scene = held_out_scene(rng, "relation")
+        wrong = judge_questions.across(scene, rng)
+        captions = world.sample_caption(scene, rng), world.sample_caption(wrong, rng)
+        cases["relation, other axis"].append((np.asarray(world.render(scene)), *captions))
     return cases
 
 

@@ -195,6 +195,12 @@ def mirrored(scene: Scene) -> Scene:
     return replace(scene, things=scene.things[::-1], relation=OPPOSITE[scene.relation or ""])
 
 
+def across(scene: Scene, rng: random.Random) -> Scene:
+    """Say of a pair that its things lie along the other axis: "a left of b" as "a above b" or "a below b"."""
+    own = (scene.relation, OPPOSITE[scene.relation or ""])
+    return replace(scene, relation=rng.choice([r for r in RELATIONS if r not in own]))
+
+
 def spoil(scene: Scene, kind: str, rng: random.Random) -> Scene | None:
     """Return the caption scene with one error of a kind in it, or None where the kind does not apply.
 
@@ -265,14 +271,15 @@ def spoiled(scene: Scene, rng: random.Random, kinds: tuple[str, ...] = KINDS_OF_
 
 
 def caption_set(
-    picture: Picture, number: int, rng: random.Random, own: int = 0, relations: float = 0.15
+    picture: Picture, number: int, rng: random.Random, own: int = 0, relations: float = 0.15, crossed: float = 0.0
 ) -> list[tuple[Scene, bool]]:
     """Return `number` caption scenes for a picture with the scorer's verdicts, none of them held out of
     training.
 
     Pairs get a contrast set: the caption, its mirror image, and two that use the same words to say something
-    false, so that only word order tells them apart; in a share `relations` of the sets one names any wrong relation. `own`
-    times the picture's own prompt comes first.
+    false, so that only word order tells them apart; in a share `relations` of the sets one names any wrong relation, and
+    in a share `crossed` one names a relation along the other axis: opposites alone would teach that left is as good as
+    below. `own` times the picture's own prompt comes first.
     """
     truth = shown(picture.reading)
     anchor = truth or picture.scene
@@ -284,6 +291,8 @@ def caption_set(
         other = spoil(anchor, "swapped", rng) if luck < 0.3 else None
         if luck > 1 - relations:
             other = spoil(anchor, "relation", rng)
+        if crossed and rng.random() < crossed:
+            other = across(anchor, rng)
         if other is not None:
             scenes[rng.choice((2, 3))] = mirrored(other) if rng.random() < 0.5 else other
     elif truth is None:

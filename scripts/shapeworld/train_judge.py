@@ -47,15 +47,18 @@ GENERATED_STEPS, GENERATED_PICTURES, GENERATED_PAIRS = 2000, 10, 8
 GENERATOR_STAGES, DENOISING_STEPS = (1600, 2400, 3200), (2, 4, 12)
 MADE_PICTURES, MADE_PAIRS = 220, 140
 # And a last one, at a lower rate, on what was weak: pictures by the nearly finished generator, of which the few wrong ones
-# come more often; damaged pictures, whose quality weighs more; wrong relations of all kinds; more paraphrases.
+# come more often; damaged pictures, whose quality weighs more; wrong relations of all kinds, those along the other axis
+# above all; more paraphrases.
 POLISH_STEPS, POLISH_RATE, POLISH_STAGES, POLISH_PICTURES, POLISH_PAIRS = 1000, 0.4, (4000, 9000), 400, 300
-POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 3.0, 6
+POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY, POLISH_WRONG = 0.55, 0.5, 0.4, 3.0, 6
 # Last of all, the quality of damaged pictures, at a low rate, with some of all else so that nothing is forgotten.
 QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 450, 0.3, 20, 6, 4.0
 # And near misses: of so many pictures by the finished generator at these numbers of denoising steps those that are wrong or
-# barely right, and stained ones. In a step so many of these, of stained ones, of the world's own, and edits.
-NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_DRAWN = 600, 0.4, 9000, {3: 8400, 4: 17_600}
-NEAR_PICTURES, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 6, 4, 5, 5
+# barely right, the same decoded again so many times, and stained ones. In a step so many of the first, of the second, of
+# stained ones, of the world's own, and edits.
+NEAR_STEPS, NEAR_RATE, NEAR_STAGE = 900, 0.4, 9000
+NEAR_DRAWN, NEAR_AGAIN = {3: 8400, 4: 17_600, 6: 12_000, 12: 9000}, 3
+NEAR_PICTURES, NEAR_DECODED, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 5, 5, 2, 5, 5
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -466,17 +469,18 @@ def picture_step(
     table: torch.Tensor,
     other: float,
     relations: float = 0.15,
+    crossed: float = 0.0,
     quality: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the loss of one step's questions on single pictures.
 
-    `relations`: see `judge_questions.caption_set`; `quality`: the weight of the rating of visual quality.
+    `relations`, `crossed`: see `judge_questions.caption_set`; `quality`: the weight of the rating of visual quality.
     """
     rows = []
     for picture in pictures:
         row = []
         own = 2 if picture.quality is None else 0  # made by the generator: mostly ask for what it was asked for
-        asked = judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own, relations)
+        asked = judge_questions.caption_set(picture, QUESTIONS["captions"], rng, own, relations, crossed)
         for scene, right in asked + judge_questions.background_set(picture, rng):
             row.append(judge_questions.caption_question(picture, scene, right, rng, other, rubrics))
         row += judge_questions.practice(picture, QUESTIONS["practice"], rng)
@@ -672,7 +676,7 @@ def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], b
         batch = rng.choices(pictures, cum_weights=damaged, k=half)
         batch += rng.choices(made_pictures, cum_weights=weights, k=half)
         loss, figures = picture_step(
-            student, batch, rng, rubrics, table, POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY
+            student, batch, rng, rubrics, table, POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
         )
         half = GENERATED_PAIRS // 2
         both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=half)
@@ -691,7 +695,9 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
         batch = rng.choices(pictures, cum_weights=damaged, k=QUALITY_PICTURES)
         rows = []
         for picture in batch:
-            asked = judge_questions.caption_set(picture, 2, rng, relations=POLISH_RELATIONS)
+            # The first captions of a set are the true ones, so two of four.
+            asked = judge_questions.caption_set(picture, 4, rng, 0, POLISH_RELATIONS, POLISH_CROSSED)
+            asked = rng.sample(asked, 2)
             row = [judge_questions.caption_question(picture, s, r, rng, PARAPHRASED, rubrics) for s, r in asked]
             scenes = [picture.scene, judge_questions.spoiled(picture.scene, rng)]
             row += [
@@ -712,16 +718,26 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
 
 def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with what just fails and what just does not: soft stars, faint stains."""
+    painter = judge_generated.Generator.load(stages / str(NEAR_STAGE))
 
-    def make(_: random.Random) -> NearMisses:
-        painter, found = judge_generated.Generator.load(stages / str(NEAR_STAGE)), NearMisses()
+    def draw(_: random.Random) -> NearMisses:
+        found = NearMisses()
         for steps, number in NEAR_DRAWN.items():
             rng = random.Random(f"{SEED} near {steps}")
             judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found)
         return found
 
-    near = pooled(build / "near.pkl", 1, make, "")[0]
-    print(f"{len(near.wrong)} wrong, {len(near.barely)} barely right, {len(near.clear)} clearly right", flush=True)
+    def decode(rng: random.Random) -> NearMisses:
+        found = NearMisses()
+        judge_generated.decode_again(painter, near, NEAR_AGAIN, rng, found)
+        return found
+
+    near = pooled(build / "near.pkl", 1, draw, "")[0]
+    decoded = pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
+    for found in (near, decoded):
+        print(
+            f"{len(found.wrong)} wrong, {len(found.barely)} barely right, {len(found.clear)} clearly right", flush=True
+        )
     made_pictures, made_pairs = made_late(build, stages)
     clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
     pair_weights = weigh_pairs(made_pairs)
@@ -742,12 +758,15 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
         rng = random.Random(f"{SEED} near {step}")
         table = student.table()
         batch = rng.choices(pictures, cum_weights=damaged, k=NEAR_OTHERS)
-        batch += [rng.choice(rng.choice((near.wrong, near.barely, near.clear))) for _ in range(NEAR_PICTURES)]
+        for found, number in ((near, NEAR_PICTURES), (decoded, NEAR_DECODED)):
+            batch += [rng.choice(rng.choice((found.wrong, found.barely, found.clear))) for _ in range(number)]
         batch += [stained(rng) for _ in range(NEAR_STAINED)]
-        loss, figures = picture_step(student, batch, rng, rubrics, table, PARAPHRASED, POLISH_RELATIONS, POLISH_QUALITY)
+        loss, figures = picture_step(
+            student, batch, rng, rubrics, table, POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
+        )
         half = NEAR_PAIRS // 2
         both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=NEAR_PAIRS - half)
-        more, others = pair_step(student, both, rng, rubrics, table, PARAPHRASED)
+        more, others = pair_step(student, both, rng, rubrics, table, POLISH_PARAPHRASED)
         stage.update(step, loss + more, figures | others)
 
 

@@ -1,5 +1,6 @@
 """What the documents say of files, columns and keys is so, and the configurations they show pass the check."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -62,3 +63,13 @@ def test_links_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+@pytest.mark.parametrize(("name", "most"), [("shapes-flux", 12_000_000), ("shapes-judge", 16_000_000)])
+def test_an_embedded_model_is_whole_and_small(name, most):
+    folder = REPOSITORY / "resources/models" / name
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    sums = dict(line.split("  ")[::-1] for line in files.pop("SHA256SUMS").decode().splitlines())
+    assert sum(map(len, files.values())) < most
+    assert files.pop("README.md")
+    assert sums == {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}

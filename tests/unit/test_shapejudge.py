@@ -13,11 +13,12 @@ import transformers
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from shapeworld import bench_judge, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld import bench_judge, judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
 from shapeworld.judge_pictures import Order, outcome
 from shapeworld.world import Scene, Thing
 
 MODEL = ROOT / "resources" / "models" / "shapes-judge"
+GENERATOR = ROOT / "resources" / "models" / "shapes-flux"
 PAIR = Scene("relation", "white", (Thing("red", "circle", 16, 32, 11), Thing("blue", "square", 48, 32, 11)), "left of")
 
 
@@ -98,6 +99,39 @@ def test_captions_asked_in_training_are_not_held_out():
         for scene, right in judge_questions.caption_set(picture, 6, rng):
             assert not world.held_out(scene)
             assert right is scorer.judge(picture.reading, scene).strict
+
+
+def test_a_relation_along_the_other_axis_is_false_and_asked_for():
+    rng, asked = random.Random(4), 0
+    for _ in range(30):
+        scene = world.sample_where(lambda: world.sample_scene(rng, "relation"), False)
+        true = {scene.relation, world.OPPOSITE[scene.relation]}
+        pixels = np.asarray(world.render(scene))
+        wrong = judge_questions.across(scene, rng)
+        assert wrong.relation not in true
+        assert not scorer.score(pixels, wrong).strict
+        picture = judge_pictures.Picture(pixels, scene, scorer.read(pixels))
+        scenes = [s for s, _ in judge_questions.caption_set(picture, 4, rng, relations=0.0, crossed=1.0)]
+        asked += any(s.kind == "relation" and s.relation not in true for s in scenes)
+    assert asked > 20  # all but those that are held out of training
+
+
+def test_pictures_decoded_again_are_sorted_by_what_the_scorer_reads():
+    painter = judge_generated.Generator.load(GENERATOR)
+    soft, near = random.Random(5), judge_generated.NearMisses()
+    while len(near.barely) < 12:
+        scene = world.sample_scene(soft, "one", background="yellow")
+        pixels = np.asarray(world.render(scene))
+        near.barely.append(judge_pictures.Picture(pixels, scene, scorer.read(pixels)))
+    found, again = judge_generated.NearMisses(), judge_generated.NearMisses()
+    for some in (found, again):
+        judge_generated.decode_again(painter, near, 2, random.Random(6), some)
+    everything = found.wrong + found.barely + found.clear
+    assert len(everything) == 24
+    assert len({p.pixels.tobytes() for p in everything}) == 24  # noise of its own each time
+    assert not any(scorer.score(p.pixels, p.scene).strict for p in found.wrong)
+    assert all(scorer.score(p.pixels, p.scene).strict for p in found.barely + found.clear)
+    assert [p.pixels.tolist() for p in found.clear] == [p.pixels.tolist() for p in again.clear]
 
 
 @pytest.mark.parametrize("kind", judge_questions.KINDS_OF_ERROR)
