@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shapeworld import judge_model, judge_pictures, judge_questions, scorer, world
 
 BATCH = 48
-# How much lower a figure of the small sample may be.
+# How much lower a figure of the small sample may be; or twice its standard error, where that is known and more.
 QUICK_SLACK = 0.03
 # With fewer wrong pictures than this an area under the curve says nothing, and no bar is held against it.
 FEWEST_WRONG = 5
@@ -40,7 +40,7 @@ ENOUGH_WRONG, MOST_PICTURES, MOST_EDITS = 30, 30_000, 4000
 @dataclass(frozen=True)
 class Figure:
     """One line of the table. `bar` is the least (or with `at_most` the greatest) value to pass, None to only
-    report.
+    report. `error`: the standard error of a value at the bar, 0 where it is not known.
     """
 
     name: str
@@ -48,11 +48,13 @@ class Figure:
     bar: float | None = None
     at_most: bool = False
     note: str = ""
+    error: float = 0.0
 
     def passes(self, slack: float) -> bool:
-        """Say whether the bar is met, give or take `slack`."""
+        """Say whether the bar is met, give or take `slack` if any, or twice the standard error."""
         if self.bar is None:
             return True
+        slack = max(slack, 2 * self.error) if slack else 0.0
         return self.value <= self.bar + slack if self.at_most else self.value >= self.bar - slack
 
 
@@ -74,6 +76,17 @@ def auc(scores: list[float], truth: list[bool]) -> float:
     place = ranks(np.array(scores))
     count = right.sum()
     return float((place[right].sum() - count * (count + 1) / 2) / (count * (~right).sum()))
+
+
+def auc_error(area: float, right: int, wrong: int) -> float:
+    """Return the standard error of an area under the curve from so many true and false cases with exponential scores.
+
+    Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC) curve", Radiology
+    143 (1982), equation 1.
+    """
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (right - 1) * (one - area**2) + (wrong - 1) * (two - area**2)
+    return (spread / (right * wrong)) ** 0.5
 
 
 def spearman(a: list[float], b: list[float]) -> float:
@@ -322,8 +335,11 @@ def _generated_figures(name: str, scores: list[float], truth: list[bool], number
     mean, passed = float(np.mean(scores[:number])), float(np.mean(truth[:number]))
     wrong = len(truth) - sum(truth)
     note = f"pass rate {passed:.3f}, mean {mean:.3f}; {wrong} wrong of {total}"
-    few = wrong < FEWEST_WRONG
-    area = Figure(f"{name} AUC", auc(scores, truth), None if few else 0.92, note=note + ": too few to tell" * few)
+    if wrong < FEWEST_WRONG:
+        area = Figure(f"{name} AUC", auc(scores, truth), note=f"{note}: too few to tell")
+    else:
+        error = auc_error(0.92, sum(truth), wrong)
+        area = Figure(f"{name} AUC", auc(scores, truth), 0.92, note=note, error=error)
     return [area, Figure(f"{name} |mean - pass rate|", abs(mean - passed), 0.1, at_most=True)]
 
 

@@ -125,7 +125,7 @@ UNSEEN = {
 }
 
 
-# Wordings of the last stage alone: ones that take the same turn in both kinds of question on edits.
+# Wordings of later stages alone: ones that take the same turn in both kinds of question on edits.
 _FURTHER = {
     "p_followed": (
         "Somebody wanted {q}. Does the second image follow the instruction",
@@ -143,12 +143,54 @@ _FURTHER = {
     ),
 }
 
+# And of the last stage alone: any of these beginnings with any of the ends, which alone say what is asked.
+_LEADS = (
+    "Someone ordered this change: {q}. ",
+    "The user wanted {q}. ",
+    "Task for the editor: {q}. ",
+    "An editor was told {q}. ",
+    "We wanted the following: {q}. ",
+    "We gave this order: {q}. ",
+    "What was asked for is {q}. ",
+    "The edit was {q}. ",
+    "Compare both images. The wish was {q}. ",
+    "{q} was the task. ",
+)
+_ENDS = {
+    "p_followed": (
+        "Was it done",
+        "Was the order obeyed",
+        "Was that carried out",
+        "Does the result do so",
+        "Does the result do what was asked",
+        "Does the outcome follow the wish",
+        "Does the new image follow it",
+        "Is the result right in this",
+        "Has the editor done it",
+        "Did it happen in the second image",
+    ),
+    "p_preserved": (
+        "Was the rest kept",
+        "Was all else left alone",
+        "Was nothing more changed",
+        "Does the result keep the rest",
+        "Does the result leave all else as it was",
+        "Does the outcome agree with the first image in all else",
+        "Does the new image keep everything else",
+        "Is the rest of the result the same",
+        "Has the editor spared all else",
+        "Did everything else stay in the second image",
+    ),
+}
 
-def paraphrase(name: str, prompt: str, rng: random.Random, further: bool = False) -> str:
+
+def paraphrase(name: str, prompt: str, rng: random.Random, further: bool = False, composed: bool = False) -> str:
     """Return a yes/no question of the kind `name` ("p_yes", "p_followed", "p_preserved") in one of many
-    wordings; `further`: half of the time in one of the last stage's.
+    wordings; `further`: half of the time in one of the later stages'; `composed`: half of the time in two parts.
     """
     quoted = f'"{prompt}"' if rng.random() < 0.6 else prompt
+    if composed and name in _ENDS and rng.random() < 0.5:
+        return rng.choice(_LEADS).format(q=quoted) + rng.choice(_ENDS[name]) + rng.choice(_ENDINGS)
     if further and name in _FURTHER and rng.random() < 0.5:
         return rng.choice(_FURTHER[name]).format(q=quoted) + rng.choice(_ENDINGS)
     return rng.choice(_OPENINGS) + rng.choice(_BODIES[name]).format(q=quoted) + rng.choice(_ENDINGS)
@@ -157,10 +199,11 @@ def paraphrase(name: str, prompt: str, rng: random.Random, further: bool = False
 def ask_yes_no(part: str, name: str, prompt: str, rng: random.Random, other: float, rubrics: dict) -> str:
     """Return the rubric's question about `prompt`, or with probability `other` a paraphrase.
 
-    Where more than half are paraphrases, as in the last stage, also in its further wordings.
+    Where more than half are paraphrases, as in later stages, also in their further wordings; where it is more than 0.6, as
+    in the last, also in composed ones.
     """
     if rng.random() < other:
-        return paraphrase(name, prompt, rng, further=other > 0.5)
+        return paraphrase(name, prompt, rng, further=other > 0.5, composed=other > 0.6)
     if rng.random() < 0.06:
         prompt = f'"{prompt}"'
     return judge_model.fill(rubrics[part][name]["text"], prompt)

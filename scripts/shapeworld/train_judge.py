@@ -56,7 +56,7 @@ QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 4
 # And near misses: of so many pictures by the finished generator at these numbers of denoising steps those that are wrong or
 # barely right, the same decoded again so many times, and stained ones. In a step so many of the first, of the second, of
 # stained ones, of the world's own, and edits.
-NEAR_STEPS, NEAR_RATE, NEAR_STAGE = 900, 0.4, 9000
+NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_PARAPHRASED = 900, 0.4, 9000, 0.65
 NEAR_DRAWN, NEAR_AGAIN = {3: 8400, 4: 17_600, 6: 12_000, 12: 9000}, 3
 NEAR_PICTURES, NEAR_DECODED, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 5, 5, 2, 5, 5
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
@@ -762,11 +762,11 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
             batch += [rng.choice(rng.choice((found.wrong, found.barely, found.clear))) for _ in range(number)]
         batch += [stained(rng) for _ in range(NEAR_STAINED)]
         loss, figures = picture_step(
-            student, batch, rng, rubrics, table, POLISH_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
+            student, batch, rng, rubrics, table, NEAR_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
         )
         half = NEAR_PAIRS // 2
         both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=NEAR_PAIRS - half)
-        more, others = pair_step(student, both, rng, rubrics, table, POLISH_PARAPHRASED)
+        more, others = pair_step(student, both, rng, rubrics, table, NEAR_PARAPHRASED)
         stage.update(step, loss + more, figures | others)
 
 

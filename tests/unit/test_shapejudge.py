@@ -231,6 +231,13 @@ def test_statistics():
     assert bench_judge.auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == 0.75
     assert bench_judge.auc([1, 1], [False, True]) == 0.5
     assert np.isnan(bench_judge.auc([1, 1], [True, True]))
+    # As two thousand draws of exponential scores spread, whose area is 0.92; next to nothing with many cases.
+    rng, truth = np.random.default_rng(1), [True] * 109 + [False] * 11
+    draws = [bench_judge.auc([*rng.exponential(11.5, 109), *rng.exponential(1, 11)], truth) for _ in range(2000)]
+    assert bench_judge.auc_error(0.92, 109, 11) == pytest.approx(np.std(draws), rel=0.15)
+    assert bench_judge.auc_error(0.92, 10_000, 10_000) < 0.003
+    small = bench_judge.Figure("a", 0.87, 0.92, error=0.029)
+    assert small.passes(0.03) and not small.passes(0.0)
     assert bench_judge.spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
     assert bench_judge.ranks(np.array([3, 1, 1])).tolist() == [3, 1.5, 1.5]
 
