@@ -94,6 +94,10 @@ class NearMisses:
     barely: list[Picture] = field(default_factory=list)
     clear: list[Picture] = field(default_factory=list)
 
+    def sample(self, number: int, rng: random.Random) -> list[Picture]:
+        """Draw `number` pictures, each of any of the three sorts alike."""
+        return [rng.choice(rng.choice((self.wrong, self.barely, self.clear))) for _ in range(number)]
+
 
 def delicate(scene: world.Scene) -> bool:
     """Say whether a scene is of the kinds that the finished generator gets wrong now and then.

@@ -59,6 +59,8 @@ QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 4
 NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_PARAPHRASED = 900, 0.4, 9000, 0.65
 NEAR_DRAWN, NEAR_AGAIN = {3: 8400, 4: 17_600, 6: 12_000, 12: 9000}, 3
 NEAR_PICTURES, NEAR_DECODED, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 5, 5, 2, 5, 5
+# At the very end ratings of damaged pictures again, with near misses of both sorts and, every third step, edits.
+FINISH_STEPS, FINISH_RATE, FINISH_NEAR = 600, 0.3, 3
 QUESTIONS = {"captions": 5, "practice": 2, "orders": 5}
 # The share of questions in other words than the rubrics', and before this step of the language stage.
 PARAPHRASED, PARAPHRASED_EARLY, PARAPHRASED_FROM = 0.4, 0.1, 900
@@ -68,9 +70,18 @@ MUON_RATE, ADAM_RATE = 4e-3, 2e-3
 # In stages after the first, the vision tower learns more slowly than the rest.
 VISION_SHARE = 0.35
 # The share of a stage at the end over which the learning rate falls to zero. In those between it stays.
-DECAY = {"vision": 0.4, "language": 0.0, "edits": 0.0, "generated": 1.0, "polish": 1.0, "quality": 1.0, "near": 1.0}
+DECAY = {
+    "vision": 0.4,
+    "language": 0.0,
+    "edits": 0.0,
+    "generated": 1.0,
+    "polish": 1.0,
+    "quality": 1.0,
+    "near": 1.0,
+    "finish": 1.0,
+}
 # The share of the full rate at which a stage starts, where it is not all of it.
-RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "near": NEAR_RATE}
+RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "near": NEAR_RATE, "finish": FINISH_RATE}
 SAVE_SECONDS = 90
 
 
@@ -233,7 +244,8 @@ def heads_loss(heads: Heads, tokens: torch.Tensor, pictures: list[Picture]) -> t
     for name, head in heads.pictures.items():
         target = torch.tensor([t[name] for t in whole])
         logits = head(middle)
-        total = total + 0.5 * F.cross_entropy(logits, target, ignore_index=IGNORE)
+        if (target != IGNORE).any():  # the mean of nothing is not a number
+            total = total + 0.5 * F.cross_entropy(logits, target, ignore_index=IGNORE)
         seen[name] = float((logits.argmax(-1) == target).float().mean())
     return total, seen
 
@@ -684,6 +696,27 @@ def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], b
         stage.update(step, loss + more, figures | others)
 
 
+def quality_step(
+    student: Student, pictures: list[Picture], captions: int, rng: random.Random, rubrics: dict, table: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of one step's ratings of pictures, two of each, and of so many captions of each."""
+    rows = []
+    for picture in pictures:
+        # The first captions of a set are the true ones, so some of four.
+        asked = judge_questions.caption_set(picture, 4, rng, 0, POLISH_RELATIONS, POLISH_CROSSED)
+        asked = rng.sample(asked, captions)
+        row = [judge_questions.caption_question(picture, s, r, rng, PARAPHRASED, rubrics) for s, r in asked]
+        row += [
+            judge_questions.picture_rating(picture, s, rng, 0.1, rubrics, QUALITY_WEIGHT)
+            for s in (picture.scene, judge_questions.spoiled(picture.scene, rng))
+            if not world.held_out(s)
+        ]
+        rows.append(row)
+    tokens = student.forward.see(_pixels([p.pixels for p in pictures]))
+    loss, figures, _ = _reply_loss(student, tokens, rows, table, "picture")
+    return loss + 0.15 * heads_loss(student.heads, tokens, pictures)[0], figures
+
+
 def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path) -> None:
     """Go on with ratings of damaged pictures."""
     damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
@@ -693,22 +726,7 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
         rng = random.Random(f"{SEED} quality {step}")
         table = student.table()
         batch = rng.choices(pictures, cum_weights=damaged, k=QUALITY_PICTURES)
-        rows = []
-        for picture in batch:
-            # The first captions of a set are the true ones, so two of four.
-            asked = judge_questions.caption_set(picture, 4, rng, 0, POLISH_RELATIONS, POLISH_CROSSED)
-            asked = rng.sample(asked, 2)
-            row = [judge_questions.caption_question(picture, s, r, rng, PARAPHRASED, rubrics) for s, r in asked]
-            scenes = [picture.scene, judge_questions.spoiled(picture.scene, rng)]
-            row += [
-                judge_questions.picture_rating(picture, s, rng, 0.1, rubrics, QUALITY_WEIGHT)
-                for s in scenes
-                if not world.held_out(s)
-            ]
-            rows.append(row)
-        tokens = student.forward.see(_pixels([p.pixels for p in batch]))
-        loss, figures, _ = _reply_loss(student, tokens, rows, table, "picture")
-        loss = loss + 0.15 * heads_loss(student.heads, tokens, batch)[0]
+        loss, figures = quality_step(student, batch, 2, rng, rubrics, table)
         if step % 3 == 0:
             both = rng.sample(pairs, QUALITY_PAIRS)
             more, others = pair_step(student, both, rng, rubrics, table, POLISH_PARAPHRASED)
@@ -716,8 +734,8 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
         stage.update(step, loss, figures)
 
 
-def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
-    """Go on with what just fails and what just does not: soft stars, faint stains."""
+def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
+    """Return what the finished generator just fails and just does not, and the same decoded again, kept in `build`."""
     painter = judge_generated.Generator.load(stages / str(NEAR_STAGE))
 
     def draw(_: random.Random) -> NearMisses:
@@ -733,7 +751,12 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
         return found
 
     near = pooled(build / "near.pkl", 1, draw, "")[0]
-    decoded = pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
+    return near, pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
+
+
+def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
+    """Go on with what just fails and what just does not: soft stars, faint stains."""
+    near, decoded = near_misses(build, stages)
     for found in (near, decoded):
         print(
             f"{len(found.wrong)} wrong, {len(found.barely)} barely right, {len(found.clear)} clearly right", flush=True
@@ -759,7 +782,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
         table = student.table()
         batch = rng.choices(pictures, cum_weights=damaged, k=NEAR_OTHERS)
         for found, number in ((near, NEAR_PICTURES), (decoded, NEAR_DECODED)):
-            batch += [rng.choice(rng.choice((found.wrong, found.barely, found.clear))) for _ in range(number)]
+            batch += found.sample(number, rng)
         batch += [stained(rng) for _ in range(NEAR_STAINED)]
         loss, figures = picture_step(
             student, batch, rng, rubrics, table, NEAR_PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
@@ -768,6 +791,29 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
         both = rng.sample(pairs, half) + rng.choices(made_pairs, cum_weights=pair_weights, k=NEAR_PAIRS - half)
         more, others = pair_step(student, both, rng, rubrics, table, NEAR_PARAPHRASED)
         stage.update(step, loss + more, figures | others)
+
+
+def train_finish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
+    """Go on with ratings of damaged pictures and with near misses, while nothing else is forgotten."""
+    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+    near = near_misses(build, stages)
+    rubrics = judge_model.load_rubrics()
+    stage = Stage("finish", FINISH_STEPS, student, build)
+    for step in range(stage.first, FINISH_STEPS):
+        rng = random.Random(f"{SEED} finish {step}")
+        table = student.table()
+        batch = rng.choices(pictures, cum_weights=damaged, k=QUALITY_PICTURES)
+        loss, figures = quality_step(student, batch, 1, rng, rubrics, table)
+        some = [picture for found in near for picture in found.sample(FINISH_NEAR, rng)]
+        more, _ = picture_step(
+            student, some, rng, rubrics, table, PARAPHRASED, POLISH_RELATIONS, POLISH_CROSSED, POLISH_QUALITY
+        )
+        loss = loss + more
+        if step % 3 == 0:
+            both = rng.sample(pairs, QUALITY_PAIRS)
+            more, others = pair_step(student, both, rng, rubrics, table, NEAR_PARAPHRASED)
+            loss, figures = loss + more, figures | others
+        stage.update(step, loss, figures)
 
 
 def main() -> None:
@@ -784,7 +830,7 @@ def main() -> None:
     parser.add_argument(
         "--until",
         choices=("pictures", *DECAY),
-        default="near",
+        default="finish",
         help="the last stage; any but the default writes no --out",
     )
     arguments = parser.parse_args()
@@ -805,12 +851,13 @@ def main() -> None:
         "polish": lambda: train_polish(student, pictures, pairs, build, arguments.generator_stages),
         "quality": lambda: train_quality(student, pictures, pairs, build),
         "near": lambda: train_near(student, pictures, pairs, build, arguments.generator_stages),
+        "finish": lambda: train_finish(student, pictures, pairs, build, arguments.generator_stages),
     }
     for name, train in stages.items():
         train()
         if name == arguments.until:
             break
-    if arguments.until == "near":
+    if arguments.until == "finish":
         student.save(arguments.out)
 
 
