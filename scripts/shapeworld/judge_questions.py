@@ -143,7 +143,7 @@ _FURTHER = {
     ),
 }
 
-# And of the last stage alone: any of these beginnings with any of the ends, which alone say what is asked.
+# And of the last two stages: any of these beginnings with any of the ends, which alone say what is asked.
 _LEADS = (
     "Someone ordered this change: {q}. ",
     "The user wanted {q}. ",
@@ -200,7 +200,7 @@ def ask_yes_no(part: str, name: str, prompt: str, rng: random.Random, other: flo
     """Return the rubric's question about `prompt`, or with probability `other` a paraphrase.
 
     Where more than half are paraphrases, as in later stages, also in their further wordings; where it is more than 0.6, as
-    in the last, also in composed ones.
+    in the last two, also in composed ones.
     """
     if rng.random() < other:
         return paraphrase(name, prompt, rng, further=other > 0.5, composed=other > 0.6)

@@ -669,6 +669,11 @@ def weigh_pairs(pairs: list[Pair]) -> list[int]:
     return np.cumsum([1 if o.followed and o.preserved else POLISH_WRONG for o in outcomes]).tolist()
 
 
+def weigh_damaged(pictures: list[Picture], times: int) -> list[int]:
+    """Return cumulative weights for `random.choices`, by which damaged pictures come so many times as often."""
+    return np.cumsum([times if p.degradation else 1 for p in pictures]).tolist()
+
+
 def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with what was weak, at a lower rate."""
 
@@ -678,7 +683,7 @@ def train_polish(student: Student, pictures: list[Picture], pairs: list[Pair], b
     right = [scorer.judge(p.reading, p.scene).strict for p in made_pictures]
     weights = np.cumsum([1 if r else POLISH_WRONG for r in right]).tolist()
     pair_weights = weigh_pairs(made_pairs)
-    damaged = np.cumsum([2 if p.degradation else 1 for p in pictures]).tolist()
+    damaged = weigh_damaged(pictures, 2)
     rubrics = judge_model.load_rubrics()
     stage = Stage("polish", POLISH_STEPS, student, build)
     for step in range(stage.first, POLISH_STEPS):
@@ -719,7 +724,7 @@ def quality_step(
 
 def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path) -> None:
     """Go on with ratings of damaged pictures."""
-    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+    damaged = weigh_damaged(pictures, 3)
     rubrics = judge_model.load_rubrics()
     stage = Stage("quality", QUALITY_STEPS, student, build)
     for step in range(stage.first, QUALITY_STEPS):
@@ -736,10 +741,12 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
 
 def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
     """Return what the finished generator just fails and just does not, and the same decoded again, kept in `build`."""
-    painter = judge_generated.Generator.load(stages / str(NEAR_STAGE))
+
+    def load() -> judge_generated.Generator:
+        return judge_generated.Generator.load(stages / str(NEAR_STAGE))
 
     def draw(_: random.Random) -> NearMisses:
-        found = NearMisses()
+        painter, found = load(), NearMisses()
         for steps, number in NEAR_DRAWN.items():
             rng = random.Random(f"{SEED} near {steps}")
             judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found)
@@ -747,7 +754,7 @@ def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
 
     def decode(rng: random.Random) -> NearMisses:
         found = NearMisses()
-        judge_generated.decode_again(painter, near, NEAR_AGAIN, rng, found)
+        judge_generated.decode_again(load(), near, NEAR_AGAIN, rng, found)
         return found
 
     near = pooled(build / "near.pkl", 1, draw, "")[0]
@@ -764,7 +771,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
     made_pictures, made_pairs = made_late(build, stages)
     clean = near.clear + [p for p in made_pictures if scorer.judge(p.reading, p.scene).strict]
     pair_weights = weigh_pairs(made_pairs)
-    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+    damaged = weigh_damaged(pictures, 3)
 
     def stained(rng: random.Random) -> Picture:
         """A stain that the scorer takes for a thing, or, half as often as they come, one that it does not."""
@@ -795,7 +802,7 @@ def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], bui
 
 def train_finish(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
     """Go on with ratings of damaged pictures and with near misses, while nothing else is forgotten."""
-    damaged = np.cumsum([3 if p.degradation else 1 for p in pictures]).tolist()
+    damaged = weigh_damaged(pictures, 3)
     near = near_misses(build, stages)
     rubrics = judge_model.load_rubrics()
     stage = Stage("finish", FINISH_STEPS, student, build)
