@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models train-generator train-reader bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -55,18 +55,34 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
-# The embedded models, from fixed seeds, on two cores: the judge needs the generator's pictures only after it can read the
-# world's own. Stopped, it goes on where it was (build/).
+# The embedded models, from fixed seeds, on two cores: the generator and then the near misses it makes on one, the judge on the
+# other as far as it can go without them. Stopped, it goes on where it was (build/).
+TRAIN_GENERATOR = OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+TRAIN_JUDGE = OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+
 train-models: $(READY)
-	$(MAKE) -j2 train-generator train-reader
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+	$(MAKE) -j2 train-near-misses train-quality
+	$(TRAIN_JUDGE)
 	for model in shapes-flux shapes-judge; do (cd resources/models/$$model && git ls-files | grep -vE "README.md|SHA256SUMS" | xargs sha256sum > SHA256SUMS) || exit; done
 
-train-generator: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
+# The judge's first look at generated pictures is at those of a generator of so many steps.
+train-generator-early: $(READY)
+	$(TRAIN_GENERATOR) --until 3200
+
+train-generator: train-generator-early
+	$(TRAIN_GENERATOR)
+
+train-near-misses: train-generator
+	$(TRAIN_JUDGE) --near-misses
 
 train-reader: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge --until edits
+	$(TRAIN_JUDGE) --until edits
+
+train-generated: train-generator-early train-reader
+	$(TRAIN_JUDGE) --until generated
+
+train-quality: train-generator train-generated
+	$(TRAIN_JUDGE) --until quality
 
 # How good they are, against what they are to reach; fails below it.
 bench-models: $(READY)

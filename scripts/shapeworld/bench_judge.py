@@ -5,20 +5,26 @@
 Asks the unmodified transformers model the default rubrics' own questions about renders whose captions
 training never saw, about edits, and, with `--generator`, about what the tiny FLUX makes; prints one table and
 exits with status 1 where a figure is below its bar. `--quick` takes a smaller sample and allows for its
-sampling error.
+sampling error. The parts, each with random numbers of its own, run in as many processes of one thread as there are
+processors.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 import transformers
@@ -26,7 +32,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shapeworld import judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld import generator, judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld.generator import Generator
 
 BATCH = 48
 # How much lower a figure of the small sample may be; or twice its standard error, where that is known and more.
@@ -343,45 +350,73 @@ def _generated_figures(name: str, scores: list[float], truth: list[bool], number
     return [area, Figure(f"{name} |mean - pass rate|", abs(mean - passed), 0.1, at_most=True)]
 
 
-def bench_generated(judge: Judge, directory: Path, number: int, rng: random.Random, quick: bool) -> list[Figure]:
-    """Measure the judge on what the tiny FLUX and Kontext make, against the scorer's verdicts."""
-    from shapeworld import generator, judge_generated
+def bench_pictures(judge: Judge, painter: Generator, number: int, rng: random.Random, quick: bool) -> list[Figure]:
+    """Measure the judge on what the tiny FLUX makes, against the scorer's verdicts."""
+    pictures, verdicts, total = _draw(
+        lambda n: judge_generated.make_pictures(painter, n, rng, held_out=None),
+        lambda p: (scorer.judge(p.reading, p.scene).strict,),
+        number,
+        number if quick else MOST_PICTURES,
+    )
+    text = judge_model.load_rubrics()["images"]["p_yes"]["text"]
+    captions = [world.sample_caption(p.scene, rng) for p in pictures]
+    scores = judge.p_yes([((p.pixels,), judge_model.fill(text, c)) for p, c in zip(pictures, captions, strict=True)])
+    truth = [v for (v,) in verdicts]
+    return _generated_figures(f"FLUX, {painter.steps} steps: P(yes)", scores, truth, number, total)
 
-    rubrics = judge_model.load_rubrics()
-    made = generator.Generator.load(directory)
+
+def bench_changes(judge: Judge, painter: Generator, number: int, rng: random.Random, quick: bool) -> list[Figure]:
+    """Measure the judge on what the tiny Kontext makes, against the scorer's verdicts."""
+
+    def sides(pair: judge_pictures.Pair) -> tuple[bool, bool]:
+        result = judge_pictures.outcome(pair.source, pair.reading, pair.orders[0])
+        return result.followed, result.preserved
+
+    pairs, verdicts, total = _draw(
+        lambda n: judge_generated.make_pairs(painter, n, rng, held_out=None),
+        sides,
+        number,
+        number if quick else MOST_EDITS,
+    )
+    rubrics = judge_model.load_rubrics()["edited"]
     figures = []
-    for steps in dict.fromkeys((2, 4, generator.STEPS)):
-        painter = replace(made, steps=steps)
-        pictures, verdicts, total = _draw(
-            lambda n, painter=painter: judge_generated.make_pictures(painter, n, rng, held_out=None),
-            lambda p: (scorer.judge(p.reading, p.scene).strict,),
-            number,
-            number if quick else MOST_PICTURES,
-        )
-        text = rubrics["images"]["p_yes"]["text"]
-        captions = [world.sample_caption(p.scene, rng) for p in pictures]
-        scores = judge.p_yes(
-            [((p.pixels,), judge_model.fill(text, c)) for p, c in zip(pictures, captions, strict=True)]
-        )
-        figures += _generated_figures(f"FLUX, {steps} steps: P(yes)", scores, [v for (v,) in verdicts], number, total)
-
-        def sides(pair: judge_pictures.Pair) -> tuple[bool, bool]:
-            result = judge_pictures.outcome(pair.source, pair.reading, pair.orders[0])
-            return result.followed, result.preserved
-
-        pairs, verdicts, total = _draw(
-            lambda n, painter=painter: judge_generated.make_pairs(painter, n, rng, held_out=None),
-            sides,
-            number,
-            number if quick else MOST_EDITS,
-        )
-        for name, truth in zip(("p_followed", "p_preserved"), zip(*verdicts, strict=True), strict=True):
-            scores = _ask_pairs(judge, pairs, rubrics["edited"][name]["text"])
-            # Further pairs are there because they are wrong in either respect; where right in this one, they are no sample.
-            kept = [i for i, right in enumerate(truth) if i < number or not right]
-            scores, truth = [scores[i] for i in kept], [truth[i] for i in kept]
-            figures += _generated_figures(f"Kontext, {steps} steps: {name}", scores, truth, number, total)
+    for name, truth in zip(("p_followed", "p_preserved"), zip(*verdicts, strict=True), strict=True):
+        scores = _ask_pairs(judge, pairs, rubrics[name]["text"])
+        # Further pairs are there because they are wrong in either respect; where right in this one, they are no sample.
+        kept = [i for i, right in enumerate(truth) if i < number or not right]
+        scores, truth = [scores[i] for i in kept], [truth[i] for i in kept]
+        figures += _generated_figures(f"Kontext, {painter.steps} steps: {name}", scores, truth, number, total)
     return figures
+
+
+# ------------------------------------------------------------------------------------------------- the whole table
+
+
+@dataclass
+class Part:
+    """What one process has measured: figures, how many questions it asked, and their label masses."""
+
+    figures: list[Figure]
+    asked: int
+    masses: list[float]
+
+
+def run_part(model: Path, directory: Path | None, number: int, quick: bool, seed: int, name: str, steps: int) -> Part:
+    """Measure the part called `name`, with the generator in `directory` at so many steps."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    judge = Judge(model)
+    rng = random.Random(f"bench judge {seed} {name} {steps}")
+    if name == "renders":
+        figures = bench_captions(judge, number, rng)
+        figures += bench_ratings(judge, 2 * number, rng)
+        figures += bench_edits(judge, 3 * number, rng)
+    else:
+        painter = replace(generator.Generator.load(directory), steps=steps)
+        bench = {"pictures": bench_pictures, "changes": bench_changes}[name]
+        figures = bench(judge, painter, 4 * number, rng, quick)
+    return Part(figures, judge.asked, judge.masses)
 
 
 def main() -> int:
@@ -393,19 +428,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, help="pictures for each figure")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     began = time.monotonic()
-    judge = Judge(arguments.model)
-    rng = random.Random(f"bench judge {arguments.seed}")
     number = arguments.number or (30 if arguments.quick else 200)
-    figures = bench_captions(judge, number, rng)
-    figures += bench_ratings(judge, 2 * number, rng)
-    figures += bench_edits(judge, 3 * number, rng)
+    parts = [("renders", 0)]
     if arguments.generator:
-        figures += bench_generated(judge, arguments.generator, 4 * number, rng, arguments.quick)
-    figures.append(Figure("label mass, mean", float(np.mean(judge.masses)), 0.98))
-    figures.append(Figure("label mass, lowest hundredth", float(np.quantile(judge.masses, 0.01)), 0.9))
+        parts += [(name, n) for n in dict.fromkeys((2, 4, generator.STEPS)) for name in ("pictures", "changes")]
+    run = partial(run_part, arguments.model, arguments.generator, number, arguments.quick, arguments.seed)
+    # New processes: one that is forked from a process with threads may stand still. Those that take long come first.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+        running = {part: pool.submit(run, *part) for part in sorted(parts, key=lambda p: -p[1])}
+        done = [running[part].result() for part in parts]
+    figures = [figure for part in done for figure in part.figures]
+    masses = [mass for part in done for mass in part.masses]
+    figures.append(Figure("label mass, mean", float(np.mean(masses)), 0.98))
+    figures.append(Figure("label mass, lowest hundredth", float(np.quantile(masses, 0.01)), 0.9))
     slack = QUICK_SLACK if arguments.quick else 0.0
     good = True
     for figure in figures:
@@ -415,7 +451,7 @@ def main() -> int:
         mark = "" if passed else "BELOW"
         print(f"{figure.name:58} {figure.value:8.4f}  {bar:8} {mark:6} {figure.note}".rstrip())
     result = "all bars met" if good else "below a bar"
-    print(f"{judge.asked} questions in {time.monotonic() - began:.0f} s; {result}")
+    print(f"{sum(part.asked for part in done)} questions in {time.monotonic() - began:.0f} s; {result}")
     return 0 if good else 1
 
 

@@ -591,9 +591,9 @@ class Lesson(torch.nn.Module):
         return (velocity - (noise - clean)).pow(2).mean(-1), told
 
 
-def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
+def train_transformer(build: Path, vae: AutoencoderTiny, out: Path, until: int = STEPS) -> None:
     """Train transformer and text encoders together on encoded pictures, and export their running average to
-    `out`.
+    `out`; or only the first `until` steps.
     """
     pool = make_pool(build, vae)
     print(f"pool: {len(pool.scenes)} scenes, {len(pool.edits)} edits", flush=True)
@@ -619,7 +619,7 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
         start = state["step"]
     saved, began = time.monotonic(), time.process_time()
     means: dict[str, float] = {}
-    for step in range(start, STEPS):
+    for step in range(start, until):
         rng = random.Random(f"{SEED} step {step}")
         dice = torch.Generator().manual_seed(SEED * 1_000_000 + step)
         rate = RATE * min(1, (step + 1) / WARM_UP, (STEPS - step) / DECAY)
@@ -642,17 +642,19 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path) -> None:
         if (step + 1) % 100 == 0:
             shown = " ".join(f"{k} {v:.4f}" for k, v in means.items())
             print(f"step {step + 1} {shown} cpu {time.process_time() - began:.0f}s", flush=True)
-        last = step + 1 == STEPS
-        if time.monotonic() - saved > SAVE_SECONDS or last:
-            state = {"models": models.state_dict(), "average": average.state_dict(), "lesson": lesson.state_dict()}
-            save_atomically({**state, "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
-            saved = time.monotonic()
+        last = step + 1 == until
         if (step + 1) % CHECK_EVERY == 0 or last:
             stage = build / "stages" / str(step + 1)
             generator.export(stage, average["transformer"], vae, average["clip"], average["t5"])
             figures = measure.measure(generator.Generator.load(stage), number=16, seed=step)
             print(f"step {step + 1} strict {measure.summary(figures)}", flush=True)
-    generator.export(out, average["transformer"], vae, average["clip"], average["t5"])
+        # After the export: a run stopped between the two would otherwise never make it.
+        if time.monotonic() - saved > SAVE_SECONDS or last:
+            state = {"models": models.state_dict(), "average": average.state_dict(), "lesson": lesson.state_dict()}
+            save_atomically({**state, "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
+            saved = time.monotonic()
+    if until == STEPS:
+        generator.export(out, average["transformer"], vae, average["clip"], average["t5"])
 
 
 def main() -> None:
@@ -660,12 +662,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the finished pipeline")
     parser.add_argument("--build", type=Path, default=Path("build/shapes-flux"), help="checkpoints and stages")
+    parser.add_argument(
+        "--until", type=int, default=STEPS, help="the transformer's last step; any but the default writes no --out"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     vae = train_vae(arguments.build)
-    train_transformer(arguments.build, vae, arguments.out)
+    train_transformer(arguments.build, vae, arguments.out, arguments.until)
 
 
 if __name__ == "__main__":

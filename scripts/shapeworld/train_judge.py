@@ -840,11 +840,19 @@ def main() -> None:
         default="finish",
         help="the last stage; any but the default writes no --out",
     )
+    parser.add_argument(
+        "--near-misses",
+        action="store_true",
+        help="draw only these, by the finished generator, while another process trains",
+    )
     arguments = parser.parse_args()
     build = arguments.build
     torch.set_num_threads(1)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    if arguments.near_misses:
+        near_misses(build, arguments.generator_stages)
+        return
     pictures = pooled(build / "pictures.pkl", PICTURES, judge_pictures.sample_picture, f"{SEED} picture")
     pairs = pooled(build / "pairs.pkl", PAIRS, judge_pictures.sample_pair, f"{SEED} pair")
     if arguments.until == "pictures":
