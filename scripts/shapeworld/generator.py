@@ -6,9 +6,11 @@ One directory serves `diffusers.FluxPipeline` and `diffusers.FluxKontextPipeline
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderTiny,
@@ -255,6 +257,17 @@ def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
         base_image_seq_len=256,
         max_image_seq_len=4096,
     )
+
+
+def to_tensor(pictures: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:
+    """Return RGB pictures, or uint8 [h, w, 3], as float32 [n, 3, h, w] in -1..1."""
+    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
+    return pixels.float().contiguous() / 127.5 - 1
+
+
+def to_arrays(pixels: torch.Tensor) -> np.ndarray:
+    """Return [n, 3, h, w] in -1..1 as uint8 [n, h, w, 3]."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

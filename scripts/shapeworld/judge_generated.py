@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import judge_pictures, scorer, world
-from .generator import Generator
+from .generator import Generator, to_arrays, to_tensor
 from .judge_pictures import Pair, Picture
 
 
@@ -136,10 +136,8 @@ def decode_again(painter: Generator, near: NearMisses, times: int, rng: random.R
     dice = torch.Generator().manual_seed(rng.getrandbits(31))
     vae = painter.text.vae
     for picture in (near.wrong + near.barely + near.clear) * times:
-        pixels = torch.tensor(picture.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
-            latents = vae.encode(pixels).latents
+            latents = vae.encode(to_tensor([picture.pixels])).latents
             latents += rng.uniform(0, NOISE) * torch.randn(latents.shape, generator=dice)
-            decoded = vae.decode(latents).sample[0]
-        again = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            again = to_arrays(vae.decode(latents).sample)[0]
         _sort(Picture(again, picture.scene, scorer.read(again)), found, rng, 1.0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import random
 import sys
 import time
@@ -29,7 +28,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shapeworld import generator, measure, scorer, world
+from shapeworld import generator, measure, scorer, training, world
 
 SEED = 20
 # The autoencoder's phases: encoder and decoder together; the decoder alone, on latents that no longer move;
@@ -79,26 +78,12 @@ CHECK_EVERY = 800
 SAVE_SECONDS = 60
 
 
-def save_atomically(state: object, path: Path) -> None:
-    """Write `state` with torch.save so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    torch.save(state, draft)
-    os.replace(draft, path)
-
-
-def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """Return RGB pictures as float32 [n, 3, 64, 64] in -1..1, channels last in memory."""
-    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float()
-    return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def to_arrays(pixels: torch.Tensor) -> np.ndarray:
-    """Return [n, 3, h, w] in -1..1 as uint8 [n, h, w, 3]."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 # ------------------------------------------------------------------------------------------------ autoencoder
+
+
+def _to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """Return pictures as `generator.to_tensor` does, but channels last in memory, which trains faster."""
+    return generator.to_tensor(pictures).contiguous(memory_format=torch.channels_last)
 
 
 def vae_phase(step: int) -> tuple[str, float]:
@@ -153,7 +138,7 @@ def vae_batch(step: int, phase: str) -> tuple[torch.Tensor, torch.Tensor]:
     rng = random.Random(f"{SEED} vae {step}")
     scenes = [vae_scene(rng, phase) for _ in range(VAE_BATCH)]
     labels = torch.from_numpy(np.stack([cell_labels(s) for s in scenes]))
-    return to_tensor([world.render(s) for s in scenes]), labels
+    return _to_tensor([world.render(s) for s in scenes]), labels
 
 
 def picture_loss(decoded: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -178,9 +163,9 @@ def check_vae(vae: AutoencoderTiny, number: int = 60, noise: float = 0.0) -> dic
     for background in world.BACKGROUNDS:
         scenes = [world.sample_scene(rng, background=background) for _ in range(number)]
         with torch.no_grad():
-            z = vae.encode(to_tensor([world.render(s) for s in scenes])).latents
+            z = vae.encode(_to_tensor([world.render(s) for s in scenes])).latents
             z = z + noise * torch.randn(z.shape, generator=dice)
-            pictures = to_arrays(vae.decode(z).sample)
+            pictures = generator.to_arrays(vae.decode(z).sample)
         right = [scorer.score(p, s, places=True).strict for p, s in zip(pictures, scenes, strict=True)]
         shares[background] = round(float(np.mean(right)), 3)
     return shares
@@ -262,10 +247,10 @@ def train_vae(build: Path) -> AutoencoderTiny:
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == total:
             models = {"vae": vae.state_dict(), "reader": reader.state_dict()}
             state = {**models, "optimizer": optimizer.state_dict(), "step": step + 1, "phase": phase}
-            save_atomically(state, checkpoint)
+            training.save_atomically(state, checkpoint)
             saved = time.monotonic()
     print(f"vae right, latent noise 0.2: {check_vae(vae, noise=0.2)}", flush=True)
-    save_atomically(vae.state_dict(), done)
+    training.save_atomically(vae.state_dict(), done)
     return vae.eval()
 
 
@@ -316,7 +301,7 @@ def make_pool(build: Path, vae: AutoencoderTiny) -> Pool:
         parts = []
         with torch.no_grad():
             for i in range(0, len(items), 64):
-                z = vae.encode(to_tensor([world.render(s) for s in items[i : i + 64]])).latents
+                z = vae.encode(_to_tensor([world.render(s) for s in items[i : i + 64]])).latents
                 parts.append(generator.pack(z.contiguous()))
         return torch.cat(parts)
 
@@ -333,7 +318,7 @@ def make_pool(build: Path, vae: AutoencoderTiny) -> Pool:
         encode(targets),
         token_labels(targets),
     )
-    save_atomically(pool, path)
+    training.save_atomically(pool, path)
     return pool
 
 
@@ -505,7 +490,7 @@ def train_words(build: Path, pool: Pool, models: torch.nn.ModuleDict) -> None:
         if (step + 1) % 100 == 0:
             shown = " ".join(f"{k} {v:.3f}" for k, v in means.items())
             print(f"words {step + 1} {shown} cpu {time.process_time() - began:.0f}s", flush=True)
-    save_atomically(models.state_dict(), done)
+    training.save_atomically(models.state_dict(), done)
 
 
 # -------------------------------------------------------------------------------------------------- transformer
@@ -651,7 +636,7 @@ def train_transformer(build: Path, vae: AutoencoderTiny, out: Path, until: int =
         # After the export: a run stopped between the two would otherwise never make it.
         if time.monotonic() - saved > SAVE_SECONDS or last:
             state = {"models": models.state_dict(), "average": average.state_dict(), "lesson": lesson.state_dict()}
-            save_atomically({**state, "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
+            training.save_atomically({**state, "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
             saved = time.monotonic()
     if until == STEPS:
         generator.export(out, average["transformer"], vae, average["clip"], average["t5"])

@@ -28,7 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shapeworld import judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld import judge_generated, judge_model, judge_pictures, judge_questions, scorer, training, world
 from shapeworld.judge_generated import NearMisses
 from shapeworld.judge_model import BatchedForward
 from shapeworld.judge_pictures import Pair, Picture
@@ -83,14 +83,6 @@ DECAY = {
 # The share of the full rate at which a stage starts, where it is not all of it.
 RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "near": NEAR_RATE, "finish": FINISH_RATE}
 SAVE_SECONDS = 90
-
-
-def save_atomically(state: object, path: Path) -> None:
-    """Write `state` with torch.save so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    torch.save(state, draft)
-    draft.replace(path)
 
 
 def pooled(path: Path, number: int, draw: Callable[[random.Random], object], seed: str) -> list:
@@ -575,7 +567,7 @@ class Stage:
                 "step": done,
                 "optimizers": [o.state_dict() for o in self.optimizers],
             }
-            save_atomically(state, self.path)
+            training.save_atomically(state, self.path)
             self.saved = time.monotonic()
 
 
