@@ -87,7 +87,7 @@ train-quality: train-generator train-generated
 # How good they are, against what they are to reach; fails below it.
 bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
 
 # A smaller sample, for continuous integration; allows for its sampling error.
 bench-models-quick: $(READY)

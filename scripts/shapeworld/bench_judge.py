@@ -12,6 +12,7 @@ processors.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shapeworld import generator, judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
+from shapeworld import generator, judge_generated, judge_model, judge_pictures, judge_questions, scorer, training, world
 from shapeworld.generator import Generator
 
 BATCH = 48
@@ -350,41 +351,53 @@ def _generated_figures(name: str, scores: list[float], truth: list[bool], number
     return [area, Figure(f"{name} |mean - pass rate|", abs(mean - passed), 0.1, at_most=True)]
 
 
-def bench_pictures(judge: Judge, painter: Generator, number: int, rng: random.Random, quick: bool) -> list[Figure]:
-    """Measure the judge on what the tiny FLUX makes, against the scorer's verdicts."""
-    pictures, verdicts, total = _draw(
-        lambda n: judge_generated.make_pictures(painter, n, rng, held_out=None),
-        lambda p: (scorer.judge(p.reading, p.scene).strict,),
-        number,
-        number if quick else MOST_PICTURES,
-    )
+def bench_pictures(
+    judge: Judge, painter: Generator, number: int, seed: str, quick: bool, kept: Path | None
+) -> list[Figure]:
+    """Measure the judge on what the tiny FLUX makes, against the scorer's verdicts; the pictures are kept in `kept`, if any."""
+
+    def draw(rng: random.Random) -> tuple[list, list[tuple[bool, ...]], int]:
+        return _draw(
+            lambda n: judge_generated.make_pictures(painter, n, rng, held_out=None),
+            lambda p: (scorer.judge(p.reading, p.scene).strict,),
+            number,
+            number if quick else MOST_PICTURES,
+        )
+
+    pictures, verdicts, total = training.pooled(kept, 1, draw, seed)[0]
     text = judge_model.load_rubrics()["images"]["p_yes"]["text"]
+    rng = random.Random(f"{seed} captions")
     captions = [world.sample_caption(p.scene, rng) for p in pictures]
     scores = judge.p_yes([((p.pixels,), judge_model.fill(text, c)) for p, c in zip(pictures, captions, strict=True)])
     truth = [v for (v,) in verdicts]
     return _generated_figures(f"FLUX, {painter.steps} steps: P(yes)", scores, truth, number, total)
 
 
-def bench_changes(judge: Judge, painter: Generator, number: int, rng: random.Random, quick: bool) -> list[Figure]:
-    """Measure the judge on what the tiny Kontext makes, against the scorer's verdicts."""
+def bench_changes(
+    judge: Judge, painter: Generator, number: int, seed: str, quick: bool, kept: Path | None
+) -> list[Figure]:
+    """Measure the judge on what the tiny Kontext makes, against the scorer's verdicts; as `bench_pictures`."""
 
     def sides(pair: judge_pictures.Pair) -> tuple[bool, bool]:
         result = judge_pictures.outcome(pair.source, pair.reading, pair.orders[0])
         return result.followed, result.preserved
 
-    pairs, verdicts, total = _draw(
-        lambda n: judge_generated.make_pairs(painter, n, rng, held_out=None),
-        sides,
-        number,
-        number if quick else MOST_EDITS,
-    )
+    def draw(rng: random.Random) -> tuple[list, list[tuple[bool, ...]], int]:
+        return _draw(
+            lambda n: judge_generated.make_pairs(painter, n, rng, held_out=None),
+            sides,
+            number,
+            number if quick else MOST_EDITS,
+        )
+
+    pairs, verdicts, total = training.pooled(kept, 1, draw, seed)[0]
     rubrics = judge_model.load_rubrics()["edited"]
     figures = []
     for name, truth in zip(("p_followed", "p_preserved"), zip(*verdicts, strict=True), strict=True):
         scores = _ask_pairs(judge, pairs, rubrics[name]["text"])
         # Further pairs are there because they are wrong in either respect; where right in this one, they are no sample.
-        kept = [i for i, right in enumerate(truth) if i < number or not right]
-        scores, truth = [scores[i] for i in kept], [truth[i] for i in kept]
+        kept_pairs = [i for i, right in enumerate(truth) if i < number or not right]
+        scores, truth = [scores[i] for i in kept_pairs], [truth[i] for i in kept_pairs]
         figures += _generated_figures(f"Kontext, {painter.steps} steps: {name}", scores, truth, number, total)
     return figures
 
@@ -401,21 +414,29 @@ class Part:
     masses: list[float]
 
 
-def run_part(model: Path, directory: Path | None, number: int, quick: bool, seed: int, name: str, steps: int) -> Part:
-    """Measure the part called `name`, with the generator in `directory` at so many steps."""
+def run_part(arguments: argparse.Namespace, name: str, steps: int) -> Part:
+    """Measure the part called `name`, on generated pictures at so many denoising steps; `arguments`: see `main`."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
-    judge = Judge(model)
-    rng = random.Random(f"bench judge {seed} {name} {steps}")
+    judge = Judge(arguments.model)
+    number, quick = arguments.number, arguments.quick
+    seed = f"bench judge {arguments.seed} {name} {steps}"
     if name == "renders":
+        rng = random.Random(seed)
         figures = bench_captions(judge, number, rng)
         figures += bench_ratings(judge, 2 * number, rng)
         figures += bench_edits(judge, 3 * number, rng)
     else:
-        painter = replace(generator.Generator.load(directory), steps=steps)
+        painter = replace(generator.Generator.load(arguments.generator), steps=steps)
+        kept = None
+        if arguments.build:
+            # Whatever decides them: weights, code, and what was asked for.
+            files = [*arguments.generator.rglob("*.safetensors"), *Path(__file__).parent.glob("*.py")]
+            decides = [file.read_bytes() for file in sorted(files)] + [f"{seed} {number} {quick}".encode()]
+            kept = arguments.build / f"{name}-{steps}-{hashlib.sha256(b''.join(decides)).hexdigest()[:12]}.pkl"
         bench = {"pictures": bench_pictures, "changes": bench_changes}[name]
-        figures = bench(judge, painter, 4 * number, rng, quick)
+        figures = bench(judge, painter, 4 * number, seed, quick, kept)
     return Part(figures, judge.asked, judge.masses)
 
 
@@ -424,16 +445,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--generator", type=Path, help="a tiny FLUX directory, to judge its pictures too")
+    parser.add_argument("--build", type=Path, help="keep the generator's pictures here, for another run")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, help="pictures for each figure")
     arguments = parser.parse_args()
     began = time.monotonic()
-    number = arguments.number or (30 if arguments.quick else 200)
+    arguments.number = arguments.number or (30 if arguments.quick else 200)
     parts = [("renders", 0)]
     if arguments.generator:
         parts += [(name, n) for n in dict.fromkeys((2, 4, generator.STEPS)) for name in ("pictures", "changes")]
-    run = partial(run_part, arguments.model, arguments.generator, number, arguments.quick, arguments.seed)
+    run = partial(run_part, arguments)
     # New processes: one that is forked from a process with threads may stand still. Those that take long come first.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
         running = {part: pool.submit(run, *part) for part in sorted(parts, key=lambda p: -p[1])}

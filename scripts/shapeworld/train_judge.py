@@ -11,7 +11,6 @@ then, so a run that was stopped goes on where it was and ends with the same weig
 from __future__ import annotations
 
 import argparse
-import pickle
 import random
 import sys
 import time
@@ -83,22 +82,6 @@ DECAY = {
 # The share of the full rate at which a stage starts, where it is not all of it.
 RATES = {"polish": POLISH_RATE, "quality": QUALITY_RATE, "near": NEAR_RATE, "finish": FINISH_RATE}
 SAVE_SECONDS = 90
-
-
-def pooled(path: Path, number: int, draw: Callable[[random.Random], object], seed: str) -> list:
-    """Return `number` items, each drawn from its own (seed, index); they are kept in `path` between runs."""
-    if path.exists():
-        with path.open("rb") as file:
-            return pickle.load(file)
-    began = time.monotonic()
-    items = [draw(random.Random(f"{seed} {i}")) for i in range(number)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    with draft.open("wb") as file:
-        pickle.dump(items, file, protocol=pickle.HIGHEST_PROTOCOL)
-    draft.replace(path)
-    print(f"drew {number} for {path.name} in {time.monotonic() - began:.0f} s", flush=True)
-    return items
 
 
 # ------------------------------------------------------------------------------------------- throw-away heads
@@ -620,7 +603,7 @@ def made_early(build: Path, stages: Path) -> tuple[list[Picture], list[Pair]]:
         directories = [stages / str(step) for step in GENERATOR_STAGES]
         return judge_generated.make_all(directories, DENOISING_STEPS, MADE_PICTURES, MADE_PAIRS, f"{SEED} made")
 
-    return pooled(build / "made.pkl", 1, make, "")[0]
+    return training.pooled(build / "made.pkl", 1, make, "")[0]
 
 
 def made_late(build: Path, stages: Path) -> tuple[list[Picture], list[Pair]]:
@@ -630,7 +613,7 @@ def made_late(build: Path, stages: Path) -> tuple[list[Picture], list[Pair]]:
         directories = [stages / str(step) for step in POLISH_STAGES]
         return judge_generated.make_all(directories, DENOISING_STEPS, POLISH_PICTURES, POLISH_PAIRS, f"{SEED} polish")
 
-    return pooled(build / "made-late.pkl", 1, make, "")[0]
+    return training.pooled(build / "made-late.pkl", 1, make, "")[0]
 
 
 def train_generated(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
@@ -749,8 +732,8 @@ def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
         judge_generated.decode_again(load(), near, NEAR_AGAIN, rng, found)
         return found
 
-    near = pooled(build / "near.pkl", 1, draw, "")[0]
-    return near, pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
+    near = training.pooled(build / "near.pkl", 1, draw, "")[0]
+    return near, training.pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
 
 
 def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
@@ -845,8 +828,8 @@ def main() -> None:
     if arguments.near_misses:
         near_misses(build, arguments.generator_stages)
         return
-    pictures = pooled(build / "pictures.pkl", PICTURES, judge_pictures.sample_picture, f"{SEED} picture")
-    pairs = pooled(build / "pairs.pkl", PAIRS, judge_pictures.sample_pair, f"{SEED} pair")
+    pictures = training.pooled(build / "pictures.pkl", PICTURES, judge_pictures.sample_picture, f"{SEED} picture")
+    pairs = training.pooled(build / "pairs.pkl", PAIRS, judge_pictures.sample_pair, f"{SEED} pair")
     if arguments.until == "pictures":
         return
     student = Student()
