@@ -433,7 +433,7 @@ def run_part(arguments: argparse.Namespace, name: str, steps: int) -> Part:
         if arguments.build:
             # Whatever decides them: weights, code, and what was asked for.
             files = [*arguments.generator.rglob("*.safetensors"), *Path(__file__).parent.glob("*.py")]
-            decides = [file.read_bytes() for file in sorted(files)] + [f"{seed} {number} {quick}".encode()]
+            decides = sorted(file.read_bytes() for file in files) + [f"{seed} {number} {quick}".encode()]
             kept = arguments.build / f"{name}-{steps}-{hashlib.sha256(b''.join(decides)).hexdigest()[:12]}.pkl"
         bench = {"pictures": bench_pictures, "changes": bench_changes}[name]
         figures = bench(judge, painter, 4 * number, seed, quick, kept)
