@@ -57,6 +57,8 @@ QUALITY_STEPS, QUALITY_RATE, QUALITY_PICTURES, QUALITY_PAIRS, QUALITY_WEIGHT = 4
 # stained ones, of the world's own, and edits.
 NEAR_STEPS, NEAR_RATE, NEAR_STAGE, NEAR_PARAPHRASED = 900, 0.4, 9000, 0.65
 NEAR_DRAWN, NEAR_AGAIN = {3: 8400, 4: 17_600, 6: 12_000, 12: 9000}, 3
+# And so many of a kind that only some generators get wrong.
+NEAR_GRAY = {3: 2000, 4: 3000, 6: 2000, 12: 2000}
 NEAR_PICTURES, NEAR_DECODED, NEAR_STAINED, NEAR_OTHERS, NEAR_PAIRS = 5, 5, 2, 5, 5
 # At the very end ratings of damaged pictures again, with near misses of both sorts and, every third step, edits.
 FINISH_STEPS, FINISH_RATE, FINISH_NEAR = 600, 0.3, 3
@@ -720,20 +722,29 @@ def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
     def load() -> judge_generated.Generator:
         return judge_generated.Generator.load(stages / str(NEAR_STAGE))
 
-    def draw(_: random.Random) -> NearMisses:
-        painter, found = load(), NearMisses()
-        for steps, number in NEAR_DRAWN.items():
-            rng = random.Random(f"{SEED} near {steps}")
-            judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found)
-        return found
+    near, decoded = NearMisses(), NearMisses()
+    for name, of, numbers in (
+        ("", judge_generated.delicate, NEAR_DRAWN),
+        ("-gray", judge_generated.gray_star, NEAR_GRAY),
+    ):
 
-    def decode(rng: random.Random) -> NearMisses:
-        found = NearMisses()
-        judge_generated.decode_again(load(), near, NEAR_AGAIN, rng, found)
-        return found
+        def draw(_: random.Random, name=name, of=of, numbers=numbers) -> NearMisses:
+            painter, found = load(), NearMisses()
+            for steps, number in numbers.items():
+                rng = random.Random(f"{SEED} near{name} {steps}")
+                judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found, of)
+            return found
 
-    near = training.pooled(build / "near.pkl", 1, draw, "")[0]
-    return near, training.pooled(build / "decoded.pkl", 1, decode, f"{SEED} decoded")[0]
+        drawn = training.pooled(build / f"near{name}.pkl", 1, draw, "")[0]
+
+        def decode(rng: random.Random, drawn=drawn) -> NearMisses:
+            found = NearMisses()
+            judge_generated.decode_again(load(), drawn, NEAR_AGAIN, rng, found)
+            return found
+
+        near.add(drawn)
+        decoded.add(training.pooled(build / f"decoded{name}.pkl", 1, decode, f"{SEED} decoded{name}")[0])
+    return near, decoded
 
 
 def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
