@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from darkroom.prune import remove, size_of, unplanned_files
+from darkroom.files import remove, size_of
+from darkroom.prune import unplanned_files
 from darkroom.runtime import job, tell
 from darkroom.workflow import Workflow
 

@@ -16,13 +16,13 @@ import base64
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.errors import DarkroomError, RowError
+from darkroom.files import remove, replacing
 from darkroom.identity import digest
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
     _write(path, f"{_HEAD}{as_script(whole)}\ngallery.shard({as_script(data)});\n")
     for left in path.with_suffix("").glob("*"):
         if left.name not in packs:
-            left.unlink()
+            remove(left)
     if not packs:
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return {"images": count, "pictures": len(pictures), "packs": len(packs)}
@@ -326,7 +326,5 @@ def _questions(rubric: "Rubric", kind: str, thresholds: dict[str, float]) -> dic
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

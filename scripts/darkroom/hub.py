@@ -24,6 +24,7 @@ from typing import Any
 
 from darkroom.config import model_folder, used_sections
 from darkroom.errors import DarkroomError
+from darkroom.files import replacing
 from darkroom.identity import digest
 
 FETCH_VERSION = 1  # raise it when the choice of files changes
@@ -189,10 +190,8 @@ def fetch(model: HubModel) -> dict[str, Any]:
         "files": {name: listing[name] for name in names},
     }
     if marker != model.fetched:
-        model.marker.parent.mkdir(parents=True, exist_ok=True)
-        temporary = model.marker.with_name(f"{model.marker.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, model.marker)
+        with replacing(model.marker) as temporary:
+            temporary.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
     return marker
 
 

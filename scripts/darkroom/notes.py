@@ -1,11 +1,13 @@
 """What result files say of themselves, remembered by their size and time so that a parse costs one stat() a file."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import DarkroomError
+from darkroom.files import replacing
 from darkroom.plan import rows_digest
 
 DAMAGED = {"digest": None, "failed": 1}
@@ -40,12 +42,8 @@ class Notes:
         """Keep what was learnt; where the folder cannot be written it is learnt again."""
         if not self.changed:
             return
-        try:
-            temporary = self.store.with_name(f"{self.store.name}.{os.getpid()}")
+        with contextlib.suppress(OSError), replacing(self.store, apart=False) as temporary:
             temporary.write_text(json.dumps(self.known, separators=(",", ":")))
-            os.replace(temporary, self.store)
-        except OSError:
-            return
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import DarkroomError, RowError
+from darkroom.files import replacing
 from darkroom.identity import canonical, digest
 from darkroom.rows import MAX_FILE_BYTES, content_id, parse_row, read_rows, row_id
 
@@ -253,7 +254,7 @@ class _Builder:
 
     def build(self, state: list[Any]) -> Plan:
         targets = self._referenced_rows() if self.prompts else {}
-        temporary = self.folder / f"new.{os.getpid()}.jsonl"
+        temporary = self.folder / "new.jsonl"  # make_plan lets one process build at a time
         try:
             with open(temporary, "wb") as out:
                 for number, raw, row, reason in read_rows(self.path):
@@ -453,6 +454,5 @@ def _hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, apart=False) as temporary:
+        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")

@@ -1,10 +1,10 @@
 """Find, and remove, what lies in a results folder and is no longer planned: shards of rows that were edited or deleted."""
 
 import re
-import shutil
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
+from darkroom.files import meant
 from darkroom.workflow import ROWS, RULES, Workflow
 
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
@@ -33,17 +33,8 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
             folders |= {f"{top}/{rule}": (".log", ".tsv", ".jsonl") for top in ("logs", "benchmarks") for rule in rules}
             for folder, suffixes in folders.items():
                 for path in workflow.results(folder).glob("*"):
+                    file = meant(path)
                     # The user may keep files of his own beside ours.
-                    if path.suffix in suffixes and SHARD_NAME.fullmatch(path.stem) and path.stem not in planned:
+                    if file.suffix in suffixes and SHARD_NAME.fullmatch(file.stem) and file.stem not in planned:
                         found.append(path)
     return sorted(found)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

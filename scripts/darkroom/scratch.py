@@ -1,8 +1,9 @@
 """Finished images of unfinished shards, under their keys, so that a killed job loses nothing."""
 
-import os
 import shutil
 from pathlib import Path
+
+from darkroom.files import replacing
 
 
 class Scratch:
@@ -18,17 +19,8 @@ class Scratch:
         return self.path(key).exists()
 
     def put(self, key: str, data: bytes) -> None:
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{key}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())  # else a node's crash can leave the name without the content
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path(key), apart=False) as temporary:
+            temporary.write_bytes(data)
 
     def get(self, key: str) -> bytes:
         return self.path(key).read_bytes()

@@ -7,7 +7,6 @@ them as pictures.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
+from darkroom.files import replacing
 
 GROUP_ROWS = 64
 GROUP_BYTES = 32 * 2**20
@@ -72,16 +72,14 @@ def write_shard(
     path: str | Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any]
 ) -> int:
     """Stream `records` into the shard file `path` and return their number. `meta` must be plain JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     schema = arrow_schema(columns)
     count = 0
     pictures = [name for name, kind in columns.items() if kind == "picture"]
     raw = [name for name, kind in columns.items() if kind == "bytes"]
     plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
-    try:
-        with pq.ParquetWriter(
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(
             temporary,
             schema,
             use_dictionary=plain,
@@ -90,25 +88,21 @@ def write_shard(
             | dict.fromkeys(raw, "none"),
             write_statistics=plain,
             write_page_checksum=True,
-        ) as writer:
-            group: list[dict[str, Any]] = []
-            size = 0
-            for record in records:
-                group.append(record)
-                size += sum(len(record[name]["bytes"]) for name in pictures if record.get(name))
-                size += sum(len(record[name]) for name in raw)
-                count += 1
-                if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                    group, size = [], 0
-            if group:  # an empty row group is more than `datasets` can read
+        ) as writer,
+    ):
+        group: list[dict[str, Any]] = []
+        size = 0
+        for record in records:
+            group.append(record)
+            size += sum(len(record[name]["bytes"]) for name in pictures if record.get(name))
+            size += sum(len(record[name]) for name in raw)
+            count += 1
+            if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            writer.add_key_value_metadata(packed_meta(meta, count))
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                group, size = [], 0
+        if group:  # an empty row group is more than `datasets` can read
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        writer.add_key_value_metadata(packed_meta(meta, count))
     return count
 
 

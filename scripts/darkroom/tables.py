@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
+from darkroom.files import replacing
 from darkroom.judge import SCORE_COLUMNS
 from darkroom.labels import Labels
 from darkroom.plan import Plan, rows_digest
@@ -188,35 +188,30 @@ def merge_scores(
             if rows != expected:
                 raise DarkroomError(f"{kind.images}: images of {rows} rows where {expected} are planned")
 
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in (parquet, table)]
-    try:
-        with (
-            pq.ParquetWriter(temporary[0], schema, compression="zstd", write_page_checksum=True) as writer,
-            open(temporary[1], "w", encoding="utf-8", newline="") as stream,
-        ):
-            # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
-            lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n", extrasaction="ignore")
-            lines.writeheader()
-            group: list[dict[str, Any]] = []
+    with (
+        replacing(table) as csv_file,
+        open(csv_file, "w", encoding="utf-8", newline="") as stream,
+        replacing(parquet) as parquet_file,
+        pq.ParquetWriter(parquet_file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
+        lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n", extrasaction="ignore")
+        lines.writeheader()
+        group: list[dict[str, Any]] = []
 
-            def flush() -> None:
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                lines.writerows(group)
-                group.clear()
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            lines.writerows(group)
+            group.clear()
 
-            number = 0
-            for number, record in enumerate(records(), 1):  # noqa: B007
-                group.append(record)
-                if len(group) >= TABLE_GROUP_ROWS:
-                    flush()
-            flush()
-            own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
-            writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
-        for path, final in zip(temporary, (parquet, table), strict=True):
-            os.replace(path, final)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+        number = 0
+        for number, record in enumerate(records(), 1):  # noqa: B007
+            group.append(record)
+            if len(group) >= TABLE_GROUP_ROWS:
+                flush()
+        flush()
+        own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
+        writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
     return counts
 
 
@@ -264,9 +259,8 @@ def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) 
 
     labels: after they went through `merge_scores`, for those that are of no image.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    with open(temporary, "w", encoding="utf-8") as out:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
         for kind in kinds:
             source = "prompts" if kind.name == "images" else "edits"
             for _, first, line in kind.lines():
@@ -277,5 +271,4 @@ def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) 
         for record in labels.left() if labels else ():
             count += 1
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
     return count

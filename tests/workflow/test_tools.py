@@ -8,6 +8,7 @@ import sys
 import pandas as pd
 import pytest
 from conftest import BAD, PROMPTS, REPOSITORY, environment, shards, write_inputs
+from darkroom.files import meant
 from darkroom.records import read_records
 from darkroom.shardfile import iter_records, read_meta, write_shard
 
@@ -118,6 +119,8 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert done.returncode == 1 and "run snakemake first, then prune" in done.stderr
     copy.snakemake()
     before = shards(copy)
+    for path in list(copy.results.glob("images/*.parquet")):  # as if writers had been killed
+        path.with_name(f".{path.name}.part").mkdir()
     text = copy.snakemake("prune").stdout
     after = shards(copy)
     gone = set(before) - set(after)
@@ -125,6 +128,7 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert {f"results/{name}" for name in gone} <= set(text.split())
     left = {path.stem for path in copy.results.glob("images/*.parquet")}
     assert left == {path.stem for path in copy.results.glob("prompts/*.jsonl")}
+    assert left == {meant(path).stem for path in copy.results.glob("images/.*.part")}
     scores = pd.read_parquet(copy.results / "scores.parquet")
     assert set(scores[scores["kind"] == "images"]["shard"]) <= left
     copy.snakemake("verify")

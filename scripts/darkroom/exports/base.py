@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from darkroom.errors import DarkroomError
 from darkroom.exports import FORMATS, SUMS
 from darkroom.exports.provenance import Marker
+from darkroom.files import remove, replacing
 from darkroom.licences import Model
 from darkroom.rubric import Rubric
 from darkroom.shardfile import RecordReader, check_digest
@@ -169,7 +170,8 @@ def write_export(export: Export) -> dict[str, int]:
         writer = importlib.import_module(f"darkroom.exports.{FORMATS[export.format]}")
         counts = writer.write(export, sums)
         for name, text in describe(export, counts, sums.noted).items():
-            write_file(export.folder / name, text.encode("utf-8"))
+            with replacing(export.folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
             sums.add_file(name)
     return counts
 
@@ -182,18 +184,16 @@ class Sums:
 
     def __init__(self, folder: Path):
         self.folder, self.noted = folder, {}
-        self.temporary = folder / f".{SUMS}.part"
+        self.replacing = replacing(folder / SUMS)
 
     def __enter__(self) -> "Sums":
         (self.folder / SUMS).unlink(missing_ok=True)
-        self.stream = open(self.temporary, "w", encoding="ascii")
+        self.stream = open(self.replacing.__enter__(), "w", encoding="ascii")
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.stream.close()
-        if kind is None:
-            os.replace(self.temporary, self.folder / SUMS)
-        self.temporary.unlink(missing_ok=True)
+        self.replacing.__exit__(*error)
 
     def add(self, name: str, sha256: str) -> None:
         self.stream.write(f"{sha256}  {name}\n")
@@ -226,16 +226,6 @@ def wrong_files(folder: Path) -> Iterator[str]:
             yield f"{path}: not what {SUMS} says; delete {folder / SUMS} and run again"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def runs(items: Iterable[Item], limit: int, size: Callable[[Item], int]) -> Iterator[Iterator[Item]]:
     """`items` in runs of at most `limit` bytes each, which are to be used up in turn; a larger item is a run of its own."""
     items = iter(items)
@@ -259,7 +249,7 @@ def replace_files(folder: Path, written: list[Path], names: list[str]) -> None:
         os.replace(path, folder / name)
     for path in [path for pattern in ("train-*", ".train-*", "..train-*") for path in folder.glob(pattern)]:
         if path.name not in names:
-            path.unlink()
+            remove(path)
 
 
 class PngFolder:
@@ -282,8 +272,9 @@ class PngFolder:
             self.wanted.add(path)
             data = png()
             if not path.exists() or path.stat().st_size != len(data) or path.read_bytes() != data:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_file(path, data)
+                # A file that a crash spoiled is found by its content; to sync millions takes hours.
+                with replacing(path, apart=False, sync=False) as temporary:
+                    temporary.write_bytes(data)
             relative = path.relative_to(self.folder).as_posix()
             self.sums.add(self.prefix + relative, hashlib.sha256(data).hexdigest())
         return path.relative_to(self.folder).as_posix()
@@ -298,7 +289,7 @@ class PngFolder:
 
     def finish(self) -> None:
         """Remove what is left of earlier exports."""
-        from darkroom.prune import SHARD_NAME, remove
+        from darkroom.prune import SHARD_NAME
 
         self._clean()
         for name in self.names:

@@ -4,13 +4,13 @@ import csv
 import gzip
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
+from darkroom.files import replacing
 from darkroom.rubric import Rubric
 from darkroom.tables import Kind
 
@@ -96,23 +96,16 @@ def _filled(
 
 
 def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    table = path.with_name(f".{path.name}.table.part")
     write_table = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix)
     count = 0
-    try:
+    with replacing(path) as temporary:
         with gzip.GzipFile(temporary, "wb", mtime=0) if path.suffix == ".gz" else open(temporary, "wb") as out:
             for row in rows:
                 count += 1
                 out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
         if write_table:  # whose columns are known when the last row is
-            write_table(temporary, table)
-            os.replace(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        table.unlink(missing_ok=True)
+            with replacing(temporary, apart=False) as table:
+                write_table(temporary, table)
     return count
 
 

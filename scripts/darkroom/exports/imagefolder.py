@@ -1,12 +1,12 @@
 """PNG files and metadata.jsonl, as the imagefolder loader of Hugging Face `datasets` wants them."""
 
 import json
-import os
 import re
 from typing import Any
 
 from darkroom.exports.base import Export, PngFolder, Sums
 from darkroom.exports.folder import picture_folders, put_pictures
+from darkroom.files import replacing
 from darkroom.tables import Kind
 
 # The loader opens what such a column names, so one of the user's own must not look like it.
@@ -23,19 +23,14 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
         pictures = PngFolder(folder, names, sums, prefix=f"{kind.name}/")
         marker = export.marker(kind)
         count = 0
-        temporary = folder / ".metadata.jsonl.part"
-        try:
-            with open(temporary, "w", encoding="utf-8") as out:
-                for image in export.selected(kind):
-                    count += 1
-                    path, source = put_pictures(pictures, "pictures", marker, image)
-                    line: dict[str, Any] = {"file_name": path} | ({"source_file_name": source} if source else {})
-                    described = export.described(kind, image)
-                    line |= {name: described[column] for name, column in metadata_columns(export, kind).items()}
-                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            os.replace(temporary, folder / "metadata.jsonl")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(folder / "metadata.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as out:
+            for image in export.selected(kind):
+                count += 1
+                path, source = put_pictures(pictures, "pictures", marker, image)
+                line: dict[str, Any] = {"file_name": path} | ({"source_file_name": source} if source else {})
+                described = export.described(kind, image)
+                line |= {name: described[column] for name, column in metadata_columns(export, kind).items()}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
         pictures.finish()
         sums.add_file(f"{kind.name}/metadata.jsonl", note=True)
         counts[kind.name] = count
