@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -41,7 +42,8 @@ LANGUAGE_STEPS, LANGUAGE_PICTURES, LANGUAGE_PAIRS = 1400, 12, 6
 PAIRS_FROM = 300
 EDITS_STEPS, EDITS_PICTURES, EDITS_PAIRS = 1900, 8, 10
 # The last stage: half of each batch is made by the generator as it was after these steps of its own training
-# (its script keeps them), with these numbers of denoising steps; so many pictures and edits with each.
+# (its script keeps them; `make train-generator-early` goes to the last), with these numbers of denoising steps; so many
+# pictures and edits with each.
 GENERATED_STEPS, GENERATED_PICTURES, GENERATED_PAIRS = 2000, 10, 8
 GENERATOR_STAGES, DENOISING_STEPS = (1600, 2400, 3200), (2, 4, 12)
 MADE_PICTURES, MADE_PAIRS = 220, 140
@@ -718,33 +720,44 @@ def train_quality(student: Student, pictures: list[Picture], pairs: list[Pair], 
 
 def near_misses(build: Path, stages: Path) -> tuple[NearMisses, NearMisses]:
     """Return what the finished generator just fails and just does not, and the same decoded again, kept in `build`."""
-
-    def load() -> judge_generated.Generator:
-        return judge_generated.Generator.load(stages / str(NEAR_STAGE))
-
+    load = partial(judge_generated.Generator.load, stages / str(NEAR_STAGE))
     near, decoded = NearMisses(), NearMisses()
     for name, of, numbers in (
         ("", judge_generated.delicate, NEAR_DRAWN),
         ("-gray", judge_generated.gray_star, NEAR_GRAY),
     ):
-
-        def draw(_: random.Random, name=name, of=of, numbers=numbers) -> NearMisses:
-            painter, found = load(), NearMisses()
-            for steps, number in numbers.items():
-                rng = random.Random(f"{SEED} near{name} {steps}")
-                judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found, of)
-            return found
-
-        drawn = training.pooled(build / f"near{name}.pkl", 1, draw, "")[0]
-
-        def decode(rng: random.Random, drawn=drawn) -> NearMisses:
-            found = NearMisses()
-            judge_generated.decode_again(load(), drawn, NEAR_AGAIN, rng, found)
-            return found
-
+        drawn, again = near_misses_of(of, numbers, name, load, build)
         near.add(drawn)
-        decoded.add(training.pooled(build / f"decoded{name}.pkl", 1, decode, f"{SEED} decoded{name}")[0])
+        decoded.add(again)
     return near, decoded
+
+
+def near_misses_of(
+    of: Callable[[world.Scene], bool],
+    numbers: dict[int, int],
+    name: str,
+    load: Callable[[], judge_generated.Generator],
+    build: Path,
+) -> tuple[NearMisses, NearMisses]:
+    """Return near misses among scenes of one kind, and the same decoded again, kept in `build` under `name`.
+
+    of: says whether a scene is of them; numbers: steps -> pictures to look through; load: the generator, where it is needed.
+    """
+
+    def draw(_: random.Random) -> NearMisses:
+        painter, found = load(), NearMisses()
+        for steps, number in numbers.items():
+            rng = random.Random(f"{SEED} near{name} {steps}")
+            judge_generated.make_near_misses(replace(painter, steps=steps), number, rng, found, of)
+        return found
+
+    def decode(rng: random.Random) -> NearMisses:
+        found = NearMisses()
+        judge_generated.decode_again(load(), drawn, NEAR_AGAIN, rng, found)
+        return found
+
+    drawn = training.pooled(build / f"near{name}.pkl", 1, draw, "")[0]
+    return drawn, training.pooled(build / f"decoded{name}.pkl", 1, decode, f"{SEED} decoded{name}")[0]
 
 
 def train_near(student: Student, pictures: list[Picture], pairs: list[Pair], build: Path, stages: Path) -> None:
