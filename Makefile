@@ -17,7 +17,7 @@ demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
 	@$(BIN)/python scripts/summary.py results
 
-# A file shares what its tests prepare. In the order of names, so that the cluster's, which mostly wait, come early.
+# A file shares what its tests prepare; in the order of testpaths (pyproject.toml), the long ones first.
 test: $(READY)
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -157,13 +159,43 @@ def clear_logs(run):
     shutil.rmtree(run.results / "logs")
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` makes, by whichever process of pytest-xdist needs it first; tests leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, whole = base / name, base / f"{name}.made"
+    with FileLock(base / f"{name}.lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            make(folder)
+            whole.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished run; tests work on copies of it."""
-    run = Run(tmp_path_factory.mktemp("finished"), small_config(edits="edits.jsonl", shards={"size": 3}))
-    write_inputs(run)
-    run.snakemake()
-    return run
+    config = small_config(edits="edits.jsonl", shards={"size": 3})
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        run = Run(folder, config)
+        write_inputs(run)
+        run.snakemake()
+
+    return Run(made_once(tmp_path_factory, "finished", make), config)
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory):
+    """A checkout in which the demonstration was made, as `make demo` does."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
+        command = [sys.executable, "-m", "snakemake", "-j2", "--quiet", "all"]
+        subprocess.run(command, cwd=folder, env=environment(), check=True, stdin=subprocess.DEVNULL, timeout=1800)
+
+    return Run(made_once(tmp_path_factory, "demonstration", make))
 
 
 def copied(run: Run, folder: Path) -> Run:

@@ -2,16 +2,12 @@
 
 import csv
 import functools
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, environment
 from synthetic import ATTACK, make_gallery, make_set, scroll_through
 
 
@@ -129,14 +125,10 @@ def test_the_gallery_of_a_run(shown, page, tmp_path):
     assert shown.planned() == {}
 
 
-def test_the_gallery_of_the_demonstration(page, tmp_path):
+def test_the_gallery_of_the_demonstration(demonstration, page, tmp_path):
     """What `make demo` makes, opened from disk."""
-    demo = tmp_path / "darkroom"
-    shutil.copytree(REPOSITORY, demo, ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
-    command = [sys.executable, "-m", "snakemake", "-j2", "--quiet", "all"]
-    subprocess.run(command, cwd=demo, env=environment(), check=True, stdin=subprocess.DEVNULL, timeout=900)
-    scores = pd.read_parquet(demo / "results/scores.parquet")
-    opened(page, demo / "results/gallery/index.html")
+    scores = pd.read_parquet(demonstration.results / "scores.parquet")
+    opened(page, demonstration.results / "gallery/index.html")
     assert status(page).startswith(f"{len(scores)} of {len(scores)} images")
     page.select_option("#kind", "edited")
     edited = scores[scores["kind"] == "edited"]

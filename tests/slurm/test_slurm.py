@@ -4,6 +4,7 @@ Few tests, because a job costs seconds and Snakemake looks after its jobs seldom
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -215,29 +216,24 @@ def batch(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory):
-    """The same on this machine, without Slurm: name -> (checkout, process)."""
-    found = {}
-    for name in ("demo", "rows"):
-        checkout = Checkout(tmp_path_factory.mktemp("local") / name)
-        config = ["config/config.yaml"]
-        if name == "rows":
-            write_rows(checkout.folder, "cpu")
-            config = ["my.yaml"]
-        found[name] = checkout, checkout.start("-j1", "--configfile", *config)
-    return found
+def reference(tmp_path_factory):
+    """The rows on this machine, without Slurm: what gives the shards, at the end of a run that begins now."""
+    checkout = Checkout(tmp_path_factory.mktemp("local") / "darkroom")
+    write_rows(checkout.folder, "cpu")
+    process = checkout.start("-j1", "--configfile", "my.yaml")
 
+    @functools.cache
+    def result():
+        assert checkout.finish(process) == 0, checkout.said()
+        return shards(checkout)
 
-def reference(references, name):
-    checkout, process = references[name]
-    assert checkout.finish(process) == 0, checkout.said()
-    return shards(checkout)
+    return result
 
 
 # ------------------------------------------------------------------------------------------------------------- tests
 
 
-def test_the_demonstration_through_the_profile(tmp_path, batch, references):
+def test_the_demonstration_through_the_profile(tmp_path, batch, reference, request):
     """Jobs that ask for a GPU are on the gpu partition with a device each, the others on cpu; the files are the same."""
     checkout = Checkout(tmp_path / "darkroom")
     files = ("config/config.yaml", "config/presets/demo-gpu.yaml")
@@ -263,10 +259,10 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, references):
     assert all(devices in ("0", "1") for job in on_gpu for _, devices in places[job.id])
     together = [(a, b) for a, b in itertools.combinations(on_gpu, 2) if a.start < b.end and b.start < a.end]
     assert together and all(places[a.id] != places[b.id] for a, b in together)
-    assert shards(checkout) == reference(references, "demo")
+    assert shards(checkout) == shards(request.getfixturevalue("demonstration"))  # not made before, but meanwhile
 
 
-def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batch, references):
+def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batch, reference):
     """In the middle of four shards: a time limit, scancel, a memory kill, a node's death; then SIGINT, and a restart.
 
     Beside them a job with a model that cannot be loaded, which is not submitted again.
@@ -323,7 +319,7 @@ def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batc
     checkout.pace(0)
     write_rows(checkout.folder, "auto")
     assert checkout.finish(checkout.start(*command)) == 0, checkout.said()[len(said) :]
-    expected = {name: digest for name, digest in reference(references, "rows").items() if "scores" not in name}
+    expected = {name: digest for name, digest in reference().items() if "scores" not in name}
     found = shards(checkout)
     assert found == {name: expected[name] for name in found} and len(found) == 2 * 5
     # The image in hand when a job was ended from outside; none where it was told in time.
@@ -352,7 +348,7 @@ def running(checkout):
     return [job for job in jobs_of(checkout.folder) if not ended(job.id)]
 
 
-def test_the_batch_script_goes_on_over_several_submissions(batch, references):
+def test_the_batch_script_goes_on_over_several_submissions(batch, reference):
     """161 images at three seconds each on two devices are more than one start can make, on any machine."""
     checkout, job = batch
     # It has been at work since the first test, and may be over by now.
@@ -366,7 +362,7 @@ def test_the_batch_script_goes_on_over_several_submissions(batch, references):
     assert "back into the queue" in said and said.rstrip().endswith("darkroom: done")
     made = Counter(image["key"] for image in checkout.noted("images"))
     assert len(made) == 161 and set(made.values()) == {1}
-    assert shards(checkout) == reference(references, "rows")
+    assert shards(checkout) == reference()
 
 
 def test_the_batch_script_does_not_go_on_for_nothing(tmp_path, batch):

@@ -39,7 +39,7 @@ def test_tables_carry_the_user_s_fields_and_agree(finished):
     assert scores["p_yes"].dropna().between(0, 1).all() and scores["p_yes_mass"].dropna().between(0, 1).all()
 
 
-def test_shards_name_what_they_were_made_with_and_show_as_pictures(finished):
+def test_shards_name_what_they_were_made_with_and_show_as_pictures(finished, tmp_path):
     import datasets
 
     for kind in ("images", "edited"):
@@ -48,7 +48,7 @@ def test_shards_name_what_they_were_made_with_and_show_as_pictures(finished):
             assert meta["device"] == "cpu" and {"torch", "diffusers"} <= set(meta["versions"])
             assert meta["recipe"]["model"].startswith("folder:")
         files = [str(path) for path in paths]
-        table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=finished.folder / "hf")
+        table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=tmp_path)
         assert len(table) == sum(meta["records"] for meta in map(read_meta, paths))
         pictures = [row for row in table if row["error"] is None]
         assert pictures and all(row["image"].size == (row["width"], row["height"]) for row in pictures)
