@@ -1,6 +1,6 @@
 """The workflow on a real Slurm cluster, which cluster.sh brings up on this machine: the profile, and the batch script.
 
-Few tests, because a job costs seconds and Snakemake looks after its jobs seldom; the references are made meanwhile.
+Few tests, because a job costs seconds and Snakemake looks after its jobs seldom; what they are compared with is made meanwhile.
 """
 
 import contextlib
