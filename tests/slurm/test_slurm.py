@@ -4,7 +4,6 @@ Few tests, because a job costs seconds and Snakemake looks after its jobs seldom
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -222,7 +221,6 @@ def reference(tmp_path_factory):
     write_rows(checkout.folder, "cpu")
     process = checkout.start("-j1", "--configfile", "my.yaml")
 
-    @functools.cache
     def result():
         assert checkout.finish(process) == 0, checkout.said()
         return shards(checkout)

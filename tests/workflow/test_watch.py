@@ -60,8 +60,8 @@ def wait_for(what, process, seconds=600):
 
 def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tmp_path):
     slow = {"steps": 20, "true_cfg": 2, "batch_size": 1}
-    run = Run(tmp_path, small_config(edits="edits.jsonl", shards={"size": 3}, generate=slow))
-    run.config["judge"]["shards_per_job"] = 4
+    grouped = {"shards_per_job": 4}
+    run = Run(tmp_path, small_config(edits="edits.jsonl", shards={"size": 3}, generate=slow, judge=grouped))
     write_inputs(run)
     done = watch(run, "--once")
     assert done.returncode == 1 and "error: results: no run began here yet" in done.stderr

@@ -1,5 +1,6 @@
 """What all exports share: the records and pictures they are made from, and how they write files."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -166,7 +167,7 @@ def write_export(export: Export) -> dict[str, int]:
 
     check_digest(export.table, export.table_digest)
     export.folder.mkdir(parents=True, exist_ok=True)
-    with Sums(export.folder) as sums:
+    with summed(export.folder) as sums:
         writer = importlib.import_module(f"darkroom.exports.{FORMATS[export.format]}")
         counts = writer.write(export, sums)
         for name, text in describe(export, counts, sums.noted).items():
@@ -177,23 +178,13 @@ def write_export(export: Export) -> dict[str, int]:
 
 
 class Sums:
-    """Writes SHA256SUMS as files are written, and puts it in its place at the end: an export without it is not whole.
+    """Writes the lines of SHA256SUMS to `stream` as files are written below `folder`.
 
     noted: path -> SHA-256 of files that the description names one by one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.noted = folder, {}
-        self.replacing = replacing(folder / SUMS)
-
-    def __enter__(self) -> "Sums":
-        (self.folder / SUMS).unlink(missing_ok=True)
-        self.stream = open(self.replacing.__enter__(), "w", encoding="ascii")
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.stream.close()
-        self.replacing.__exit__(*error)
+    def __init__(self, folder: Path, stream: IO[str]):
+        self.folder, self.stream, self.noted = folder, stream, {}
 
     def add(self, name: str, sha256: str) -> None:
         self.stream.write(f"{sha256}  {name}\n")
@@ -203,6 +194,14 @@ class Sums:
         self.add(name, sha256)
         if note:
             self.noted[name] = sha256
+
+
+@contextlib.contextmanager
+def summed(folder: Path) -> Iterator[Sums]:
+    """The sums of an export, in their place where the block ends well: an export without SHA256SUMS is not whole."""
+    (folder / SUMS).unlink(missing_ok=True)
+    with replacing(folder / SUMS) as temporary, open(temporary, "w", encoding="ascii") as stream:
+        yield Sums(folder, stream)
 
 
 def sha256_of(path: Path) -> str:
