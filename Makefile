@@ -57,8 +57,8 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 
 # The embedded models, from fixed seeds, on two cores: the generator and then the near misses it makes on one, the judge on the
 # other as far as it can go without them. Stopped, it goes on where it was (build/).
-TRAIN_GENERATOR = OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_generator.py --out resources/models/shapes-flux
-TRAIN_JUDGE = OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/train_judge.py --out resources/models/shapes-judge
+TRAIN_GENERATOR = OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/train_generator.py --out resources/models/shapes-flux
+TRAIN_JUDGE = OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/train_judge.py --out resources/models/shapes-judge
 
 train-models: $(READY)
 	$(MAKE) -j2 train-near-misses train-quality
@@ -86,13 +86,13 @@ train-quality: train-generator train-generated
 
 # How good they are, against what they are to reach; fails below it.
 bench-models: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux
+	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
 
 # A smaller sample, for continuous integration; allows for its sampling error.
 bench-models-quick: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_generator.py resources/models/shapes-flux --quick
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --quick
+	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux --quick
+	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --quick
 
 # What planning costs: a million rows, a job's start, the dry run of ten thousand shards beside a bare workflow's.
 bench-plan: $(READY)

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from darkroom import plots
-from darkroom.report import read_table, read_times
-from darkroom.runtime import job, say
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
+from darkroom.views import plots
+from darkroom.views.report import read_table, read_times
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 import signal
 from typing import TYPE_CHECKING
 
-from darkroom.hub import fetch, report_lines
-from darkroom.runtime import job, tell
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, tell
+from darkroom.models.hub import fetch, report_lines
+from darkroom.run.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from darkroom.gallery import write_index
-from darkroom.runtime import job, say
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
+from darkroom.views.gallery import write_index
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

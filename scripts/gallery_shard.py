@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.gallery import write_shard
-from darkroom.runtime import job, say
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
+from darkroom.views.gallery import write_shard
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

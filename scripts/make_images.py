@@ -4,20 +4,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.devices import Devices
-from darkroom.generate import Stage, make_shard, moved_rows, old_shard_files, read_requests
-from darkroom.records import append_record
-from darkroom.runtime import job, limit_threads
-from darkroom.scratch import Scratch
-from darkroom.shardfile import check_digest
-from darkroom.workflow import ROWS, SECTIONS, Workflow
+from darkroom.engines.work import ShardJob
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.history import append_record
+from darkroom.jobs.runtime import job, limit_threads
+from darkroom.make import make_shard, read_requests
+from darkroom.run.workflow import ROWS, SECTIONS, Workflow
+from darkroom.store.carry import moved_rows, old_shard_files
+from darkroom.store.scratch import Scratch
+from darkroom.store.shardfile import check_digest
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
 def open_engine(section, name):
-    from darkroom import diffusion  # torch and diffusers: only where something is to be made
+    from darkroom.engines import diffusion  # torch and diffusers: only where something is to be made
 
     return diffusion.open_engine(section, name)
 
@@ -27,7 +29,7 @@ with job(snakemake.log[0]):
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
     limit_threads(snakemake.threads, workflow.config[SECTIONS[kind]]["device"])
     plan = workflow.plans[kind]
-    stage = Stage(
+    shard_job = ShardJob(
         name=SECTIONS[kind],
         section=workflow.config[SECTIONS[kind]],
         recipe=workflow.recipes[kind],
@@ -39,14 +41,14 @@ with job(snakemake.log[0]):
         images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
         model=workflow.models.get(SECTIONS[kind]),
     )
-    for name, source in stage.images.items():
+    for name, source in shard_job.images.items():
         check_digest(source, workflow.image_digests["images"][name])
     rows = workflow.shard_rows(kind, shard, Path(snakemake.input.rows))
     started, devices = time.monotonic(), Devices()
     counts = make_shard(
-        read_requests(rows, stage.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
+        read_requests(rows, shard_job.section, workflow.config["seed"], workflow.config["samples_per_prompt"]),
         path,
-        stage,
+        shard_job,
         old_shard_files(plan, shard, path.parent),
         moved_rows(plan.shard_of_row, shard, workflow.image_digests[kind], path.parent),
         open_engine,

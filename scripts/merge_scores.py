@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.runtime import job, say
-from darkroom.tables import merge_scores, write_rejected
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
+from darkroom.tables.merge import merge_scores, write_rejected
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from darkroom.files import remove, size_of
-from darkroom.prune import unplanned_files
-from darkroom.runtime import job, tell
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, tell
+from darkroom.run.workflow import Workflow
+from darkroom.tools.prune import unplanned_files
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import yaml
-from darkroom.config import load_config
-from darkroom.devices import Devices
+from darkroom.config.load import load_config
 from darkroom.errors import DarkroomError, RowError
-from darkroom.hub import hub_models, local_section
-from darkroom.replay import find_record, replay
-from darkroom.runtime import job
-from darkroom.workflow import ROWS
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.runtime import job
+from darkroom.models.hub import hub_models, local_section
+from darkroom.run.workflow import ROWS
+from darkroom.tools.replay import find_record, replay
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -43,7 +43,7 @@ def main() -> None:
 
         def open_engine(section, name):
             Devices().claim(section | {"gpus": 1}, name)
-            from darkroom import diffusion  # torch and diffusers: only after the claim
+            from darkroom.engines import diffusion  # torch and diffusers: only after the claim
 
             return diffusion.open_engine(local_section(section, models.get(name)), name)
 

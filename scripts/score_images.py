@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom.devices import Devices
-from darkroom.generate import moved_rows
-from darkroom.judge import judge_shards, old_score_files
-from darkroom.records import append_record
-from darkroom.runtime import job, limit_threads
-from darkroom.workflow import Workflow
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.history import append_record
+from darkroom.jobs.runtime import job, limit_threads
+from darkroom.metrics.judge import judge_shards, old_score_files
+from darkroom.run.workflow import Workflow
+from darkroom.store.carry import moved_rows
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,7 +20,7 @@ devices = Devices()
 
 def open_judge(section, kind, rubric):
     devices.claim(section, "judge")
-    from darkroom import vlm  # vLLM: only where something is to be asked
+    from darkroom.metrics import vlm  # vLLM: only where something is to be asked
 
     return vlm.open_judge(workflow.local_section("judge"), kind, rubric)
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from darkroom.files import replacing
-from darkroom.runtime import job, say
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

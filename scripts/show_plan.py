@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from darkroom.forecast import forecast, table
-from darkroom.runtime import job, tell
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, tell
+from darkroom.run.workflow import Workflow
+from darkroom.tools.forecast import forecast, table
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from darkroom.errors import DarkroomError
-from darkroom.runtime import job, tell
-from darkroom.verify import report_lines, verify
-from darkroom.workflow import Workflow
+from darkroom.jobs.runtime import job, tell
+from darkroom.run.workflow import Workflow
+from darkroom.tools.verify import report_lines, verify
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

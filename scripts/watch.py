@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 from darkroom.errors import DarkroomError
-from darkroom.runtime import job
-from darkroom.watch import Watch, open_workflow, table
+from darkroom.jobs.runtime import job
+from darkroom.tools.watch import Watch, open_workflow, table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from darkroom.exports.base import write_export
-from darkroom.runtime import job, say
-from darkroom.workflow import Workflow
+from darkroom.exports.write import write_export
+from darkroom.jobs.runtime import job, say
+from darkroom.run.workflow import Workflow
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -49,7 +49,7 @@ rule merge:
 PLAN = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from darkroom.plan import make_plan
+from darkroom.plan.shards import make_plan
 plan = make_plan(sys.argv[2], "prompts", 100, sys.argv[3])
 print(len(plan.shards), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -57,7 +57,7 @@ print(len(plan.shards), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 10
 START = """
 import sys, yaml
 sys.path.insert(0, sys.argv[1] + "/scripts")
-from darkroom.workflow import Workflow
+from darkroom.run.workflow import Workflow
 Workflow.of_job(yaml.safe_load(open(sys.argv[2])), sys.argv[1] + "/scripts").image_digests
 """
 

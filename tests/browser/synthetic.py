@@ -5,13 +5,14 @@ import io
 import json
 from pathlib import Path
 
-from darkroom.gallery import write_index, write_shard
-from darkroom.judge import score_columns
-from darkroom.plan import make_plan
-from darkroom.rubric import load_rubric
-from darkroom.shardfile import IMAGE_COLUMNS
-from darkroom.shardfile import write_shard as write_file
-from darkroom.tables import Kind, merge_scores
+from darkroom.metrics.judge import score_columns
+from darkroom.metrics.rubric import load_rubric
+from darkroom.plan.shards import make_plan
+from darkroom.store.shardfile import IMAGE_COLUMNS
+from darkroom.store.shardfile import write_shard as write_file
+from darkroom.tables.kind import Kind
+from darkroom.tables.merge import merge_scores
+from darkroom.views.gallery import write_index, write_shard
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,13 +15,15 @@ import zlib
 from pathlib import Path
 
 import pytest
+from darkroom.config.options import IMAGE_OPTIONS
+from darkroom.engines.work import ShardJob
 from darkroom.errors import DarkroomError
-from darkroom.generate import Stage, make_shard, read_requests
-from darkroom.options import IMAGE_OPTIONS
-from darkroom.plan import make_plan
-from darkroom.scratch import Scratch
-from darkroom.shardfile import iter_records
-from darkroom.tables import Kind, write_rejected
+from darkroom.make import make_shard, read_requests
+from darkroom.plan.shards import make_plan
+from darkroom.store.scratch import Scratch
+from darkroom.store.shardfile import iter_records
+from darkroom.tables.kind import Kind
+from darkroom.tables.merge import write_rejected
 from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -362,7 +364,7 @@ def take_given(folder, names):
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
     section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"} | IMAGE_OPTIONS
-    stage = Stage("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
+    stage = ShardJob("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
     records = []
     for name in plan.names:
         counts = make_shard(
@@ -414,8 +416,8 @@ def test_memory_is_bounded_by_what_a_picture_may_hold(tmp_path):
     code = """
 import resource, sys
 from darkroom.errors import DarkroomError, RowError
-from darkroom.images import open_picture, read_file
-from darkroom.plan import make_plan
+from darkroom.store.images import open_picture, read_file
+from darkroom.plan.shards import make_plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     open_picture(read_file("bomb.png"), "bomb.png")

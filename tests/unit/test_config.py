@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from darkroom.config import is_folder_name, load_config
+from darkroom.config.load import is_folder_name, load_config
 from darkroom.errors import DarkroomError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/config.schema.yaml"

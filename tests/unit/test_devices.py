@@ -11,17 +11,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from darkroom import devices
-from darkroom.devices import VARIABLE, Devices, lock_folder, visible_devices
 from darkroom.errors import DarkroomError
+from darkroom.jobs import devices
+from darkroom.jobs.devices import VARIABLE, Devices, lock_folder, visible_devices
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # Takes its devices, writes down from when to when it had them, and lets go when the file `end` is there.
 JOB = """
 import os, sys, time
 from pathlib import Path
-from darkroom.devices import Devices
-from darkroom.runtime import job
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.runtime import job
 folder, name, gpus = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with job(folder / f"{name}.log"):
     devices = Devices()

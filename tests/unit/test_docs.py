@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
-from darkroom.config import load_config
-from darkroom.judge import score_columns
-from darkroom.rubric import load_rubric
-from darkroom.shardfile import EDITED_COLUMNS
-from darkroom.tables import TABLE_COLUMNS
+from darkroom.config.load import load_config
+from darkroom.metrics.judge import score_columns
+from darkroom.metrics.rubric import load_rubric
+from darkroom.store.shardfile import EDITED_COLUMNS
+from darkroom.tables.kind import TABLE_COLUMNS
 
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.yaml"
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]

@@ -18,16 +18,18 @@ import yaml
 from conftest import REPOSITORY, environment
 from darkroom.errors import DarkroomError
 from darkroom.exports import FORMATS
-from darkroom.exports.base import Export, runs, write_export, wrong_files
+from darkroom.exports.base import Export, runs, wrong_files
 from darkroom.exports.provenance import CREATED, EDITED, SOURCE_TYPES, with_text, xmp_packet
+from darkroom.exports.write import write_export
 from darkroom.identity import digest
-from darkroom.images import encode_png
-from darkroom.judge import score_columns
-from darkroom.licences import Licence, Model
-from darkroom.plan import make_plan
-from darkroom.rubric import Question, Rubric
-from darkroom.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, write_shard
-from darkroom.tables import Kind, merge_scores
+from darkroom.metrics.judge import score_columns
+from darkroom.metrics.rubric import Question, Rubric
+from darkroom.models.licences import Licence, Model
+from darkroom.plan.shards import make_plan
+from darkroom.store.images import encode_png
+from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, write_shard
+from darkroom.tables.kind import Kind
+from darkroom.tables.merge import merge_scores
 from PIL import Image
 
 FIELDS = {"quality": {"minimum": 1, "maximum": 10}, "mark": {"max_length": 9}}
@@ -455,7 +457,7 @@ sys.path[:0] = sys.argv[1].split(':')
 import pyarrow, pyarrow.parquet
 import test_exports
 from darkroom.exports import FORMATS
-from darkroom.exports.base import write_export
+from darkroom.exports.write import write_export
 rows = [{"id": f"r{n}", "prompt": f"fox {n}"} for n in range(int(sys.argv[3]))]
 export = test_exports.build(Path(sys.argv[2]), rows, [], 2, side=128, distinct=3, select=test_exports.ALL)
 if sys.argv[4] == "write":

@@ -5,8 +5,8 @@ import json
 
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.groups import group_shards, load_groups, make_groups
-from darkroom.plan import hold_results, make_plan
+from darkroom.plan.groups import group_shards, load_groups, make_groups
+from darkroom.plan.shards import hold_results, make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 

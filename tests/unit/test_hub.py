@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import FLUX, REPOSITORY
-from darkroom.hub import HubModel, judge_files, pipeline_files
+from darkroom.models.hub import HubModel, judge_files, pipeline_files
 from hubserver import Hub, Repository, model_files, surroundings, tiny_hub
 
 FETCH = """
 import json, sys
 from pathlib import Path
-from darkroom.hub import HubModel, fetch, report_lines
-from darkroom.runtime import job
+from darkroom.models.hub import HubModel, fetch, report_lines
+from darkroom.jobs.runtime import job
 with job(None, online=True):
     section, repo, revision, cache, marker = sys.argv[1:]
     print(report_lines(section, fetch(HubModel(section, repo, revision, cache, Path(marker)))))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from darkroom import images
 from darkroom.errors import RowError
-from darkroom.images import encode_png, open_picture, read_file
+from darkroom.store import images
+from darkroom.store.images import encode_png, open_picture, read_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

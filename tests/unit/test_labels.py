@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.labels import labels_digest, read_labels
+from darkroom.rows.labels import labels_digest, read_labels
 
 
 def read(path, data):

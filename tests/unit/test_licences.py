@@ -3,10 +3,10 @@
 import pytest
 import yaml
 from conftest import FLUX, REPOSITORY, small_config
-from darkroom.config import load_config
+from darkroom.config.load import load_config
 from darkroom.errors import DarkroomError
 from darkroom.exports import TRAINING
-from darkroom.licences import check_licences, model_of
+from darkroom.models.licences import check_licences, model_of
 
 DEV = "flux-1-dev-non-commercial-license"
 HUB = "https://huggingface.co"

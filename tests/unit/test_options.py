@@ -1,14 +1,14 @@
 """Options that fit a model to a card: what goes together, and what of it is part of a recipe and a key."""
 
 import pytest
-from darkroom import options
-from darkroom.config import load_config
+from darkroom.config import options
+from darkroom.config.load import load_config
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
-from darkroom.recipe import image_recipe, judge_recipe
-from darkroom.requests import expand, request_key
-from darkroom.resources import memory_mb
-from darkroom.rows import parse_row
+from darkroom.plan.recipe import image_recipe, judge_recipe
+from darkroom.plan.requests import expand, request_key
+from darkroom.rows.read import parse_row
+from darkroom.run.needs import memory_mb
 from test_config import SCHEMA, config, folder  # noqa: F401
 
 

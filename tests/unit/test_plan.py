@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.plan import GREATEST, _hash64, _spacing, load_plan, make_plan
-from darkroom.requests import expand
+from darkroom.plan.requests import expand
+from darkroom.plan.shards import GREATEST, _hash64, _spacing, load_plan, make_plan
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from darkroom import plots
-from darkroom.report import StageTimes, general, read_table
-from darkroom.rubric import Question, Rubric
+from darkroom.metrics.rubric import Question, Rubric
+from darkroom.views import plots
+from darkroom.views.report import StageTimes, general, read_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

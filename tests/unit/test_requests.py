@@ -2,8 +2,8 @@
 
 import pytest
 from darkroom.identity import request_seed
-from darkroom.requests import expand, request_key
-from darkroom.rows import parse_row
+from darkroom.plan.requests import expand, request_key
+from darkroom.rows.read import parse_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from darkroom.resources import HUB_MODEL_BYTES, image_minutes, judge_minutes, memory_mb
+from darkroom.run.needs import HUB_MODEL_BYTES, image_minutes, judge_minutes, memory_mb
 
 FLUX = HUB_MODEL_BYTES["generate"]
 

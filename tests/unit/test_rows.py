@@ -4,7 +4,7 @@ import json
 
 import pytest
 from darkroom.errors import RowError
-from darkroom.rows import content_id, further_fields, parse_row, read_rows, row_id
+from darkroom.rows.read import content_id, further_fields, parse_row, read_rows, row_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.judge import SCORE_COLUMNS
-from darkroom.rubric import TAKEN, Question, load_rubric
-from darkroom.shardfile import EDITED_COLUMNS
-from darkroom.tables import TABLE_COLUMNS
+from darkroom.metrics.judge import SCORE_COLUMNS
+from darkroom.metrics.rubric import TAKEN, Question, load_rubric
+from darkroom.store.shardfile import EDITED_COLUMNS
+from darkroom.tables.kind import TABLE_COLUMNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator

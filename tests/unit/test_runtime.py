@@ -17,8 +17,8 @@ def start(body, log):
 import sys, time
 sys.path.insert(0, {str(SCRIPTS)!r})
 from darkroom.errors import DarkroomError, Interrupted, OutOfMemory
-from darkroom.runtime import Progress, job, say, stop_requested
-from darkroom.scratch import Scratch
+from darkroom.jobs.runtime import Progress, job, say, stop_requested
+from darkroom.store.scratch import Scratch
 with job({str(log)!r}):
 {body}
 """
@@ -91,7 +91,7 @@ def test_progress_says_how_much_is_done_how_fast_and_how_long_it_will_take(tmp_p
 
 def test_scratch_holds_whole_files_only(tmp_path):
     sys.path.insert(0, str(SCRIPTS))
-    from darkroom.scratch import Scratch
+    from darkroom.store.scratch import Scratch
 
     scratch = Scratch(tmp_path)
     scratch.put("ab12", b"pixels")

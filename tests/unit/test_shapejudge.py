@@ -11,7 +11,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "training"))
 
 from shapeworld import bench_judge, judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
 from shapeworld.judge_pictures import Order, outcome

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.shardfile import (
+from darkroom.store.shardfile import (
     EDITED_COLUMNS,
     GROUP_ROWS,
     IMAGE_COLUMNS,

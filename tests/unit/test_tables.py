@@ -6,11 +6,13 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.judge import score_columns
-from darkroom.plan import make_plan
-from darkroom.rubric import Question, Rubric
-from darkroom.shardfile import IMAGE_COLUMNS, write_shard
-from darkroom.tables import Kind, merge_scores, select_rows
+from darkroom.metrics.judge import score_columns
+from darkroom.metrics.rubric import Question, Rubric
+from darkroom.plan.shards import make_plan
+from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
+from darkroom.tables.kind import Kind
+from darkroom.tables.merge import merge_scores
+from darkroom.tables.select import select_rows
 
 RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
 SELECT = {"images": {"p": 0.5}, "edited": {}, "per_row": 1}

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from darkroom import diffusion, judge, options, vlm
+from darkroom.config import options
+from darkroom.engines import diffusion
 from darkroom.errors import DarkroomError
-from darkroom.generate import read_requests
-from darkroom.replay import replay
-from darkroom.rubric import load_rubric
+from darkroom.make import read_requests
+from darkroom.metrics import judge, vlm
+from darkroom.metrics.rubric import load_rubric
+from darkroom.tools.replay import replay
 from PIL import Image
 from test_engines import RUBRIC, build_stable_diffusion, filled, lines, make, stage_for
 

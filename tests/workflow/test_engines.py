@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import FLUX, JUDGE, small_config
-from darkroom import diffusion, judge, runtime, vlm
-from darkroom.generate import Stage, make_shard, read_requests
-from darkroom.recipe import image_recipe
-from darkroom.rubric import load_rubric
-from darkroom.scratch import Scratch
-from darkroom.shardfile import iter_records
+from darkroom.engines import diffusion
+from darkroom.engines.work import ShardJob
+from darkroom.jobs import runtime
+from darkroom.make import make_shard, read_requests
+from darkroom.metrics import judge, vlm
+from darkroom.metrics.rubric import load_rubric
+from darkroom.plan.recipe import image_recipe
+from darkroom.store.scratch import Scratch
+from darkroom.store.shardfile import iter_records
 from PIL import Image, ImageDraw
 
 RUBRIC = "config/rubrics/default.yaml"
@@ -21,7 +24,7 @@ RUBRIC = "config/rubrics/default.yaml"
 def filled(section, name, tmp_path):
     """The section with every default, as the workflow has it."""
     from conftest import REPOSITORY
-    from darkroom.config import load_config
+    from darkroom.config.load import load_config
 
     (tmp_path / "prompts.jsonl").write_text("{}\n")
     config = small_config(prompts=str(tmp_path / "prompts.jsonl"))
@@ -30,7 +33,7 @@ def filled(section, name, tmp_path):
 
 
 def stage_for(section, name, tmp_path):
-    return Stage(
+    return ShardJob(
         name=name,
         section=section,
         recipe=image_recipe(section),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, clear_logs, environment, made, shards, small_config
-from darkroom import devices
-from darkroom.shardfile import iter_records
+from darkroom.jobs import devices
+from darkroom.store.shardfile import iter_records
 from PIL import Image
 
 COUNTING = Path(__file__).parent / "counting"

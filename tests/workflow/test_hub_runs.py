@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from conftest import FLUX, JUDGE, Run, small_config
-from darkroom.shardfile import iter_records, read_meta
+from darkroom.store.shardfile import iter_records, read_meta
 from hubserver import DECOYS, model_files, surroundings, tiny_hub
 
 

@@ -5,7 +5,7 @@ import hashlib
 import pandas as pd
 import pytest
 from conftest import Run, clear_logs, small_config
-from darkroom.records import read_records
+from darkroom.jobs.history import read_records
 from PIL import Image
 
 ONE_QUESTION = """

@@ -7,8 +7,8 @@ import zipfile
 import pandas as pd
 import pytest
 from conftest import BAD, REPOSITORY, copied, shards
-from darkroom.report import read_table
-from darkroom.rubric import load_rubric
+from darkroom.metrics.rubric import load_rubric
+from darkroom.views.report import read_table
 
 
 def plots(run):

@@ -12,7 +12,7 @@ import filelock
 import pandas as pd
 import pytest
 from conftest import JUDGE, PROMPTS, REPOSITORY, Run, clear_logs, environment, made, shards, write_inputs
-from darkroom.shardfile import iter_records, read_meta
+from darkroom.store.shardfile import iter_records, read_meta
 
 
 def test_every_row_ends_in_exactly_one_place(finished):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from conftest import FLUX, REPOSITORY, Run, environment, made, shards, small_config, write_inputs
-from darkroom.options import CACHE_KEYS, IMAGE_OPTIONS
-from darkroom.records import read_records
-from darkroom.shardfile import iter_records
+from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
+from darkroom.jobs.history import read_records
+from darkroom.store.shardfile import iter_records
 
 ALL = bool(os.environ.get("DARKROOM_TEST_ALL"))
 COUNTING = Path(__file__).parent / "counting"
@@ -209,16 +209,17 @@ def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(tmp_path):
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from darkroom import diffusion
-from darkroom.generate import Stage, make_shard, read_requests
-from darkroom.recipe import image_recipe
-from darkroom.scratch import Scratch
+from darkroom.engines import diffusion
+from darkroom.engines.work import ShardJob
+from darkroom.make import make_shard, read_requests
+from darkroom.plan.recipe import image_recipe
+from darkroom.store.scratch import Scratch
 folder, number, section = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 lines = b"".join(
     json.dumps({"id": f"r{n}", "options": {"seed": n}, "row": {}, "items": [{"prompt": "a red circle"}]}).encode() + b"\\n"
     for n in range(number)
 )
-stage = Stage("generate", section, image_recipe(section), "d", folder, folder, Scratch(folder / "scratch"))
+stage = ShardJob("generate", section, image_recipe(section), "d", folder, folder, Scratch(folder / "scratch"))
 counts = make_shard(
     read_requests(lines, section, 0, 1), folder / "shard.parquet", stage, [], lambda row: None, diffusion.open_engine
 )

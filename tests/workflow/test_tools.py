@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from conftest import BAD, PROMPTS, REPOSITORY, environment, shards, write_inputs
 from darkroom.files import meant
-from darkroom.records import read_records
-from darkroom.shardfile import iter_records, read_meta, write_shard
+from darkroom.jobs.history import read_records
+from darkroom.store.shardfile import iter_records, read_meta, write_shard
 
 
 def forecast_of(run):

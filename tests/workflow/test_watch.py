@@ -12,8 +12,8 @@ import time
 
 import pytest
 from conftest import REPOSITORY, Run, environment, small_config, write_inputs
-from darkroom.shardfile import iter_records
-from darkroom.watch import Watch, open_workflow, read_log
+from darkroom.store.shardfile import iter_records
+from darkroom.tools.watch import Watch, open_workflow, read_log
 
 HEADS = ("shards", "done", "running", "failed", "waiting", "images", "of")
 

@@ -12,12 +12,12 @@ if not (REPOSITORY / "scripts/darkroom").is_dir():
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from darkroom import resources as needs
-from darkroom.devices import visible_devices
+from darkroom.run import needs
+from darkroom.jobs.devices import visible_devices
 from darkroom.errors import DarkroomError
-from darkroom.gallery import site_files
-from darkroom.runtime import refusal
-from darkroom.workflow import Workflow
+from darkroom.views.gallery import site_files
+from darkroom.jobs.runtime import refusal
+from darkroom.run.workflow import Workflow
 from snakemake.jobs import Job
 
 try:

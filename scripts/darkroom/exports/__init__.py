@@ -10,7 +10,7 @@ FORMATS = {
     "folder": "folder",
     "imagefolder": "imagefolder",
     "parquet": "parquet",
-    "webdataset": "tars",
+    "webdataset": "webdataset",
     "preferences": "preferences",
 }
 TRAINING = ("imagefolder", "parquet", "webdataset", "preferences")  # made for those who train on the pictures

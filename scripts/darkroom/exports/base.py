@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
-from darkroom.exports import FORMATS, SUMS
+from darkroom.exports import SUMS
 from darkroom.exports.provenance import Marker
 from darkroom.files import remove, replacing
-from darkroom.licences import Model
-from darkroom.rubric import Rubric
-from darkroom.shardfile import RecordReader, check_digest
-from darkroom.tables import Kind
+from darkroom.metrics.rubric import Rubric
+from darkroom.models.licences import Model
+from darkroom.plan.shards import SHARD_NAME
+from darkroom.store.shardfile import RecordReader, check_digest
+from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 256  # read at once from the final table
 SECTIONS = {"images": "generate", "edited": "edit"}
@@ -147,7 +147,7 @@ class Pictures:
 
     def read(self, shard: str, place: int, record: dict[str, Any]) -> Image:
         """The image at a place of a shard, which must be that of the table's line `record`."""
-        path = self.kind.images / f"{shard}.parquet"
+        path = self.kind.image_file(shard)
         if shard != self.shard:
             meta = check_digest(path, self.kind.image_digests[shard])
             self.shard, self.reader = shard, RecordReader(path)
@@ -156,25 +156,6 @@ class Pictures:
         if full is None or (full["key"], full["sha256"]) != (record["key"], record["sha256"]):
             raise DarkroomError(f"{path}: row {record['row']}: not the image of the tables; run snakemake again")
         return Image(shard, record, full, self.recipe)
-
-
-def write_export(export: Export) -> dict[str, int]:
-    """Write an export with its README, Croissant description and SHA256SUMS; return the number of lines by kind.
-
-    Raises DarkroomError where the table or a shard is missing, stale or damaged.
-    """
-    from darkroom.exports.card import describe
-
-    check_digest(export.table, export.table_digest)
-    export.folder.mkdir(parents=True, exist_ok=True)
-    with summed(export.folder) as sums:
-        writer = importlib.import_module(f"darkroom.exports.{FORMATS[export.format]}")
-        counts = writer.write(export, sums)
-        for name, text in describe(export, counts, sums.noted).items():
-            with replacing(export.folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            sums.add_file(name)
-    return counts
 
 
 class Sums:
@@ -288,8 +269,6 @@ class PngFolder:
 
     def finish(self) -> None:
         """Remove what is left of earlier exports."""
-        from darkroom.prune import SHARD_NAME
-
         self._clean()
         for name in self.names:
             for left in (self.folder / name).glob("*"):

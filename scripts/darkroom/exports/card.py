@@ -9,9 +9,9 @@ from darkroom.exports import imagefolder, parquet, preferences
 from darkroom.exports.base import Export
 from darkroom.exports.folder import picture_folders
 from darkroom.identity import KEY_LENGTH
-from darkroom.licences import HUB
-from darkroom.shardfile import DTYPES
-from darkroom.tables import Kind
+from darkroom.models.licences import HUB
+from darkroom.store.shardfile import DTYPES
+from darkroom.tables.kind import Kind
 
 _LANGUAGE = {"@container": "@language"}
 # The JSON-LD context that Croissant 1.1 prescribes.

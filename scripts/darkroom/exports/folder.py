@@ -11,8 +11,8 @@ from typing import Any
 from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
-from darkroom.rubric import Rubric
-from darkroom.tables import Kind
+from darkroom.metrics.rubric import Rubric
+from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
 

@@ -7,7 +7,7 @@ from typing import Any
 from darkroom.exports.base import Export, PngFolder, Sums
 from darkroom.exports.folder import picture_folders, put_pictures
 from darkroom.files import replacing
-from darkroom.tables import Kind
+from darkroom.tables.kind import Kind
 
 # The loader opens what such a column names, so one of the user's own must not look like it.
 _OPENED = re.compile(r"(.*_)?file_names?")

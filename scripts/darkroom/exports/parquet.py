@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from darkroom.exports.base import Export, Sums, replace_files, runs
-from darkroom.shardfile import write_shard
-from darkroom.tables import Kind
+from darkroom.store.shardfile import write_shard
+from darkroom.tables.kind import Kind
 
 
 def write(export: Export, sums: Sums) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 from darkroom.exports.base import Export, Pictures, Sums
 from darkroom.exports.parquet import write_files
 from darkroom.identity import digest
-from darkroom.tables import Kind
+from darkroom.tables.kind import Kind
 
 _PAIR = {
     "caption": "text",

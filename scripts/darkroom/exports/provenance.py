@@ -10,9 +10,9 @@ from xml.sax.saxutils import escape
 
 from PIL.PngImagePlugin import PngInfo, putchunk
 
-from darkroom.images import encode_png, open_picture
-from darkroom.shardfile import iter_records, read_meta
-from darkroom.tables import Kind
+from darkroom.store.images import encode_png, open_picture
+from darkroom.store.shardfile import iter_records, read_meta
+from darkroom.tables.kind import Kind
 
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 CREATED, EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
@@ -100,7 +100,7 @@ class Marker:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""
         if shard == self.shard:
             return
-        self.shard, self.meta = shard, read_meta(self.kind.images / f"{shard}.parquet")
+        self.shard, self.meta = shard, read_meta(self.kind.image_file(shard))
         self.sources: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         if self.kind.name != "edited" or self.images is None:
             return
@@ -109,7 +109,7 @@ class Marker:
             wanted.setdefault(name, set()).add((row, item, sample))
         columns = ["key", "row", "item", "sample", "prompt", "seed", "sha256", "origin", *_SETTINGS]
         for name, places in wanted.items():
-            path = self.images.images / f"{name}.parquet"
+            path = self.images.image_file(name)
             meta = read_meta(path)
             for record in iter_records(path, columns):
                 made = record["sha256"] and record["origin"] == "generated"

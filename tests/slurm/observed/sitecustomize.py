@@ -27,7 +27,7 @@ def note(name, **line):
 
 class Observing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "darkroom.diffusion":
+        if name != "darkroom.engines.diffusion":
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)

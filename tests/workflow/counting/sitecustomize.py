@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 class _Counting(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "darkroom.diffusion":
+        if name != "darkroom.engines.diffusion":
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)

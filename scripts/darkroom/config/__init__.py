@@ -1,0 +1,1 @@
+"""The config: read, checked, with every default."""

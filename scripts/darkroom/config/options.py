@@ -1,0 +1,163 @@
+"""What `generate`, `edit` and `judge` can be asked for so that a model fits a card or runs faster: what goes together.
+
+Nothing heavy is imported here; `darkroom.engines.fitting` does to a pipeline what these options say.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+# Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
+# and keys only where they differ from that.
+IMAGE_OPTIONS: dict[str, Any] = {"quantization": None, "attention": "native", "compile": False, "cache": None}
+# What a cache is told besides its name.
+CACHE_KEYS = {"first_block": "cache_threshold", "taylorseer": "cache_interval"}
+
+_CPU_ATTENTION = ("native", "_native_math", "_native_flash")
+_HALF_ATTENTION = ("_native_cudnn", "_native_flash", "flash", "_flash_3", "sage")
+_PIP = "install it with `pip install {}`"
+# (option, value) -> (module, what to do where it is missing)
+_NEEDS = {
+    ("quantization", "int8"): ("torchao", _PIP.format("torchao")),
+    ("quantization", "nf4"): ("bitsandbytes", _PIP.format("bitsandbytes")),
+    ("attention", "flash"): ("flash_attn", _PIP.format("flash-attn --no-build-isolation")),
+    ("attention", "_flash_3"): ("flash_attn_interface", "build it from flash-attention's source, folder hopper"),
+    ("attention", "sage"): ("sageattention", "build version 2.1.1 or later from its source"),
+    ("attention", "xformers"): ("xformers", _PIP.format("xformers")),
+}
+_DISTRIBUTIONS = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3"}
+
+# Arguments of vLLM's engine that are settled elsewhere, with the reason.
+_VLLM_TAKEN = {
+    "model": "use judge.model",
+    "revision": "use judge.revision",
+    "tokenizer": "the judge reads with its model's own tokenizer",
+    "tokenizer_revision": "the judge reads with its model's own tokenizer",
+    "dtype": "use judge.dtype",
+    "seed": "every question has a seed of its own",
+    "tensor_parallel_size": "use judge.gpus, by which the job asks for them",
+    "pipeline_parallel_size": "use judge.gpus, by which the job asks for them",
+    "data_parallel_size": "every shard is a job of its own; run more of them",
+    "limit_mm_per_prompt": "one picture for images, two for edits",
+    "mm_processor_kwargs": "pictures come in the size that judge.min_pixels and judge.max_pixels give",
+    "structured_outputs_config": "replies are held to the rubric's schema by xgrammar",
+    "runner": "the judge answers questions",
+    "convert": "the judge answers questions",
+    "skip_tokenizer_init": "the judge needs its tokenizer",
+    "trust_remote_code": "no code of a model's is run",
+    "hf_token": "a secret has no place in a config; set HF_TOKEN in the environment",
+    "allowed_local_media_path": "the engine opens no files",
+    "allowed_media_domains": "the engine opens no addresses",
+    "logits_processors": "no code is run from a config",
+    "worker_cls": "no code is run from a config",
+    "worker_extension_cls": "no code is run from a config",
+    "scheduler_cls": "no code is run from a config",
+}
+_VLLM_GIB = ("cpu_offload_gb", "kv_offloading_size")
+# Where the memory lies and how much is asked at once: as little part of a score's identity as the batch size is of an image's.
+_VLLM_NEUTRAL = frozenset(
+    "gpu_memory_utilization kv_cache_memory_bytes max_num_seqs max_num_batched_tokens cpu_offload_gb kv_offloading_size"
+    " kv_offloading_backend mm_processor_cache_gb max_parallel_loading_workers safetensors_load_strategy download_dir"
+    " distributed_executor_backend disable_custom_all_reduce disable_log_stats use_tqdm_on_load".split()
+)
+
+
+def image_options(section: dict[str, Any]) -> dict[str, Any]:
+    """The options of `generate` or `edit` that are part of a recipe: those that are not as they are by default."""
+    chosen = {name: section[name] for name, default in IMAGE_OPTIONS.items() if section[name] != default}
+    if "cache" in chosen:
+        key = CACHE_KEYS[chosen["cache"]]
+        chosen[key] = section[key]
+    return chosen
+
+
+def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The reverse: values for a section, from an image's recipe."""
+    names = [*IMAGE_OPTIONS, *CACHE_KEYS.values()]
+    return IMAGE_OPTIONS | {name: recipe[name] for name in names if name in recipe}
+
+
+def judge_options(section: dict[str, Any]) -> dict[str, Any]:
+    """The part of `judge` of the config that enters a recipe only where it is given."""
+    args = {name: value for name, value in section["engine_args"].items() if name not in _VLLM_NEUTRAL}
+    return {"engine_args": args} if args else {}
+
+
+def refusal(section: dict[str, Any], device: str) -> str | None:
+    """Why options of `generate` or `edit` do not go together, "key: reason", or None; device: cpu, cuda or auto."""
+    return next(_refusals(section, device), None)
+
+
+def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
+    offload, quantization, attention = section["offload"], section["quantization"], section["attention"]
+    cache, compiled = section["cache"], section["compile"]
+    if device == "cpu":
+        if offload != "none":
+            yield f"offload: {offload} moves weights between host and GPU; there is no GPU with device: cpu"
+        if quantization == "nf4":
+            yield "quantization: nf4 (bitsandbytes) needs a GPU; int8 works on the CPU"
+        if attention not in _CPU_ATTENTION:
+            yield f"attention: {attention} needs a GPU; on the CPU: {', '.join(_CPU_ATTENTION)}"
+    elif attention in _HALF_ATTENTION and section["dtype"] == "float32":
+        yield f"attention: {attention} takes float16 and bfloat16 only, and dtype is float32"
+    if offload == "sequential":
+        if quantization:
+            yield "offload: sequential cannot move quantized weights layer by layer; use offload: model"
+        if compiled:
+            yield "offload: sequential moves weights within what compile holds together; use offload: model"
+    if offload == "model" and compiled and quantization == "int8":
+        yield "offload: compiled code holds on to int8 weights, so that they cannot be moved; leave out offload or compile"
+    if cache and section["family"] == "auto":
+        yield "cache: works with the families flux and flux-kontext"
+    if cache and section["family"] == "flux-kontext" and section["true_cfg"] > 1:
+        yield "cache: FLUX Kontext's pipeline does not tell a cache the two passes of true_cfg apart; use true_cfg: 1"
+    if cache == "first_block" and section["batch_size"] > 1:
+        yield (
+            "cache: first_block decides by a mean over the whole batch, so that an image would depend on its neighbours;"
+            " use batch_size: 1, or cache: taylorseer"
+        )
+
+
+def missing(section: dict[str, Any], device: str) -> str | None:
+    """What an option of `generate` or `edit` needs and this environment has not, "key: reason", or None."""
+    for (option, value), (module, remedy) in _NEEDS.items():
+        if section[option] == value and find_spec(module) is None:
+            return f"{option}: {value} needs the package {module}, which is not installed; {remedy}"
+    if section["compile"]:
+        if device == "cuda" and find_spec("triton") is None:
+            return "compile: needs the package triton, which is not installed; " + _PIP.format("triton")
+        variable, *names = ("CC", "gcc", "clang") if device == "cuda" else ("CXX", "g++", "clang++")
+        if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *names)):
+            return f"compile: needs a compiler ({names[0]}), and there is none on the PATH"
+    return None
+
+
+def packages(section: dict[str, Any]) -> list[str]:
+    """The distributions whose versions decide pixels because of an option."""
+    modules = [module for (option, value), (module, _) in _NEEDS.items() if section[option] == value]
+    return [_DISTRIBUTIONS.get(module, module) for module in modules]
+
+
+def judge_refusal(section: dict[str, Any]) -> str | None:
+    """Why an argument in `judge.engine_args` is not passed on, "engine_args.key: reason", or None."""
+    args = section["engine_args"]
+    if args and section["engine"] != "vllm":
+        return f"engine_args: they are vLLM's, and engine is {section['engine']}"
+    for name, value in args.items():
+        if name in _VLLM_TAKEN:
+            return f"engine_args.{name}: {_VLLM_TAKEN[name]}"
+        if name in _VLLM_GIB and not (isinstance(value, (int, float)) and value >= 0):
+            return f"engine_args.{name}: expected a number of GiB, got {value!r}"
+    length = args.get("max_model_len", section["max_tokens"] + 1)
+    if not isinstance(length, int) or length <= section["max_tokens"]:
+        return f"engine_args.max_model_len: expected a whole number above max_tokens ({section['max_tokens']}), got {length!r}"
+    return None
+
+
+def judge_host_bytes(section: dict[str, Any]) -> int:
+    """Host memory in bytes that vLLM holds besides the weights that pass through: what it keeps off its GPUs."""
+    args, gib = section["engine_args"], 2**30
+    per_gpu = args.get("cpu_offload_gb", 0) * section["gpus"]
+    return int((per_gpu + args.get("kv_offloading_size", 0)) * gib)

@@ -1,0 +1,243 @@
+"""Make images with diffusers: FLUX, FLUX Kontext, and any other pipeline that takes prompts and generators as lists.
+
+The engines take batches whose requests share size, steps and guidance, and return one float array per request.
+They never see shards or files.
+"""
+
+import gc
+import inspect
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from darkroom.config import options
+from darkroom.engines import fitting
+from darkroom.errors import DarkroomError, OutOfMemory
+from darkroom.jobs.runtime import say
+from darkroom.plan.requests import Request
+
+KONTEXT_AREA = 1024**2  # pixels; the area Kontext was trained at, larger sources are worked on at this size
+
+
+def resolve_device(wanted: str, section: str) -> torch.device:
+    """cpu, cuda, or auto: CUDA where there is one. Raises DarkroomError for cuda where torch sees none."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DarkroomError(f"{section}.device is cuda, but torch sees no GPU; ask for one, or set device: cpu")
+    return torch.device(wanted)
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on CUDA, float32 on the CPU (where half precision is slow)."""
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, wanted)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def batch_key(request: Request, size: tuple[int, int]) -> tuple[Any, ...]:
+    """What the requests of one batch have in common; size: (width, height) worked at, in pixels."""
+    return (*size, request.steps, request.guidance, request.true_cfg, request.negative_prompt is None)
+
+
+class Engine:
+    """A diffusers pipeline behind one call.
+
+    section: `generate` or `edit` of the config, its model a folder (`darkroom.models.hub.local_section`); name: which of the two.
+    """
+
+    def __init__(self, section: dict[str, Any], name: str):
+        self.section, self.name = section, name
+        self.device = resolve_device(section["device"], name)
+        self.dtype = resolve_dtype(section["dtype"], self.device)
+        if reason := options.refusal(section, self.device.type) or options.missing(section, self.device.type):
+            raise DarkroomError(f"{name}.{reason}")
+        torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
+        torch.backends.cudnn.deterministic = True
+        self.edits = name == "edit"
+        # Becomes less where the memory does not suffice. On the CPU one by one: in a batch the last bits of a picture
+        # depend on its neighbours (some 2e-6, which now and then rounds to another pixel value).
+        self.batch_limit = 1 if self.device.type == "cpu" else section["batch_size"]
+
+    def load(self, cls: Any, **parts: Any) -> Any:
+        """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
+        folder = self.section["local_dir"] or self.section["model"]
+        try:
+            quantization = fitting.quantization_config(self.section, self.dtype, parts, cls)
+            how = {"quantization_config": quantization} if quantization else {}
+            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **how, **parts)
+        except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DarkroomError(f"{self.name}.model: cannot load {folder}: {reason}") from error
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            return fitting.fit(pipe, self.section, self.name, self.device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
+            ) from error
+
+    def prepare(self, requests: list[Request]) -> None:
+        """Called once with all requests before the first batch."""
+
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) worked at for an image of this size: what the model's grid allows, at least as large."""
+        multiple = self.multiple
+        return -(-width // multiple) * multiple, -(-height // multiple) * multiple
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        """float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: PIL images of `size`."""
+        raise NotImplementedError
+
+    def generators(self, requests: list[Request]) -> list[torch.Generator]:
+        # On the CPU, so that the noise is the same on every device.
+        return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+
+
+class FluxEngine(Engine):
+    """FluxPipeline or FluxKontextPipeline in two halves: all prompts are encoded, the encoders freed, then denoised."""
+
+    def __init__(self, section: dict[str, Any], name: str):
+        super().__init__(section, name)
+        from diffusers import FluxKontextPipeline, FluxPipeline
+
+        self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
+        self.multiple = 2 * self._vae_scale()
+
+    def _vae_scale(self) -> int:
+        """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
+        try:
+            config = Path(self.section["local_dir"] or self.section["model"], "vae", "config.json")
+            return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
+        except (OSError, ValueError, KeyError):
+            return 8  # loading the model says what is wrong with it
+
+    def prepare(self, requests: list[Request]) -> None:
+        texts = {request.prompt for request in requests}
+        texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
+        self._encode(sorted(texts))
+        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        self.pipe = self.load(self.cls, **nothing)
+        say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
+
+    def _encode(self, texts: list[str]) -> None:
+        """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
+        pipe = self.load(self.cls, transformer=None, vae=None)
+        self.places = {text: place for place, text in enumerate(texts)}
+        self.embeds = self.pooled = None
+        length = self.section["max_sequence_length"]
+        cut = 0
+        with torch.no_grad():
+            for place, text in enumerate(texts):
+                cut += len(pipe.tokenizer_2(text, truncation=False).input_ids) > length
+                embeds, pooled, _ = pipe.encode_prompt(
+                    prompt=text, prompt_2=None, device=self.device, max_sequence_length=length
+                )
+                if self.embeds is None:
+                    self.embeds = self._spool(len(texts), *embeds.shape[1:])
+                    self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.dtype)
+                self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
+        say(f"{self.name}: {len(texts)} prompts encoded")
+        if cut:
+            say(f"{self.name}: {cut} prompts are longer than max_sequence_length {length} tokens and were cut")
+        del pipe
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _spool(self, *shape: int) -> torch.Tensor:
+        """A tensor in a file, for the embeddings of a shard can take gigabytes (4 MB a prompt for T5-XXL at 512 tokens).
+
+        The file has no name, so that a job that is killed leaves nothing behind.
+        """
+        size = math.prod(shape)
+        with tempfile.NamedTemporaryFile(prefix="darkroom-prompts-") as file:
+            # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
+            os.posix_fallocate(file.fileno(), 0, size * self.dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=self.dtype).view(shape)
+
+    def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        places = [self.places[text] for text in texts]
+        return self.embeds[places].to(self.device), self.pooled[places].to(self.device)
+
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        if self.edits and width * height > KONTEXT_AREA:
+            scale = (KONTEXT_AREA / (width * height)) ** 0.5
+            width, height = int(width * scale), int(height * scale)
+            return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
+        return super().work_size(width, height)
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        first, (width, height) = requests[0], size
+        embeds, pooled = self._embeddings([request.prompt for request in requests])
+        call: dict[str, Any] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+        if first.true_cfg > 1:
+            negative, negative_pooled = self._embeddings([request.negative_prompt or "" for request in requests])
+            call |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
+            call["true_cfg_scale"] = first.true_cfg
+        if sources is not None:
+            # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
+            call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(
+                **call,
+                width=width,
+                height=height,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance,
+                generator=self.generators(requests),
+                output_type="np",
+            ).images
+
+
+class AutoEngine(Engine):
+    """Any diffusers pipeline that takes a list of prompts and a list of generators."""
+
+    def __init__(self, section: dict[str, Any], name: str):
+        super().__init__(section, name)
+        from diffusers import DiffusionPipeline
+
+        self.pipe = self.load(DiffusionPipeline)
+        self.takes = set(inspect.signature(self.pipe.__call__).parameters)
+        needs = ["prompt", "generator"] + (["image"] if self.edits else [])
+        if missing := [part for part in needs if part not in self.takes]:
+            raise DarkroomError(f"{name}.model: {type(self.pipe).__name__} takes no {missing[0]}; use another model")
+        self.multiple = getattr(self.pipe, "vae_scale_factor", 8) * 2
+        say(f"{name}: {type(self.pipe).__name__} on {device_name(self.device)} as {self.dtype}")
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        first, (width, height) = requests[0], size
+        call = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": first.steps,
+            "guidance_scale": first.guidance,
+            "max_sequence_length": self.section["max_sequence_length"],
+        }
+        if first.negative_prompt is not None:
+            call["negative_prompt"] = [request.negative_prompt for request in requests]
+        if first.true_cfg > 1:
+            call["true_cfg_scale"] = first.true_cfg
+        call = {name: value for name, value in call.items() if name in self.takes}
+        if sources is not None:
+            call["image"] = sources
+        prompts = [request.prompt for request in requests]
+        with fitting.call(self.pipe, self.section):
+            return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+
+
+def open_engine(section: dict[str, Any], name: str) -> Engine:
+    """The engine for `generate` or `edit` of the config, its model loaded as far as it can be."""
+    engines: dict[str, Callable[..., Engine]] = {"flux": FluxEngine, "flux-kontext": FluxEngine, "auto": AutoEngine}
+    return engines[section["family"]](section, name)

@@ -1,0 +1,60 @@
+"""WebDataset: tar files in which each image is a PNG file, its prompt a text and its record a JSON file."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+
+from darkroom.exports.base import Export, Sums, replace_files, runs
+from darkroom.tables.kind import Kind
+
+Sample = list[tuple[str, bytes]]  # (name, content) of its files
+_BLOCK = 512  # a tar file's unit; a header takes one
+
+
+def write(export: Export, sums: Sums) -> dict[str, int]:
+    """Write a folder per kind with tar files of at most `export.limit` bytes; return the number of images in each."""
+    counts = {}
+    for kind in export.kinds:
+        folder = export.folder / kind.name
+        folder.mkdir(exist_ok=True)
+        written, count = [], 0
+        for run in runs(_samples(export, kind), export.limit, _bytes):
+            path = folder / f".train-{len(written):06d}.tar"
+            # ustar headers hold nothing but what is given: no times, no owners.
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in run:
+                    count += 1
+                    for name, data in sample:
+                        member = tarfile.TarInfo(name)
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+            written.append(path)
+        names = [path.name.removeprefix(".") for path in written]
+        replace_files(folder, written, names)
+        for name in names:
+            sums.add_file(f"{kind.name}/{name}", note=True)
+        counts[kind.name] = count
+    return counts
+
+
+def _samples(export: Export, kind: Kind) -> Iterator[Sample]:
+    marker = export.marker(kind)
+    for number, image in enumerate(export.selected(kind)):
+        # The key alone will not do: two rows that ask for the same have one.
+        name = f"{number:09d}-{image.record['key']}"
+        png = marker.image(image.shard, image.record, image.full["image"]["bytes"])
+        described = json.dumps(export.described(kind, image), ensure_ascii=False)
+        sample = [(f"{name}.png", png)]
+        if kind.name == "edited":
+            source = marker.source(image.shard, image.record, image.full["source"]["bytes"])
+            sample.append((f"{name}.source.png", source))
+        yield [
+            *sample,
+            (f"{name}.txt", image.record["prompt"].encode("utf-8")),
+            (f"{name}.json", described.encode("utf-8")),
+        ]
+
+
+def _bytes(sample: Sample) -> int:
+    return sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for _, data in sample)

@@ -1,0 +1,1 @@
+"""What every job needs: a log, devices, worker processes, its history."""

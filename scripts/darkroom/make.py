@@ -1,0 +1,194 @@
+"""Make one image shard: carry over what is still good, make the rest, write the shard file.
+
+The same steps serve text to image and edits. A finished image goes to the scratch folder at once, under its
+key; the shard file is put together from there at the end. So a killed job loses at most the batch in hand, and
+memory does not grow with the shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkroom.config.options import packages
+from darkroom.engines.work import ShardJob, work
+from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.runtime import Progress, device_kind, say, versions
+from darkroom.jobs.spread import WorkerDied, spread
+from darkroom.plan.requests import Request, expand, request_key
+from darkroom.rows.read import MAX_SIDE, further_fields
+from darkroom.store.carry import carry_over
+from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
+from darkroom.store.sources import Sources, source_name
+
+if TYPE_CHECKING:
+    from darkroom.engines.diffusion import Engine
+
+PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+
+
+def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Request]:
+    """The requests of a prompts file's lines (see `expand`); rejected rows have none."""
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return [request for row in rows if "rejected" not in row for request in expand(row, section, seed, samples)]
+
+
+def make_shard(
+    requests: list[Request],
+    path: Path,
+    job: ShardJob,
+    old_files: list[Path],
+    moved: Callable[[str], str | None],
+    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    devices: Devices | None = None,
+) -> dict[str, float]:
+    """Write the shard file of `requests` and return the counts requests, made, carried, given and failed.
+
+    And "working", the seconds spent on making images, without imports and the loading of models.
+
+    old_files: shard files that may hold images under these keys. moved: the other shard that a row id
+    belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
+    where something is to be made, and so are `devices` claimed: with several of them worker processes share the work, each
+    with an engine of its own that `diffusion` opens. Raises DarkroomError where the environment is broken (no model, no memory), and
+    Interrupted after SIGTERM with all finished images kept.
+    """
+    sources = Sources(job.folder, job.images)
+    failures: dict[int, str] = {}
+    sizes = identify(requests, job, sources, failures)
+    wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
+    carry_over(wanted, path, old_files, job.scratch, moved)
+    given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
+    todo: dict[str, int] = {}
+    for place, request in enumerate(requests):
+        if place not in failures and not request.given and not job.scratch.has(request.key):
+            todo.setdefault(request.key, place)
+    carried = len(requests) - len(failures) - given - len(todo)
+    say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
+    broken: dict[str, str] = {}
+    working = 0.0
+    if todo:
+        working = _make([requests[place] for place in todo.values()], sizes, job, sources, broken, open_engine, devices)
+    for place, request in enumerate(requests):
+        if request.key in broken:
+            failures.setdefault(place, broken[request.key])
+    if failures and job.strict:
+        place = min(failures)
+        raise DarkroomError(f"strict: {requests[place].name} failed: {failures[place]}")
+    counts = {"made": len(todo) - len(broken), "carried": carried, "given": given, "failed": len(failures)}
+    meta = {
+        "digest": job.digest,
+        "rule": "edit_images" if job.name == "edit" else "generate_images",
+        "recipe": job.recipe,
+        "versions": versions(*PACKAGES, *packages(job.section)),
+        "device": device_kind(job.section["device"]),
+        "failed": len(failures),
+    }
+    write_shard(path, job.columns, _records(requests, failures, job, sources), meta)
+    job.scratch.clear()
+    say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    return {"requests": len(requests), **counts, "working": round(working, 3)}
+
+
+def identify(
+    requests: list[Request], job: ShardJob, sources: Sources, failures: dict[int, str]
+) -> dict[str, tuple[int, int]]:
+    """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
+    sizes = {}
+    for place, request in enumerate(requests):
+        hashes: dict[str, str | None] = {"source": None, "given": None}
+        for part in hashes:
+            if reference := getattr(request, part):
+                try:
+                    picture = sources.read(reference)
+                except RowError as error:
+                    failures.setdefault(place, str(error))
+                    continue
+                hashes[part] = picture.sha256
+                if part == "source" and max(picture.image.size) > MAX_SIDE and None in (request.width, request.height):
+                    width, height = picture.image.size
+                    failures[place] = (
+                        f"source {source_name(reference)}: {width} x {height} pixels; at most {MAX_SIDE} a side"
+                    )
+                if part == "given" or request.width is None:
+                    request.width = picture.image.width
+                if part == "given" or request.height is None:
+                    request.height = picture.image.height
+        if request.given:
+            request.steps = request.guidance = request.true_cfg = request.seed = None
+        request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
+        request.key = request_key(request, job.recipe, hashes["source"], hashes["given"])
+        sizes[request.key] = (request.width, request.height)
+    return sizes
+
+
+def _make(
+    todo: list[Request],
+    sizes: dict[str, tuple[int, int]],
+    job: ShardJob,
+    sources: Sources,
+    broken: dict[str, str],
+    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    devices: Devices | None,
+) -> float:
+    """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
+    section = job.section
+    say(f"model {job.recipe['model']} ({section['model']}, revision {section['revision']})")
+    found = versions(*PACKAGES, *packages(section))
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
+    held = devices.claim(section, job.name, most=len(todo)) if devices else {}
+    if len(held) > 1:
+        reports = spread("darkroom.engines.work:work", (job, todo, sizes), job.name, held)
+    else:
+        reports = work(job, todo, sizes, 0, 1, open_engine, sources)
+    progress = Progress(len(todo), "images")
+
+    def kept() -> str:
+        there = sum(job.scratch.has(request.key) for request in todo)
+        return f"{there} of {len(todo)} kept; run again to go on from there"
+
+    try:
+        next(reports)
+        progress = Progress(len(todo), "images")
+        for done, failed in reports:
+            broken |= failed
+            progress.add(done)
+    except Interrupted as error:
+        raise Interrupted(f"interrupted, {kept()}") from error
+    except WorkerDied as error:
+        raise WorkerDied(f"{error}; {kept()}") from error
+    return progress.seconds
+
+
+def _records(
+    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources
+) -> Iterator[dict[str, Any]]:
+    for place, request in enumerate(requests):
+        record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
+        record["origin"] = "given" if request.given else "generated"
+        record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
+        record["image"] = record["sha256"] = None
+        record["error"] = failures.get(place)
+        if job.name == "edit":
+            record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
+        if place not in failures:
+            try:
+                record |= _pictures(request, job, sources)
+            except RowError as error:
+                record["error"] = str(error)
+        yield record
+
+
+def _pictures(request: Request, job: ShardJob, sources: Sources) -> dict[str, Any]:
+    """The columns of a record that hold pictures, and their hashes."""
+    columns: dict[str, Any] = {}
+    if request.source:
+        picture = sources.read(request.source, request.source_sha256)
+        columns["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
+        columns["source_sha256"] = picture.sha256
+    given = sources.read(request.given, request.given_sha256) if request.given else None
+    data = given.data if given else job.scratch.get(request.key)
+    columns["image"] = {"bytes": data, "path": f"{request.key}.png"}
+    columns["sha256"] = hashlib.sha256(data).hexdigest()
+    return columns

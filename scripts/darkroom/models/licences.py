@@ -1,0 +1,112 @@
+"""What licence a model has, and whether it limits what may be trained on the pictures the model makes.
+
+The licence is read from the model card where the model is a folder, and known by name for some models of the hub.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darkroom.config.load import is_folder_name
+from darkroom.errors import DarkroomError
+
+HUB = "https://huggingface.co"
+_MOST_BYTES = 2**20  # of a model card
+_STAGES = {"generate": "prompts", "edit": "edits"}  # section of the config -> the rows it is used for
+
+_FLUX_DEV = "flux-1-dev-non-commercial-license"
+_KNOWN = {
+    f"black-forest-labs/FLUX.1-{name}-dev" if name else "black-forest-labs/FLUX.1-dev": _FLUX_DEV
+    for name in ("", "Kontext", "Krea", "Fill", "Depth", "Canny", "Redux")
+} | {"black-forest-labs/FLUX.1-schnell": "apache-2.0", "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
+
+# Licence name -> where it stands, and its own words about the pictures.
+_LIMITS = {
+    _FLUX_DEV: (
+        f"{HUB}/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+        'section 2(d): "You may not use the Output to train, fine-tune or distill a model that is competitive with the'
+        ' FLUX.1 [dev] Model or the FLUX.1 Kontext [dev] Model"',
+    ),
+    "stabilityai-ai-community": (
+        "https://stability.ai/community-license-agreement",
+        'section IV(b): "You will not use [...] any output or results of the Stability AI Materials or Derivative Works,'
+        ' to create or improve any foundational generative AI model"',
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Licence:
+    """name: as model cards have it ("apache-2.0"), or "unknown"; link: where it stands; limits: its own words, or None."""
+
+    name: str
+    link: str | None = None
+    limits: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the config. section: "generate", "edit" or "judge"; name: owner/name, or the name of its folder."""
+
+    section: str
+    name: str
+    licence: Licence
+
+
+def model_of(section: str, settings: dict[str, Any]) -> Model:
+    """The model of a section of the config, with its licence."""
+    local = is_folder_name(settings["model"])
+    folder = settings.get("local_dir") or (settings["model"] if local else None)
+    name = Path(settings["model"]).absolute().name if local else settings["model"]
+    stated = _of_card(Path(folder) / "README.md") if folder else {}
+    page = None if local else f"{HUB}/{name}"
+    licence = stated.get("license_name") if stated.get("license") in (None, "other") else stated["license"]
+    if licence is None:
+        # A model made from another one is bound by that one's licence.
+        known = {model.lower(): licence for model, licence in _KNOWN.items()}
+        origin = stated.get("base_model", "") if local else name
+        licence = known.get(origin.lower())
+    licence = (licence or stated.get("license") or "unknown").lower()
+    link = stated.get("license_link")
+    if link and "://" not in link:
+        link = f"{page}/blob/main/{link}" if page else None
+    known_link, limits = _LIMITS.get(licence, (None, None))
+    if limits is None and ("non-commercial" in licence or "noncommercial" in licence or "-nc" in licence):
+        limits = "it allows non-commercial use alone"
+    return Model(section, name, Licence(licence, link or known_link or page, limits))
+
+
+def _of_card(card: Path) -> dict[str, str]:
+    """The texts in the header of a model card; nothing where there is none that can be read."""
+    try:
+        with open(card, encoding="utf-8", errors="replace") as stream:
+            text = stream.read(_MOST_BYTES)
+        header = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---")) if text.startswith("---\n") else None
+    except (OSError, yaml.YAMLError):
+        return {}
+    header = header if isinstance(header, dict) else {}
+    firsts = {key: value[0] if isinstance(value, list) and value else value for key, value in header.items()}
+    return {key: value for key, value in firsts.items() if isinstance(value, str)}
+
+
+def models_of(config: dict[str, Any]) -> list[Model]:
+    """The models that a config uses, the judge last."""
+    used = [section for section, rows in _STAGES.items() if config[rows] is not None]
+    return [model_of(section, config[section]) for section in (*used, "judge")]
+
+
+def check_licences(config: dict[str, Any], training: tuple[str, ...]) -> None:
+    """Raise DarkroomError where an export of a format in `training` needs a licence to be acknowledged that is not."""
+    export = config["export"]
+    wanted = [name for name in export["formats"] if name in training]
+    acknowledged = {name.lower() for name in export["acknowledge_licences"]}
+    for model in models_of(config) if wanted else ():
+        licence = model.licence
+        if model.section != "judge" and licence.limits and licence.name not in acknowledged:
+            raise DarkroomError(
+                f"config: export.formats: {wanted[0]} is made for training, and {model.section}.model {model.name} is under"
+                f" {licence.name} ({licence.link or 'see its card'}): {licence.limits}. If your use is within it, set"
+                f" export.acknowledge_licences: [{licence.name}]"
+            )

@@ -1,0 +1,1 @@
+"""Which shards, requests and keys there are, told from rows and config alone."""

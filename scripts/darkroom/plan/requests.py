@@ -1,0 +1,110 @@
+"""Requests: the images to make of a row, with their seeds and keys."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
+from darkroom.identity import digest, request_seed
+from darkroom.plan.shards import Shard
+
+
+@dataclass
+class Request:
+    """One image to make, or a given one to take over.
+
+    width and height in pixels; None keeps the source's. source and given: {"path"} or {"row", "item", "sample"}
+    as in `darkroom.rows.read`. row_fields: the user's own row. key: see `request_key`; set once the source is known.
+    """
+
+    row: str
+    item: int
+    sample: int
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    width: int | None
+    height: int | None
+    steps: int
+    guidance: float
+    true_cfg: float
+    source: dict[str, Any] | None
+    given: dict[str, Any] | None
+    user_row: dict[str, Any]
+    key: str = ""
+    source_sha256: str | None = None
+    given_sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"row {self.row}, item {self.item}, sample {self.sample}"
+
+
+def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int) -> list[Request]:
+    """The requests of a normal row, in order (item, then sample).
+
+    section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
+    images per prompt where the row names none. A given image is one request, whatever the samples.
+    """
+    options = row["options"]
+    requests = []
+    for item, entry in enumerate(row["items"]):
+        given = entry.get("given")
+        for sample in range(1 if given else options.get("samples", samples)):
+            requests.append(
+                Request(
+                    row=row["id"],
+                    item=item,
+                    sample=sample,
+                    prompt=entry["prompt"],
+                    negative_prompt=options.get("negative_prompt"),
+                    seed=request_seed(seed, row["id"], item, sample, options.get("seed")),
+                    width=options.get("width", section["width"]),
+                    height=options.get("height", section["height"]),
+                    steps=options.get("steps", section["steps"]),
+                    guidance=float(options.get("guidance", section["guidance"])),
+                    true_cfg=float(section["true_cfg"]),
+                    source=entry.get("source"),
+                    given=given,
+                    user_row=row["row"],
+                )
+            )
+    return requests
+
+
+def request_key(request: Request, recipe: dict[str, Any], source: str | None, given: str | None) -> str:
+    """The identity of the request's result: a hash of everything that decides its pixels, and of nothing else.
+
+    source and given: the SHA-256 of the content of these images, None where there is none. Equal key, equal
+    pixels on one kind of device, whatever the shard, the batch, the order or the machine.
+    """
+    if request.given:  # one that cannot be read has no content; its name stands for it
+        return digest(["given", given or request.given, source])
+    decides = {name: recipe[name] for name in ("version", "family", "model", "dtype", "max_sequence_length")}
+    decides |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
+    names = ("prompt", "seed", "width", "height", "steps", "guidance", "true_cfg")
+    decides |= {name: getattr(request, name) for name in names}
+    # FLUX reads a negative prompt only with true classifier-free guidance.
+    if recipe["family"] == "auto" or request.true_cfg > 1:
+        decides["negative_prompt"] = request.negative_prompt
+    decides["source"] = source
+    return digest(decides)
+
+
+def image_digest(shard: Shard, recipe: dict[str, Any], seed: int, samples: int) -> str:
+    """The digest an image shard is made for: its rows, the images they name, the recipe and the root seed."""
+    return digest([shard.digest, shard.sources, recipe, seed, samples])
+
+
+def edited_digest(
+    shard: Shard, recipe: dict[str, Any], seed: int, samples: int, generate_recipe: dict[str, Any] | None
+) -> str:
+    """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
+    parts = [image_digest(shard, recipe, seed, samples)]
+    if shard.references:
+        parts += [[[row, item, sample, rows] for row, item, sample, _, rows in shard.references], generate_recipe]
+    return digest(parts)
+
+
+def score_digest(images: list[str], recipe: dict[str, Any]) -> str:
+    """The digest of a score file: of the image shards it judges, by their digests, and the judge's recipe."""
+    return digest([images[0] if len(images) == 1 else images, recipe])

@@ -1,0 +1,1 @@
+"""The user's rows and labels, as they come, in one normal form."""

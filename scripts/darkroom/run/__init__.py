@@ -1,0 +1,1 @@
+"""One run: its plans, digests, paths, and what its jobs need."""

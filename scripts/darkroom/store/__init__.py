@@ -1,0 +1,1 @@
+"""Files of pictures and scores: shards, scratch, what is carried over."""

@@ -1,0 +1,96 @@
+"""Open images that come from outside, with limits, and write those that were made."""
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from darkroom.errors import RowError
+from darkroom.rows.read import MAX_FILE_BYTES
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PNG_LEVEL = 6  # zlib's level; part of what makes equal pixels equal bytes
+
+
+@dataclass
+class Picture:
+    """A decoded image: `image` in mode RGB, upright; `sha256` of the content it came from; `data` to store."""
+
+    image: Image.Image
+    sha256: str
+    data: bytes
+
+
+def read_file(path: str, name: str | None = None) -> bytes:
+    """The bytes of an image file. Raises RowError for what is missing, no regular file, or too large.
+
+    name: for the message, where it is kept in a file that must not depend on where the rows lie.
+    """
+    name = name or path
+    try:
+        # A plain open() of a FIFO would wait for ever, so look before opening, and open without waiting.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise RowError(f"image {name}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RowError(f"image {name}: not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise RowError(f"image {name}: {status.st_size} bytes; at most {MAX_FILE_BYTES}")
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise RowError(f"image {name}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def open_picture(data: bytes, name: str) -> Picture:
+    """Decode image bytes to upright RGB; transparency is laid on white, 16-bit grey is scaled to 8.
+
+    name: for the message. Raises RowError for anything that is no single, whole image of sane size.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise RowError(f"image {name}: {opened.width} x {opened.height} pixels; at most {MAX_PIXELS}")
+                # An MPO is a camera's JPEG: the picture first, then a preview or a depth map of it.
+                if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+                    raise RowError(f"image {name}: animated ({opened.n_frames} frames); give a single image")
+                plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
+                upright = opened.getexif().get(0x0112, 1) == 1
+                opened.load()
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+    except RowError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds; a bad image must never stop a shard
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RowError(f"image {name}: cannot be read as an image: {reason.split(' <_io')[0]}") from error
+    return Picture(image, hashlib.sha256(data).hexdigest(), data if plain and upright else encode_png(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+        raise ValueError("32-bit pixels; give 8 or 16 bits a channel")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The image as PNG bytes, without text, times or anything else but pixels."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", image.size, image.convert("RGB").tobytes()).save(out, "PNG", compress_level=PNG_LEVEL)
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""All shards together: checked, selected, written as tables."""

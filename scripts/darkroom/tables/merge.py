@@ -1,0 +1,160 @@
+"""Write the final tables from all shards together."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from darkroom.errors import DarkroomError
+from darkroom.files import replacing
+from darkroom.metrics.rubric import Rubric
+from darkroom.rows.labels import Labels
+from darkroom.store.shardfile import iter_records, packed_meta
+from darkroom.tables.kind import TABLE_COLUMNS, Kind
+from darkroom.tables.select import select_rows
+
+TABLE_GROUP_ROWS = 16_384
+_ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def merge_scores(
+    kinds: list[Kind],
+    rubric: Rubric,
+    select: dict[str, Any],
+    parquet: Path,
+    table: Path,
+    meta: dict[str, str],
+    labels: Labels | None = None,
+) -> dict[str, int]:
+    """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
+
+    labels: what a person said of the images, for the column `label`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    """
+    for kind in kinds:
+        kind.check()
+    columns = dict(TABLE_COLUMNS)
+    for kind in kinds:
+        columns |= rubric.columns(kind.name)
+    columns |= {"selected": "bool", "label": "text"}
+    fields = _field_columns(kinds, columns)
+    schema = pa.schema(
+        [(name, _ARROW[type_]) for name, type_ in columns.items()]
+        + [(column, type_) for column, type_ in fields.values()]
+    )
+    counts: dict[str, int] = {}
+
+    def records() -> Iterator[dict[str, Any]]:
+        for kind in kinds:
+            expected = sum(shard.rows for shard in kind.plan.shards.values())
+            rows, last = 0, None
+            for record in select_rows(kind.records(), select[kind.name], select["per_row"]):
+                rows, last = rows + (record["row"] != last), record["row"]
+                for state in (
+                    "requests",
+                    "failed" if record["error"] else "made",
+                    *(["selected"] * record["selected"]),
+                ):
+                    counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
+                record["label"] = labels.of(record["key"]) if labels else None
+                if record["label"]:
+                    state = f"{kind.name} labelled {record['label']}"
+                    counts[state] = counts.get(state, 0) + 1
+                own = json.loads(record.pop("fields"))
+                for name, (column, type_) in fields.items():
+                    value = own.get(name)
+                    as_text = type_ == pa.string() and value is not None and not isinstance(value, str)
+                    if type_ == pa.float64() and value is not None:
+                        value = float(value)  # Arrow refuses whole numbers that a float64 rounds
+                    record[column] = json.dumps(value, ensure_ascii=False) if as_text else value
+                yield record
+            if rows != expected:
+                raise DarkroomError(f"{kind.name}: images of {rows} rows where {expected} are planned")
+
+    with (
+        replacing(table) as csv_file,
+        open(csv_file, "w", encoding="utf-8", newline="") as stream,
+        replacing(parquet) as parquet_file,
+        pq.ParquetWriter(parquet_file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
+        lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n", extrasaction="ignore")
+        lines.writeheader()
+        group: list[dict[str, Any]] = []
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            lines.writerows(group)
+            group.clear()
+
+        number = 0
+        for number, record in enumerate(records(), 1):  # noqa: B007
+            group.append(record)
+            if len(group) >= TABLE_GROUP_ROWS:
+                flush()
+        flush()
+        own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
+        writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
+    return counts
+
+
+def _field_columns(kinds: list[Kind], columns: dict[str, str]) -> dict[str, tuple[str, pa.DataType]]:
+    """The user's own fields as columns: field -> (column, type). Mixed or nested values become JSON text.
+
+    A field that has the name of a column of ours is called row_<name>.
+    """
+    types: dict[str, pa.DataType | None] = {}
+    for kind in kinds:
+        for name in kind.plan.shards:
+            for record in iter_records(kind.image_file(name), ["fields"]):
+                for field, value in json.loads(record["fields"]).items():
+                    type_ = _scalar_type(value)
+                    types[field] = _common_type(types.get(field), type_) if field in types else type_
+    taken, named = set(columns) | set(types), {}
+    for field, type_ in types.items():
+        column = field
+        while column in columns or (column != field and column in taken):
+            column = f"row_{column}"
+        taken.add(column)
+        named[field] = (column, type_ or pa.string())
+    return named
+
+
+def _scalar_type(value: Any) -> pa.DataType | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
+    return pa.float64() if isinstance(value, float) else pa.string()
+
+
+def _common_type(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    if one is None or other is None or one == other:
+        return one or other
+    numbers = {pa.int64(), pa.float64()}
+    return pa.float64() if {one, other} <= numbers else pa.string()
+
+
+def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:
+    """Write rejected.jsonl: every row of the user's files that could not be used, with file kind, line and reason.
+
+    labels: after they went through `merge_scores`, for those that are of no image.
+    """
+    count = 0
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+        for kind in kinds:
+            source = "prompts" if kind.name == "images" else "edits"
+            for _, first, line in kind.lines():
+                if "rejected" in line:
+                    count += 1
+                    record = {"file": source, "line": first + line["line"], "reason": line["rejected"]}
+                    out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
+        for record in labels.left() if labels else ():
+            count += 1
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return count

@@ -1,0 +1,36 @@
+"""Which images are kept."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def is_selected(record: dict[str, Any], thresholds: dict[str, float]) -> bool:
+    """Whether an image was made and reaches every threshold; a null score reaches none."""
+    if record["error"] is not None:
+        return False
+    return all(record.get(name) is not None and record[name] >= least for name, least in thresholds.items())
+
+
+def select_rows(
+    records: Iterator[dict[str, Any]], thresholds: dict[str, float], per_row: int | None
+) -> Iterator[dict[str, Any]]:
+    """The records with `selected`; per_row: at most so many samples of an item, the best by the first threshold."""
+
+    def finish(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for record in group:
+            record["selected"] = is_selected(record, thresholds)
+        if per_row is not None:
+            by = next(iter(thresholds), None)
+            chosen = [record for record in group if record["selected"]]
+            chosen.sort(key=lambda record: (-record[by] if by else 0, record["sample"]))
+            for record in chosen[per_row:]:
+                record["selected"] = False
+        return group
+
+    group: list[dict[str, Any]] = []
+    for record in records:
+        if group and (group[0]["row"], group[0]["item"]) != (record["row"], record["item"]):
+            yield from finish(group)
+            group = []
+        group.append(record)
+    yield from finish(group)

@@ -1,0 +1,1 @@
+"""Commands on a results folder: plan, verify, prune, replay, watch."""

@@ -1,0 +1,391 @@
+"""What a run is doing, told from the files of its results folder alone: shards done, running and failed, images/s, time left.
+
+Works beside a run of any executor and on any host that sees the folder. It takes no lock and makes nothing. A look costs one
+listing per folder, and a short read of each log that changed; what is done is not looked at again.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darkroom.errors import DarkroomError
+from darkroom.jobs.history import read_records, speed
+from darkroom.jobs.terminal import clock, columns
+from darkroom.run.workflow import Workflow
+
+QUIET = 900  # seconds without a word after which a run on another host is taken for dead
+_TAIL = 16_384
+_START = re.compile(r"^[\d:]+ (\d+) \w+: (\d+) to \w+, \d+ carried over", re.M)
+_PROGRESS = re.compile(r"^[\d:]+ (\d+) of (\d+) images, ([\d.]+) images/s", re.M)
+_ERROR = re.compile(r"^(?:error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b).*", re.M)
+_SAID = re.compile(r"^\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]$")
+
+
+@dataclass
+class JobLog:
+    """What the log of a job says. state: "running", "done" or "failed"; ready: images it need not make."""
+
+    state: str = "running"
+    ready: int = 0
+    made: int = 0
+    rate: float | None = None
+    error: str | None = None
+
+
+def read_log(path: Path) -> JobLog:
+    """The state that a job's log tells; "running" is also what a killed job leaves."""
+    with open(path, "rb") as stream:
+        head = stream.read(_TAIL)
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
+        tail = stream.read().decode("utf-8", "replace")
+    log = JobLog()
+    if start := _START.search(head.decode("utf-8", "replace")):
+        log.ready = int(start[1]) - int(start[2])
+    for progress in _PROGRESS.finditer(tail):
+        log.made, log.rate = int(progress[1]), float(progress[3])
+    lines = [line for line in tail.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if re.match(r"[\d:]+ done: ", last):
+        log.state = "done"
+    elif _ERROR.match(last) and (last.startswith("error: ") or "Traceback (most recent call last):" in tail):
+        log.state, log.error = "failed", last.removeprefix("error: ")
+    return log
+
+
+@dataclass
+class StageState:
+    """A stage at this moment: its shards (those of a judge's job count as one), images that are there of all that are to be,
+    images/s of the jobs at work, and the seconds of work left, None where no job told how fast it is."""
+
+    name: str
+    shards: int = 0
+    done: int = 0
+    running: int = 0
+    failed: int = 0
+    images: int = 0
+    ready: int = 0
+    rate: float | None = None
+    seconds: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        return self.shards - self.done - self.running - self.failed
+
+
+@dataclass
+class State:
+    """alive: whether a run works on the folder. tables: whether the final tables are there and current."""
+
+    alive: bool
+    run: dict[str, Any] | None
+    stages: list[StageState]
+    tables: bool
+    errors: list[tuple[float, str, str]]
+
+    @property
+    def complete(self) -> bool:
+        return self.tables and all(stage.done == stage.shards for stage in self.stages)
+
+    @property
+    def running(self) -> int:
+        return sum(stage.running for stage in self.stages)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present number of jobs; None where a stage that has work left told nothing of its speed yet."""
+        known = [stage.seconds for stage in self.stages]
+        return None if None in known else sum(known) / max(self.running, 1)
+
+
+@dataclass
+class _Job:
+    """A shard file that is to be there: the job that makes it, and what is known of it."""
+
+    stage: str
+    name: str
+    path: Path
+    digest: str
+    log: Path
+    images: int
+    stale: int | None = None  # mtime of the file that is there and has to be made again
+    done: bool = False
+    seen: tuple[int, int] | None = None  # of the log: size and mtime
+    said: JobLog | None = None
+    kept: int | None = None
+
+
+class Watch:
+    """Looks at a results folder again and again, and remembers what cannot change."""
+
+    def __init__(self, workflow: Workflow):
+        self.workflow = workflow
+        self.run: dict[str, Any] | None = read_run(workflow.results())
+        self.started = self.run["started"] if self.run else 0.0
+        outdated = set(workflow.outdated_files())
+        if self.run and self.run["config"]["retry_failed"]:
+            outdated |= {path for path in workflow.failed_files() if path.stat().st_mtime < self.started}
+        self.jobs: dict[str, list[_Job]] = {}
+        for stage, name, path, planned in workflow.shard_files():
+            prefix, _, kind = stage.rpartition("/")
+            images = workflow.score_requests(kind, name) if prefix else workflow.requests(kind, name)
+            job = _Job(stage, name, path, planned, workflow.job_log(stage, name), images)
+            if path in outdated:
+                job.stale = path.stat().st_mtime_ns
+            self.jobs.setdefault(stage, []).append(job)
+        self.failures = _Failures([Path(log) for log in self.run["logs"]] if self.run else [])
+        self.records = {stage: list(read_records(self.workflow.record_folder(stage))) for stage in self.jobs}
+        self.first = True
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another run has started since: what is planned may be something else now."""
+        return read_run(self.workflow.results()) != self.run
+
+    def look(self) -> State:
+        # First, so that what a run does between this and the look at its files is not missed at its end.
+        alive = is_alive(self.run, self._newest())
+        failed = self.failures.read()
+        errors: list[tuple[float, str, str]] = []
+        stages = [self._look(name, jobs, alive, failed, errors) for name, jobs in self.jobs.items()]
+        shards = {job.log.absolute() for jobs in self.jobs.values() for job in jobs}
+        for log, (when, rule, told) in failed.items():
+            if log not in shards and _time(log) <= when:
+                errors.append((when, rule, _error(log) or told))
+        self.workflow.notes.save()
+        self.first = False
+        table = self.workflow.notes.of(self.workflow.results("scores.parquet"))
+        tables = bool(table) and table["digest"] == self.workflow.merge_digest
+        return State(alive, self.run, stages, tables, sorted(errors))
+
+    def _look(
+        self,
+        name: str,
+        jobs: list[_Job],
+        alive: bool,
+        failed: dict[Path, tuple[float, str, str]],
+        errors: list[tuple[float, str, str]],
+    ) -> StageState:
+        stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
+        files, logs = _names(jobs[0].path.parent), _names(jobs[0].log.parent)
+        scratch = _names(self._scratch(name))
+        rates, waiting = [], 0
+        for job in jobs:
+            if not job.done and job.path.name in files and self._is_made(job):
+                job.done = True
+                if not self.first:
+                    self.records[name] += list(read_records(self.workflow.record_folder(name), job.name))[-1:]
+            if job.done:
+                stage.done += 1
+                stage.ready += job.images
+                continue
+            when, said = self._said(job, alive) if job.log.name in logs else (0.0, None)
+            crash = failed.get(job.log.absolute())
+            if crash and when > crash[0]:
+                crash = None  # it was started once more
+            if said and said.state == "running" and alive and not crash:
+                stage.running += 1
+                ready = said.ready + said.made
+                rates += [said.rate] if said.rate else []
+            else:
+                ready = self._kept(job) if scratch & {job.name, f"{job.name}.jsonl"} else 0
+                if crash or (said and said.state == "failed"):
+                    stage.failed += 1
+                    told = said.error if said else None
+                    errors.append((when or crash[0], f"{name}/{job.name}", told or crash[2]))
+            stage.ready += min(ready, job.images)
+            waiting += max(job.images - ready, 0)
+        stage.rate = sum(rates) if rates else None
+        stage.seconds = self._seconds(name, stage, waiting, rates)
+        return stage
+
+    def _is_made(self, job: _Job) -> bool:
+        if job.stale is not None:
+            try:
+                if job.path.stat().st_mtime_ns == job.stale:
+                    return False
+            except OSError:
+                return False
+        note = self.workflow.notes.of(job.path)
+        return note is not None and note["digest"] == job.digest
+
+    def _said(self, job: _Job, alive: bool) -> tuple[float, JobLog | None]:
+        """When the job's log was last written, and what it says; None where it is of a run before the one at work."""
+        try:
+            stat = job.log.stat()
+            if alive and stat.st_mtime < self.run["started"]:
+                return 0.0, None
+            if job.seen != (stat.st_size, stat.st_mtime_ns):
+                job.said, job.seen, job.kept = read_log(job.log), (stat.st_size, stat.st_mtime_ns), None
+        except OSError:
+            return 0.0, None
+        return stat.st_mtime, job.said
+
+    def _scratch(self, stage: str) -> Path:
+        return self.workflow.results(".darkroom", "scratch", stage)
+
+    def _kept(self, job: _Job) -> int:
+        """Images (or scores) of an unfinished shard that wait in scratch for the next job."""
+        if job.kept is None:
+            folder = self._scratch(job.stage)
+            if job.stage.startswith("scores/"):
+                from darkroom.metrics.judge import read_journal
+
+                job.kept = len(read_journal(folder / f"{job.name}.jsonl"))
+            else:
+                parts = (folder / job.name / part for part in _names(folder / job.name))
+                job.kept = sum(name.endswith(".png") for part in parts for name in _names(part))
+        return job.kept
+
+    def _seconds(self, name: str, stage: StageState, images: int, rates: list[float]) -> float | None:
+        """Seconds of work left in a stage, of one job after another."""
+        if stage.done == stage.shards:
+            return 0.0
+        if pace := speed(self.records[name]):
+            return (stage.shards - stage.done - stage.running) * pace[0] + images * pace[1]
+        return images * len(rates) / sum(rates) if rates else None
+
+    def _newest(self) -> float:
+        """When the run last said something, as far as can be told cheaply."""
+        paths = [Path(log) for log in self.run["logs"]] if self.run else []
+        paths += [job.log for jobs in self.jobs.values() for job in jobs if job.said and job.said.state == "running"]
+        return max(map(_time, paths), default=0.0)
+
+
+class _Failures:
+    """Which jobs of a run failed, from Snakemake's own logs of it: one that was killed cannot write it into its own."""
+
+    def __init__(self, logs: list[Path]):
+        self.logs, self.places, self.rests = logs, [0] * len(logs), [""] * len(logs)
+        self.found: dict[Path, tuple[float, str, str]] = {}
+        self.when, self.rule, self.told = 0.0, "", ""
+
+    def read(self) -> dict[Path, tuple[float, str, str]]:
+        """log of a job -> (time of its last failure, rule, what Snakemake says of it)."""
+        for place, log in enumerate(self.logs):
+            try:
+                with open(log, "rb") as stream:
+                    stream.seek(self.places[place])
+                    data = stream.read()
+            except OSError:
+                continue
+            self.places[place] += len(data)
+            *lines, self.rests[place] = (self.rests[place] + data.decode("utf-8", "replace")).split("\n")
+            for line in lines:
+                self._add(line, log.parent.parent.parent)
+        return self.found
+
+    def _add(self, line: str, folder: Path) -> None:
+        if said := _SAID.match(line):
+            self.when = time.mktime(time.strptime(said[1], "%b %d %H:%M:%S %Y"))
+        elif line.startswith("Error in rule "):
+            self.rule = line.removeprefix("Error in rule ").partition(",")[0].rstrip(":")
+            self.told = "ended without a word: killed, or out of memory"
+        elif not self.rule:
+            return
+        elif line.startswith("    message: ") and line != "    message: None":
+            self.told = line.removeprefix("    message: ")
+        elif line.startswith("    log: "):
+            for name in line.removeprefix("    log: ").partition(" (")[0].split(", "):
+                # A whole second: what was written in it is the failed job's, too.
+                self.found[(folder / name).absolute()] = self.when + 1, self.rule, self.told
+        elif not line.startswith("    "):
+            self.rule = ""
+
+
+def read_run(results: Path) -> dict[str, Any] | None:
+    """What the last run said of itself when it began (`Workflow.claim`), or None."""
+    try:
+        run = json.loads((results / ".darkroom" / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return (
+        run
+        if isinstance(run, dict) and {"host", "pid", "born", "started", "folder", "logs", "config"} <= set(run)
+        else None
+    )
+
+
+def is_alive(run: dict[str, Any] | None, newest: float) -> bool:
+    """Whether the process of a run lives; of one on another host, whether it said something lately (newest: when)."""
+    import psutil
+
+    if run is None:
+        return False
+    if run["host"] != socket.gethostname():
+        return time.time() - max(newest, run["started"]) < QUIET
+    try:
+        process = psutil.Process(run["pid"])
+        return process.create_time() == run["born"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def table(state: State) -> str:
+    """The state as text for a terminal."""
+    heads = ("stage", "shards", "done", "running", "failed", "waiting", "images", "images/s", "time left")
+    rows = [heads]
+    for stage in state.stages:
+        rate = f"{stage.rate:.2f}" if stage.rate else "-"
+        left = "unknown" if stage.seconds is None else clock(stage.seconds / max(state.running, 1))
+        counts = stage.shards, stage.done, stage.running, stage.failed, stage.waiting
+        rows.append((stage.name, *map(str, counts), f"{stage.ready} of {stage.images}", rate, left))
+    lines = [columns(rows)]
+    for when, job, error in state.errors[-3:]:
+        lines.append(f"{time.strftime('%H:%M:%S', time.localtime(when))} {job} failed: {error}")
+    lines.append(headline(state))
+    return "\n".join(lines)
+
+
+def headline(state: State) -> str:
+    """One line: what the run does, or how it ended."""
+    if state.complete and not state.alive:
+        return "complete: every shard is done and the tables are written"
+    if not state.alive:
+        left = sum(stage.shards - stage.done for stage in state.stages)
+        told = f"{left} shards left" if left else "the tables are not written"
+        return f"no run at work; {told}" + (f", {len(state.errors)} failed" if state.errors else "")
+    since = clock(time.time() - state.run["started"])
+    if all(stage.done == stage.shards for stage in state.stages):
+        return f"running for {since}; every shard is done, " + ("tables written" if state.tables else "tables are next")
+    left = "time left unknown" if state.seconds_left is None else f"about {clock(state.seconds_left)} left"
+    return f"running for {since}, {state.running} jobs at work, {left}"
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return set()
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _error(log: Path) -> str | None:
+    try:
+        return read_log(log).error
+    except OSError:
+        return None
+
+
+def open_workflow(results: Path | None, config: dict[str, Any] | None, schema: Path, roots: list[Path]) -> Workflow:
+    """The run to watch: of a config, or the one that last began on the folder `results`.
+
+    Raises DarkroomError where there is no such run, or nothing is planned yet.
+    """
+    if config is None:
+        run = read_run(results)
+        if run is None:
+            raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
+        config = run["config"] | {"results": str(results)}
+        roots = [Path(run["folder"]), *roots]
+    return Workflow.open(config, schema, roots, planned=True, unpinned=True)

@@ -1,0 +1,330 @@
+"""The gallery: a static site that shows every image of a set, opened from disk or from any web server.
+
+A page on disk cannot read its neighbours with fetch(), but it can load scripts. So the data are scripts that register
+themselves, a page of data per shard:
+
+    {kind}/{shard}.js                    what is known of each image, and where its pictures are
+    {kind}/{shard}/{content}-t0.js ...   packs of thumbnails as data: URLs
+    {kind}/{shard}/{content}-p0.js ...   packs of previews, the large pictures
+    index.js                             the shards, what was selected, labels; small, and all that a threshold changes
+
+{content} is a hash of the pictures: where it is unchanged, new scores leave the packs alone. The first line of each file
+is a comment with the digest it was made for.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkroom.errors import DarkroomError, RowError
+from darkroom.files import remove, replacing
+from darkroom.identity import digest
+
+if TYPE_CHECKING:
+    from darkroom.metrics.rubric import Rubric
+    from darkroom.tables.kind import Kind
+
+GALLERY_VERSION = 1  # raise it when the code changes what it makes of the same shard
+SITE = Path(__file__).resolve().parents[3] / "resources/gallery"
+THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
+KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
+_HEAD = "// darkroom "
+_TYPES = {b"\x89PN": "png", b"\xff\xd8\xff": "jpeg", b"RIF": "webp"}  # by the first three bytes
+# What a browser need not know, or knows from elsewhere.
+_LEFT_OUT = frozenset(("kind", "shard", "sha256", "source_sha256"))
+
+
+def read_head(path: str | Path) -> dict[str, Any]:
+    """The first line of a file of the gallery. Raises DarkroomError where it is none."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            line = stream.readline(2**20)
+        head = json.loads(line.removeprefix(_HEAD))
+        return {"digest": head["digest"]} | head
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DarkroomError(f"{path}: not a file of the gallery; delete it and run again") from error
+
+
+def site_files(site: Path = SITE) -> list[str]:
+    """Names of the page's own files."""
+    return sorted(path.name for path in site.iterdir() if path.suffix in (".html", ".css", ".js"))
+
+
+def site_digest(site: Path = SITE) -> str:
+    """A hash of the page's own files."""
+    return digest([[name, hashlib.sha256((site / name).read_bytes()).hexdigest()] for name in site_files(site)])
+
+
+def as_script(value: Any) -> str:
+    """`value` as JSON that is safe in a script, and would be in a page: no <, >, & or line separators as they are."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, head: dict[str, Any]) -> dict[str, int]:
+    """Write {kind}/{shard}.js, which is `path`, and the packs in the folder beside it. Returns counts.
+
+    options: `thumbnail` and `preview`, the longest side in pixels (preview None: no large pictures); head: the digest and
+    whatever else the first line is to say. Memory: one row group of pictures and one pack.
+    """
+    from darkroom.store.shardfile import read_meta
+
+    columns: dict[str, list[Any]] = {}
+    pictures: dict[str, int] = {}  # SHA-256 -> number, so that many edits of one picture hold it once
+    count = 0
+    for record in kind.shard_records(shard):
+        for name in ("image", "source"):
+            sha256 = record.get("source_sha256" if name == "source" else "sha256")
+            shown = sha256 and (record["error"] is None or name == "source")
+            record[name] = pictures.setdefault(sha256, len(pictures)) if shown else None
+        for name, value in record.items():
+            if name not in _LEFT_OUT:
+                columns.setdefault(name, [None] * count).append(value)
+        count += 1
+    images = kind.image_file(shard)
+    content = digest([GALLERY_VERSION, list(pictures), options["thumbnail"], options["preview"]], 16)
+    old = _old_pictures(path, content)
+    if old is None:
+        old = _write_packs(images, pictures, options, path, content)
+    places, packs = old
+    meta, scores = read_meta(images), read_meta(kind.score_file(kind.group_of(shard)))
+    data = {
+        "kind": kind.name,
+        "shard": shard,
+        "records": count,
+        "content": content,
+        "columns": {name: _short(values) for name, values in columns.items()},
+        "pictures": places,
+        "recipe": meta["recipe"],
+        "judge": scores["recipe"],
+        "versions": meta["versions"],
+    }
+    whole = head | {"records": count, "content": content, "packs": packs}
+    _write(path, f"{_HEAD}{as_script(whole)}\ngallery.shard({as_script(data)});\n")
+    for left in path.with_suffix("").glob("*"):
+        if left.name not in packs:
+            remove(left)
+    if not packs:
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    return {"images": count, "pictures": len(pictures), "packs": len(packs)}
+
+
+def _short(values: list[Any]) -> Any:
+    """A column; where all its values are the same, that value."""
+    return values[0] if values and all(value == values[0] for value in values) else values
+
+
+def _old_pictures(path: Path, content: str) -> tuple[list[Any], dict[str, str]] | None:
+    """The pictures of a file that is there, where they are the ones that are wanted and none of their packs is lost."""
+    try:
+        head = read_head(path)
+        if head["content"] != content or check_packs(path, head):
+            return None
+        text = path.read_text(encoding="utf-8").split("\n")[1]
+        return json.loads(text.removeprefix("gallery.shard(").removesuffix(");"))["pictures"], head["packs"]
+    except (DarkroomError, OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def check_packs(path: Path, head: dict[str, Any]) -> list[str]:
+    """What is wrong with the packs beside the shard's file `path`, a line each."""
+    problems = []
+    for name, sha256 in head["packs"].items():
+        pack = path.with_suffix("") / name
+        if not pack.exists():
+            problems.append(f"{pack}: no such file; delete {path.name} and run again")
+        elif hashlib.sha256(pack.read_bytes()).hexdigest() != sha256:
+            problems.append(f"{pack}: damaged; delete {path.name} and run again")
+    return problems
+
+
+class _Packs:
+    """Collects pictures and writes them out pack by pack."""
+
+    def __init__(self, path: Path, content: str, letter: str, most: int):
+        self.path, self.content, self.letter, self.most = path, content, letter, most
+        self.group: list[str] = []
+        self.size = 0
+        self.written: dict[str, str] = {}
+
+    def add(self, data: bytes) -> list[int]:
+        """Take a picture; returns its place: [pack, position in it]."""
+        place = [len(self.written), len(self.group)]
+        self.group.append(f"data:image/{_TYPES[data[:3]]};base64,{base64.b64encode(data).decode()}")
+        self.size += len(self.group[-1])
+        if self.size >= self.most:
+            self.flush()
+        return place
+
+    def flush(self) -> None:
+        if not self.group:
+            return
+        stem = f"{self.content}-{self.letter}{len(self.written)}"
+        name = f"{self.path.parent.name}/{self.path.stem}/{stem}"
+        text = (
+            f"{_HEAD}{as_script({'digest': self.content})}\ngallery.pack({as_script(name)},{as_script(self.group)});\n"
+        )
+        _write(self.path.with_suffix("") / f"{stem}.js", text)
+        self.written[f"{stem}.js"] = hashlib.sha256(text.encode()).hexdigest()
+        self.group, self.size = [], 0
+
+
+def _write_packs(
+    images: Path, pictures: dict[str, int], options: dict[str, Any], path: Path, content: str
+) -> tuple[list[Any], dict[str, str]]:
+    """Write the packs; returns the pictures' places, by number, and the packs' SHA-256 by name.
+
+    A place is [width, height, pack, position] of the thumbnail, then [pack, position] of the preview where there is one;
+    None for a picture that cannot be opened.
+    """
+    places: list[Any] = [None] * len(pictures)
+    thumbnails = _Packs(path, content, "t", THUMBNAIL_PACK)
+    previews = _Packs(path, content, "p", PREVIEW_PACK)
+    for sha256, data in _pictures(images):
+        number = pictures.get(sha256)
+        if number is None or places[number] is not None:
+            continue
+        try:
+            size, small, large = reduced(data, options["thumbnail"], options["preview"], sha256)
+        except RowError:
+            continue
+        places[number] = [*size, *thumbnails.add(small), *(previews.add(large) if large else ())]
+    thumbnails.flush()
+    previews.flush()
+    return places, thumbnails.written | previews.written
+
+
+def _pictures(images: Path) -> Iterator[tuple[str, bytes]]:
+    """(SHA-256, file) of every picture of an image shard, result and source."""
+    from darkroom.store.shardfile import iter_records
+
+    for record in iter_records(images):
+        for name, sha256 in (("image", "sha256"), ("source", "source_sha256")):
+            if record.get(name) and record[sha256]:
+                yield record[sha256], record[name]["bytes"]
+
+
+def reduced(data: bytes, thumbnail: int, preview: int | None, name: str) -> tuple[tuple[int, int], bytes, bytes | None]:
+    """(width and height of the picture, its thumbnail, its preview) as image files.
+
+    data: PNG or JPEG; thumbnail, preview: longest side in pixels. Small files are kept as they are, others become WebP. No
+    preview where the thumbnail is the picture itself, or preview is None. Raises RowError for what is no picture.
+    """
+    from PIL import Image
+
+    from darkroom.store.images import FORMATS, open_picture
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            size, known = opened.size, data[:3] in _TYPES
+    except Exception as error:
+        raise RowError(f"image {name}: cannot be read as an image") from error
+    longest = max(size)
+    if known and longest <= thumbnail and len(data) <= KEPT_THUMBNAIL:
+        return size, data, None
+    image = open_picture(data, name).image
+    large = None
+    if preview is not None:
+        kept = known and longest <= preview and len(data) <= KEPT_PREVIEW
+        large = data if kept else _webp(image, preview, 88)
+    return size, _webp(image, thumbnail, 80), large
+
+
+def _webp(image: Any, longest: int, quality: int) -> bytes:
+    from PIL import Image
+
+    if max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=quality, method=4)
+    return out.getvalue()
+
+
+def write_index(
+    kinds: "list[Kind]",
+    rubric: "Rubric",
+    select: dict[str, Any],
+    scores: Path,
+    digests: dict[str, dict[str, str]],
+    folder: Path,
+    about: dict[str, Any],
+    head: dict[str, Any],
+    site: Path = SITE,
+) -> dict[str, int]:
+    """Write the page's own files and index.js into `folder`, where the shards' files are. Returns counts.
+
+    scores: the merged scores.parquet, which says what is selected and labelled; digests: kind -> shard -> digest of its file.
+    about: `set`, which names the set in the browser's storage, and `title`. Raises DarkroomError for a stale shard file.
+    """
+    shards, labels = [], {}
+    selected = _selected(scores, labels)
+    for kind in kinds:
+        for shard in kind.plan.names:
+            path = folder / kind.name / f"{shard}.js"
+            found = read_head(path)
+            if found["digest"] != digests[kind.name][shard]:
+                raise DarkroomError(f"{path}: stale; run snakemake again")
+            flags = selected.get((kind.name, shard), [])
+            if len(flags) != found["records"]:
+                raise DarkroomError(f"{path}: {found['records']} images where {scores} has {len(flags)}; delete it")
+            packed = base64.b64encode(_bits(flags)).decode()
+            shards.append([kind.name, shard, len(flags), digest(found, 8), packed])
+    index = about | {
+        "kinds": {kind.name: _questions(rubric, kind.name, select[kind.name]) for kind in kinds},
+        "perRow": select["per_row"],
+        "shards": shards,
+        "labels": labels,
+    }
+    text = f"{_HEAD}{as_script(head)}\ngallery.index({as_script(index)});\n"
+    version = hashlib.sha256(text.encode() + site_digest(site).encode()).hexdigest()[:8]
+    for name in site_files(site):
+        data = (site / name).read_bytes()
+        # A browser that has seen the page before must not take the old files for the new ones.
+        _write(folder / name, data.decode().replace("?VERSION", f"?{version}") if name.endswith(".html") else data)
+    _write(folder / "index.js", text)
+    return {"shards": len(shards), "images": sum(entry[2] for entry in shards), "labels": len(labels)}
+
+
+def _bits(flags: list[bool]) -> bytes:
+    """Flags as bits, the first in the lowest bit of the first byte."""
+    return bytes(sum(flag << n for n, flag in enumerate(flags[at : at + 8])) for at in range(0, len(flags), 8))
+
+
+def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], list[bool]]:
+    """(kind, shard) -> `selected` of each image, in order; adds the labels that there are to `labels`."""
+    import pyarrow.parquet as pq
+
+    found: dict[tuple[str, str], list[bool]] = {}
+    with pq.ParquetFile(scores) as file:
+        for batch in file.iter_batches(columns=["kind", "shard", "key", "selected", "label"]):
+            rows = batch.to_pydict()
+            for kind, shard, key, flag, label in zip(*rows.values(), strict=True):
+                found.setdefault((kind, shard), []).append(flag)
+                if label:
+                    labels[key] = label
+    return found
+
+
+def _questions(rubric: "Rubric", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
+    """What the page knows of a kind's scores: name, range and threshold; and of the questions they come from."""
+    limits = {name: limit for question in rubric.questions[kind] for name, limit in question.fields.items()}
+    scores = []
+    for name in rubric.scores(kind):
+        low, high = (limits[name]["minimum"], limits[name]["maximum"]) if name in limits else (0, 1)
+        scores.append({"name": name, "low": low, "high": high, "whole": name in limits, "least": thresholds.get(name)})
+    texts = [name for name, limit in limits.items() if "max_length" in limit]
+    asked = [{"name": question.name, "text": question.text} for question in rubric.questions[kind]]
+    return {"scores": scores, "texts": texts, "questions": asked}
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

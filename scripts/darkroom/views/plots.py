@@ -1,0 +1,344 @@
+"""Draw the report: every plot as SVG (for the report) and PNG (for papers and slides), the same bytes for the same numbers."""
+
+import html
+import io
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.patches
+import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from darkroom.metrics.rubric import Question
+from darkroom.store.images import open_picture
+from darkroom.store.shardfile import RecordReader, iter_records
+from darkroom.views.report import Example, KindReport, Score, StageTimes
+
+BLUE, ORANGE, GREEN, RED, GREY, INK = "#2b6ca3", "#d9822b", "#2f8f6b", "#b5403c", "#c3cad1", "#26323d"
+COLOURS = {"images": BLUE, "edited": ORANGE}
+NAMES = {"images": "images", "edited": "edited images"}
+_STYLE = {
+    "svg.hashsalt": "darkroom",
+    "svg.fonttype": "path",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.edgecolor": "#8a949e",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.parse_math": False,  # a dollar in a prompt is a dollar
+    "figure.facecolor": "white",
+}
+_MANY = 2000  # points beyond which an SVG holds them as a picture
+_CELL = 256  # pixels of a picture on a sheet
+
+
+def draw(path: Path, make: Callable[[], Figure], text: bool = False) -> None:
+    """Write the figure that `make` returns to `path` (.svg), and beside it as .png; text: the SVG keeps text as text."""
+    with matplotlib.rc_context(_STYLE | ({"svg.fonttype": "none"} if text else {})):
+        figure = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {"bbox_inches": "tight", "pad_inches": 0.15}
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, dpi=150, **whole)
+        figure.savefig(path.with_suffix(".png"), format="png", metadata={"Software": None}, dpi=150, **whole)
+
+
+def yield_of_stages(kinds: list[KindReport]) -> Figure:
+    """From rows to the images that are kept: a bar per step and kind."""
+    figure = Figure(figsize=(9, 0.6 + 2.1 * len(kinds)), layout="constrained")
+    for axes, kind in zip(np.atleast_1d(figure.subplots(len(kinds), 1)), kinds, strict=True):
+        steps = [("rows", kind.rows + kind.rejected), ("images asked for", kind.requests), ("images made", kind.made)]
+        steps += [("scored", kind.scored)] if kind.scores else []
+        steps += [("kept", kind.selected)]
+        names, numbers = zip(*steps, strict=True)
+        lost = {"rows": kind.rejected, "images made": kind.requests - kind.made, "scored": kind.made - kind.scored}
+        lost["kept"] = (kind.scored if kind.scores else kind.made) - kind.selected
+        most = max(*numbers, 1)
+        for y, (name, number) in enumerate(steps):
+            bad = max(lost.get(name, 0), 0)
+            good = number - bad if name == "rows" else number
+            axes.barh(y, good, color=COLOURS[kind.name], height=0.66)
+            axes.barh(y, bad, left=good, color=RED if name != "kept" else GREY, height=0.66)
+            told = f" {number:,}"
+            if bad:
+                told += f"   ({bad:,} " + {"rows": "rejected", "kept": "not kept"}.get(name, "failed") + ")"
+            axes.text(good + bad + most * 0.004, y, told, va="center")
+        axes.set_yticks(range(len(steps)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, most * 1.22)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(NAMES[kind.name].capitalize())
+    return figure
+
+
+def score_distributions(kind: KindReport) -> Figure:
+    """A histogram for each score, the kept images in the kind's colour, with the thresholds."""
+    scores = list(kind.scores.values())
+    if not scores:
+        return _nothing(f"The rubric asks nothing about {NAMES[kind.name]}.")
+    across = min(3, len(scores))
+    down = math.ceil(len(scores) / across)
+    figure = Figure(figsize=(3.4 * across + 0.4, 2.7 * down + 0.4), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, score in zip(grid, scores, strict=False):
+        edges, everything = _coarse(score, score.group("all"))
+        _, kept = _coarse(score, score.group("selected"))
+        axes.stairs(everything, edges, fill=True, color=GREY)
+        axes.stairs(kept, edges, fill=True, color=COLOURS[kind.name])
+        if score.name in kind.thresholds:
+            axes.axvline(kind.thresholds[score.name], color=INK, linewidth=1.2, linestyle="--")
+        axes.set_title(score.name)
+        missing = f", {score.missing:,} without" if score.missing else ""
+        axes.set_xlabel(f"{score.number:,} images, mean {score.mean:.2f}{missing}" if score.number else "no scores")
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+        axes.set_xlim(edges[0], edges[-1])
+    for axes in grid[len(scores) :]:
+        axes.set_visible(False)
+    patches = [matplotlib.patches.Patch(color=c) for c in (COLOURS[kind.name], GREY)]
+    figure.legend(patches, ["kept", "not kept"], loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def score_agreement(kind: KindReport) -> Figure:
+    """The rank correlation of every two scores."""
+    names = list(kind.scores)
+    if len(names) < 2:
+        return _nothing(f"Fewer than two scores of {NAMES[kind.name]}: nothing to compare.")
+    values = np.array([[1.0 if a == b else kind.correlation(a, b) for b in names] for a in names])
+    size = 1.1 * len(names)
+    figure = Figure(figsize=(size + 3.2, size + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("#eef0f2")
+    shown = axes.imshow(np.ma.masked_invalid(values), cmap="RdBu", vmin=-1, vmax=1)
+    for y in range(len(names)):
+        for x in range(len(names)):
+            value = values[y, x]
+            told = "-" if np.isnan(value) else f"{value:.2f}"
+            axes.text(x, y, told, ha="center", va="center", color="white" if abs(value) > 0.6 else INK)
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"Rank correlation of the scores, {NAMES[kind.name]}")
+    figure.colorbar(shown, ax=axes, shrink=0.8).outline.set_visible(False)
+    return figure
+
+
+def label_agreement(kinds: list[KindReport]) -> Figure:
+    """Judge and people: the first score of accepted and rejected images, and how well each score tells them apart."""
+    kinds = [kind for kind in kinds if kind.labelled and kind.by]
+    if not kinds:
+        return _nothing("No image has a label (accept, reject) yet: nothing to compare the judge with.")
+    figure = Figure(figsize=(10, 3.2 * len(kinds) + 0.2), layout="constrained")
+    for left, right, kind in (
+        (*row, k) for row, k in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True)
+    ):
+        score = kind.scores[kind.by]
+        for label, colour in (("accept", GREEN), ("reject", RED)):
+            edges, counts = _coarse(score, score.group(label))
+            left.stairs(counts, edges, fill=True, color=colour, alpha=0.55, label=f"{label} ({counts.sum():,})")
+        left.legend(frameon=False)
+        left.set_xlabel(score.name)
+        left.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+        same = kind.agreement[0, 1] + kind.agreement[1, 0]
+        left.set_title(f"{NAMES[kind.name].capitalize()}, by what people said")
+        names = list(kind.scores)
+        values = [kind.scores[name].auc for name in names]
+        right.barh(range(len(names)), np.nan_to_num(values), color=COLOURS[kind.name], height=0.6)
+        for y, value in enumerate(values):
+            told = " one label only" if math.isnan(value) else f" {value:.2f}"
+            right.text(0 if math.isnan(value) else value, y, told, va="center")
+        right.axvline(0.5, color=INK, linewidth=1, linestyle="--")
+        right.set_yticks(range(len(names)), names)
+        right.invert_yaxis()
+        right.set_xlim(0, 1.12)
+        right.set_xlabel("area under the ROC curve (0.5: by chance)")
+        kappa = "" if math.isnan(kind.kappa) else f", kappa {kind.kappa:.2f}"
+        right.set_title(f"Kept = accepted for {same:,} of {kind.labelled:,}{kappa}")
+    return figure
+
+
+def job_times(stages: list[StageTimes]) -> Figure:
+    """Seconds and images/s of every job, by the shard's place in the plan."""
+    stages = [stage for stage in stages if stage.shards]
+    if not stages:
+        return _nothing("No job has left a record of its time.")
+    figure = Figure(figsize=(10, 2.3 * len(stages) + 0.3), layout="constrained")
+    for (left, right), stage in zip(figure.subplots(len(stages), 2, squeeze=False), stages, strict=True):
+        colour = COLOURS[stage.name.removeprefix("scores/")]
+        for axes, points in ((left, list(zip(stage.shards, stage.seconds, strict=True))), (right, stage.rates)):
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, "o", markersize=5, color=colour, alpha=0.6, markeredgewidth=0, rasterized=len(x) > _MANY)
+            if points:
+                axes.axhline(float(np.median(y)), color=INK, linewidth=1, linestyle="--")
+            axes.set_ylim(0, max(y, default=1) * 1.12 or 1)
+            axes.set_xlim(0.5, max(*stage.shards, 2) + 0.5)
+            axes.grid(axis="y", color="#e4e8ec")
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+        left.set_title(f"{stage.name}: {len(stage.seconds):,} jobs, {sum(stage.seconds) / 60:.1f} min in all")
+        left.set_ylabel("seconds")
+        right.set_ylabel("images/s")
+        right.set_title(f"{stage.rate:.2f} images/s" if stage.rates else "nothing made")
+    for axes in (left, right):
+        axes.set_xlabel("shard")
+    return figure
+
+
+def failure_reasons(kinds: list[KindReport], most: int = 12) -> Figure:
+    """How often each reason kept a row out, an image from being made, or a score from being had."""
+    reasons = [(number, kind.name, reason) for kind in kinds for reason, number in kind.failures.items()]
+    reasons.sort(key=lambda entry: (-entry[0], entry[1:]))
+    if not reasons:
+        return _nothing("Nothing failed: every row was used, every image made, every score had.")
+    shown, rest = reasons[:most], reasons[most:]
+    figure = Figure(figsize=(10, 0.62 * len(shown) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    for y, (number, kind, _) in enumerate(shown):
+        axes.barh(y, number, color=COLOURS[kind], height=0.62)
+        axes.text(number, y, f" {number:,}", va="center")
+    named = [textwrap.fill(f"{NAMES[kind]}: {reason}", 56) for _, kind, reason in shown]
+    axes.set_yticks(range(len(shown)), named, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, shown[0][0] * 1.12)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+    more = f", and {len(rest):,} more for {sum(number for number, *_ in rest):,}" if rest else ""
+    axes.set_title(f"{sum(number for number, *_ in reasons):,} failures by reason{more}")
+    return figure
+
+
+def example_sheet(kind: KindReport, folder: Path) -> Figure:
+    """The best and the worst images by the first score; for edits the source beside the result.
+
+    folder: the shard files of this kind.
+    """
+    parts = [(title, found) for title, found in (("best", kind.best), ("worst", kind.worst)) if found]
+    if not parts:
+        return _nothing(f"No {NAMES[kind.name]} with a score to show.")
+    pictures = _pictures(folder, [entry for _, found in parts for entry in found])
+    across = 4
+    downs = [math.ceil(len(found) / across) for _, found in parts]
+    wide, high = 2.6, (2.6 if kind.name == "images" else 1.6) + 0.62
+    figure = Figure(figsize=(wide * across, high * sum(downs) + 0.45 * len(parts)))
+    figure.subplots_adjust(0, 0, 1, 1)
+    total = figure.get_size_inches()[1]
+    top = total
+    for (title, found), down in zip(parts, downs, strict=True):
+        figure.text(0.005, (top - 0.3) / total, f"{title} by {kind.by}", fontsize=13, weight="bold")
+        top -= 0.45
+        for place, entry in enumerate(found):
+            left, below = wide * (place % across), top - high * (place // across + 1)
+            box = (
+                (left + 0.08) / (wide * across),
+                (below + 0.6) / total,
+                (wide - 0.16) / (wide * across),
+                (high - 0.62) / total,
+            )
+            axes = figure.add_axes(box)
+            axes.imshow(
+                pictures[entry.key], interpolation="nearest" if max(pictures[entry.key].size) < _CELL else "antialiased"
+            )
+            axes.set_axis_off()
+            printable = "".join(
+                letter if letter.isprintable() else " " for letter in entry.prompt
+            )  # XML forbids the rest
+            text = textwrap.wrap(" ".join(printable.split()), 32) or [""]
+            told = text[0] if len(text) == 1 else f"{text[0]}\n{text[1]}{'…' if len(text) > 2 else ''}"
+            corner = (left + wide / 2) / (wide * across), (below + 0.55) / total
+            figure.text(*corner, f"{entry.score:.3g}   {told}", fontsize=8, ha="center", va="top", linespacing=1.25)
+        top -= high * down
+    return figure
+
+
+def _pictures(folder: Path, entries: list[Example]) -> dict[str, Image.Image]:
+    """key -> the image, of at most `_CELL` pixels a side; of an edit, its source and itself side by side."""
+    found: dict[str, Image.Image] = {}
+    for shard in {entry.shard for entry in entries}:
+        wanted = {entry.key for entry in entries if entry.shard == shard}
+        reader = RecordReader(folder / f"{shard}.parquet")
+        for place, record in enumerate(iter_records(folder / f"{shard}.parquet", ["key"])):
+            if record["key"] in wanted and record["key"] not in found:
+                full = reader[place]
+                parts = [full[name] for name in ("source", "image") if full.get(name)]
+                images = [open_picture(part["bytes"], part["path"] or shard).image for part in parts]
+                for image in images:
+                    image.thumbnail((_CELL, _CELL))
+                found[record["key"]] = _side_by_side(images)
+    return found
+
+
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    if len(images) == 1:
+        return images[0]
+    gap = max(1, images[0].width // 48)
+    size = sum(image.width for image in images) + gap * (len(images) - 1), max(image.height for image in images)
+    sheet, left = Image.new("RGB", size, INK), 0
+    for image in images:
+        sheet.paste(image, (left, (size[1] - image.height) // 2))
+        left += image.width + gap
+    return sheet
+
+
+def _coarse(score: Score, counts: np.ndarray, most: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Edges and counts of a histogram that an eye can read: of the score's bins, or every four of them as one."""
+    if score.whole:
+        return score.edges, counts
+    step = len(counts) // most
+    return score.edges[::step], counts.reshape(-1, step).sum(1)
+
+
+def _nothing(text: str) -> Figure:
+    figure = Figure(figsize=(7, 1.2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="#5b6670")
+    return figure
+
+
+@dataclass
+class RecipePage:
+    """A page that says how the set was made: name -> value tables, and the questions of each kind."""
+
+    tables: dict[str, dict[str, Any]]
+    questions: dict[str, list[Question]]
+
+    def write(self, path: Path) -> None:
+        out = io.StringIO()
+        out.write(f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>Recipe</title><style>{_CSS}</style>")
+        for name, table in self.tables.items():
+            out.write(f"<h2>{html.escape(name)}</h2><table>")
+            for key, value in table.items():
+                told = "-" if value is None else str(value)
+                out.write(f"<tr><th>{html.escape(key)}</th><td>{html.escape(told)}</td></tr>")
+            out.write("</table>")
+        for kind, questions in self.questions.items():
+            out.write(f"<h2>asked of {NAMES[kind]}</h2><table>")
+            for question in questions:
+                scores = ", ".join(name for name, type_ in question.columns.items() if type_ != "text")
+                out.write(f"<tr><th>{html.escape(question.name)}<small>{html.escape(scores)}</small></th>")
+                out.write(f"<td>{html.escape(question.text)}</td></tr>")
+            out.write("</table>")
+        out.write("</html>\n")
+        path.write_text(out.getvalue(), encoding="utf-8")
+
+
+_CSS = (
+    f"body{{font:15px/1.5 system-ui,sans-serif;color:{INK};background:#fff;margin:24px auto;max-width:900px;padding:0 16px}}"
+    f"h2{{font-size:17px;margin:28px 0 6px;color:{BLUE}}}table{{border-collapse:collapse;width:100%}}"
+    "th,td{text-align:left;vertical-align:top;padding:5px 10px;border-bottom:1px solid #e4e8ec;overflow-wrap:anywhere}"
+    "th{width:14em;font-weight:600}small{display:block;font-weight:400;color:#5b6670}"
+)

@@ -1,0 +1,279 @@
+"""The numbers behind the report: one pass over the final table, and the records of the jobs.
+
+Scores are counted into bins as they are read, so memory does not grow with the table; ranks and areas are those of the
+binned scores (a hundred bins for probabilities, one for each whole number of a rating).
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from darkroom.jobs.history import read_records
+from darkroom.metrics.rubric import Question, Rubric
+from darkroom.rows.labels import LABELS
+
+EXAMPLES = 8  # best pictures of a sheet, and as many worst
+BINS = 100
+_REASONS_KEPT = 10_000
+
+
+@dataclass
+class Score:
+    """A score's bins, and how many pictures fall into each: `counts` [groups, bins] for the groups all, selected, accept,
+    reject. whole: a rating in whole numbers, a bin each."""
+
+    name: str
+    edges: np.ndarray
+    whole: bool
+    counts: np.ndarray
+    missing: int = 0
+    total: float = 0.0
+
+    GROUPS = ("all", "selected", *LABELS)
+
+    @classmethod
+    def of(cls, name: str, question: Question) -> "Score":
+        limits = question.fields.get(name)
+        whole = limits is not None and limits["maximum"] - limits["minimum"] < BINS
+        low, high = (limits["minimum"], limits["maximum"]) if limits else (0, 1)
+        edges = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, high, BINS + 1)
+        return cls(name, edges, whole, np.zeros((len(cls.GROUPS), len(edges) - 1), int))
+
+    def group(self, name: str) -> np.ndarray:
+        """The counts of a group by bin."""
+        return self.counts[self.GROUPS.index(name)]
+
+    @property
+    def number(self) -> int:
+        return int(self.group("all").sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.number if self.number else float("nan")
+
+    @property
+    def auc(self) -> float:
+        """How well the score tells accepted pictures from rejected ones: 1 always, 0.5 not at all; nan without both."""
+        good, bad = (self.group(label).astype(float) for label in LABELS)
+        pairs = good.sum() * bad.sum()
+        below = np.cumsum(bad) - bad / 2  # an equal score counts half
+        return float((good * below).sum() / pairs) if pairs else float("nan")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image for the sheet of examples."""
+
+    score: float
+    row: str
+    shard: str
+    key: str
+    prompt: str
+
+
+@dataclass
+class KindReport:
+    """What the final table says of one kind of image.
+
+    joint: (score, score) -> counts [bins, bins]. best and worst: by the score `by`, the extreme ones first. agreement:
+    counts [label accept, reject][selected no, yes].
+    """
+
+    name: str
+    rows: int = 0
+    rejected: int = 0
+    requests: int = 0
+    made: int = 0
+    scored: int = 0
+    selected: int = 0
+    scores: dict[str, Score] = field(default_factory=dict)
+    joint: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    best: list[Example] = field(default_factory=list)
+    worst: list[Example] = field(default_factory=list)
+    by: str | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    agreement: np.ndarray = field(default_factory=lambda: np.zeros((2, 2), int))
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def labelled(self) -> int:
+        return int(self.agreement.sum())
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa of selection and labels: 1 where they agree, 0 where no more than by chance."""
+        total = self.agreement.sum()
+        if not total:
+            return float("nan")
+        agreed = (self.agreement[0, 1] + self.agreement[1, 0]) / total
+        labels, selected = self.agreement.sum(1) / total, self.agreement.sum(0) / total
+        chance = labels[0] * selected[1] + labels[1] * selected[0]
+        return float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+    def correlation(self, one: str, other: str) -> float:
+        """Spearman's rank correlation of two scores; nan where one of them is always the same."""
+        counts = self.joint[one, other] if (one, other) in self.joint else self.joint[other, one].T
+        total = counts.sum()
+        if not total:
+            return float("nan")
+        centred = []
+        for axis in (1, 0):
+            here = counts.sum(axis)
+            ranks = np.cumsum(here) - here / 2
+            centred.append(ranks - (ranks * here).sum() / total)
+        spread = [(rank**2 * counts.sum(axis)).sum() for rank, axis in zip(centred, (1, 0), strict=True)]
+        if not min(spread) > 0:
+            return float("nan")
+        return float(centred[0] @ counts @ centred[1] / np.sqrt(spread[0] * spread[1]))
+
+
+def read_table(
+    table: Path, rejected: Path, rubric: Rubric, select: dict[str, Any], rows: dict[str, int]
+) -> dict[str, KindReport]:
+    """kind -> its report, from scores.parquet and rejected.jsonl; rows: kind -> rows that could be used."""
+    kinds = {}
+    for name, number in rows.items():
+        questions = {score: q for q in rubric.questions[name] for score in rubric.scores(name) if score in q.columns}
+        scores = {score: Score.of(score, question) for score, question in questions.items()}
+        by = next(iter(select[name]), next(iter(scores), None))
+        kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=select[name])
+    with open(rejected, encoding="utf-8") as stream:
+        for line in map(json.loads, stream):
+            kind = kinds["images" if line["file"] == "prompts" else "edited"]
+            kind.rejected += 1
+            kind.failures[f"row rejected: {general(line['reason'])}"] += 1
+    file = pq.ParquetFile(table)
+    names = set(file.schema_arrow.names)
+    wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
+    for kind in kinds.values():
+        wanted |= set(kind.scores) | {f"{question.name}_error" for question in rubric.questions[kind.name]}
+    for batch in file.iter_batches(batch_size=16_384, columns=sorted(wanted & names)):
+        whole = batch.to_pydict()
+        of = np.array(whole["kind"], object)
+        for kind in kinds.values():
+            if len(places := np.flatnonzero(of == kind.name)):
+                _add(kind, {name: [values[i] for i in places] for name, values in whole.items()}, rubric)
+    for kind in kinds.values():
+        taken = {entry.key for entry in kind.best}
+        kind.worst = [entry for entry in kind.worst if entry.key not in taken]
+    return kinds
+
+
+def _add(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> None:
+    made = np.array([error is None for error in columns["error"]])
+    selected = np.array(columns["selected"], bool)
+    label = np.array(columns.get("label") or [None] * len(made), object)
+    groups = {"all": made, "selected": selected} | {name: made & (label == name) for name in LABELS}
+    kind.requests, kind.made, kind.selected = (
+        kind.requests + len(made),
+        kind.made + int(made.sum()),
+        kind.selected + int(selected.sum()),
+    )
+    for place, name in enumerate(LABELS):
+        for chosen in (0, 1):
+            kind.agreement[place, chosen] += int((groups[name] & (selected == bool(chosen))).sum())
+    binned: dict[str, np.ndarray] = {}
+    whole = made.copy()
+    for name, score in kind.scores.items():
+        values = np.array([np.nan if value is None else value for value in columns[name]], float)
+        there = made & ~np.isnan(values)
+        whole &= there
+        place = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
+        binned[name] = np.where(there, place, -1)
+        for row, group in enumerate(score.GROUPS):
+            score.counts[row] += np.bincount(place[there & groups[group]], minlength=len(score.edges) - 1)
+        score.missing += int((made & ~there).sum())
+        score.total += float(values[there].sum())
+        if name == kind.by:
+            _extremes(kind, values, np.flatnonzero(there), columns)
+    kind.scored += int(whole.sum()) if kind.scores else 0
+    for one, first in binned.items():
+        for other, second in binned.items():
+            if one < other:
+                both = (first >= 0) & (second >= 0)
+                shape = [len(kind.scores[name].edges) - 1 for name in (one, other)]
+                counts = np.bincount(first[both] * shape[1] + second[both], minlength=shape[0] * shape[1])
+                kind.joint[one, other] = kind.joint.get((one, other), 0) + counts.reshape(shape)
+    _count_failures(kind, columns, rubric)
+
+
+def _extremes(kind: KindReport, values: np.ndarray, places: np.ndarray, columns: dict[str, list[Any]]) -> None:
+    """Keep the best and the worst, one of a row; of equal scores the ones that come first in the table."""
+    for falling in (False, True):
+        sign = -1 if falling else 1
+        found = {entry.row: entry for entry in (kind.best if falling else kind.worst)}
+        for place in places[np.argsort(sign * values[places], kind="stable")]:
+            new = Example(float(values[place]), *(columns[name][place] for name in ("row", "shard", "key", "prompt")))
+            if (
+                len(found) >= EXAMPLES
+                and new.row not in found
+                and sign * new.score >= max(sign * e.score for e in found.values())
+            ):
+                break
+            if new.row not in found or sign * new.score < sign * found[new.row].score:
+                found[new.row] = new
+        chosen = sorted(found.values(), key=lambda entry: sign * entry.score)[:EXAMPLES]
+        kind.best, kind.worst = (chosen, kind.worst) if falling else (kind.best, chosen)
+
+
+def _count_failures(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> None:
+    def count(reason: str) -> None:
+        full = len(kind.failures) >= _REASONS_KEPT and reason not in kind.failures
+        kind.failures["other reasons" if full else reason] += 1
+
+    for error in columns["error"]:
+        if error is not None:
+            count(f"no image: {general(error)}")
+    for question in rubric.questions[kind.name]:
+        for broken, error in zip(columns["error"], columns[f"{question.name}_error"], strict=True):
+            if broken is None and error is not None:
+                count(f"no score ({question.name}): {general(error)}")
+
+
+def general(reason: str) -> str:
+    """A reason without the names and numbers that differ from one case to the next."""
+    reason = re.sub(r"^(image|source) .+?: ", r"\1: ", reason)
+    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+    reason = re.sub(r"\b\d+(\.\d+)?(e[+-]?\d+)?\b", "N", reason)
+    return reason if len(reason) <= 90 else reason[:89] + "…"
+
+
+@dataclass
+class StageTimes:
+    """What the jobs of a stage took: number of the shard in the plan, seconds, and images (or scores) made, job by job."""
+
+    name: str
+    shards: list[int]
+    seconds: list[float]
+    working: list[float]
+    made: list[int]
+
+    @property
+    def rates(self) -> list[tuple[int, float]]:
+        """(shard, images per second of work) of the jobs that made something."""
+        jobs = zip(self.shards, self.working, self.made, strict=True)
+        return [(shard, made / working) for shard, working, made in jobs if made and working > 0]
+
+    @property
+    def rate(self) -> float:
+        """Images per second of work, over all jobs; nan where none made anything."""
+        working = sum(seconds for seconds, made in zip(self.working, self.made, strict=True) if made)
+        return sum(self.made) / working if working else float("nan")
+
+
+def read_times(folders: dict[str, tuple[Path, list[str]]]) -> list[StageTimes]:
+    """stage -> (folder of its job records, its shards in order): the jobs of shards that are planned, failed ones not."""
+    stages = []
+    for name, (folder, shards) in folders.items():
+        found: list[tuple[int, dict[str, Any]]] = []
+        for place, shard in enumerate(shards, 1):
+            found += [(place, record) for record in read_records(folder, shard)]
+        columns = [[record[key] for _, record in found] for key in ("seconds", "working", "made")]
+        stages.append(StageTimes(name, [place for place, _ in found], *columns))
+    return stages
