@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 import yaml
-from darkroom.config.load import load_config
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
-from darkroom.models.hub import hub_models, local_section
-from darkroom.run.workflow import ROWS
+from darkroom.models.hub import local_section
+from darkroom.run.workflow import Workflow
 from darkroom.tools.replay import find_record, replay
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,8 +37,9 @@ def main() -> None:
             given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
-        config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
-        models = hub_models(config)
+        schema = REPOSITORY / "workflow/schemas/config.schema.yaml"
+        workflow = Workflow.open(given, schema, [Path.cwd(), REPOSITORY], planned=True)
+        config, models = workflow.config, workflow.models
 
         def open_engine(section, name):
             Devices().claim(section | {"gpus": 1}, name)
@@ -47,10 +47,11 @@ def main() -> None:
 
             return diffusion.open_engine(local_section(section, models.get(name)), name)
 
-        kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]
-        place = find_record(
-            Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
-        )
+        lineage = workflow.lineage
+        stages = [s.name for s in workflow.stages if arguments.kind in (None, s.name)]
+        files = [Path(lineage.image_file(name, shard)) for name in stages for shard in workflow.plans[name].names]
+        found = (path for path in files if path.exists())
+        place = find_record(found, arguments.key, arguments.row, arguments.item, arguments.sample)
         try:
             result = replay(*place, config, open_engine)
         except RowError as error:

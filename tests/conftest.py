@@ -90,7 +90,7 @@ class Run:
         return [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")),
             *("--directory", str(self.folder), "--configfile", str(path), "--workflow-profile", "none"),
-            *("--rerun-triggers", "params", "--rerun-incomplete", "--cores", "2", *arguments),
+            *("--rerun-triggers", "mtime", "--rerun-incomplete", "--cores", "2", *arguments),
         ]
 
     def snakemake(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -132,9 +132,9 @@ def shards(run):
     kinds = (
         "prompts/*",
         "edits/*",
-        "images/*",
-        "edited/*",
-        "scores/*/*",
+        "images/**/*.*",
+        "edited/**/*.*",
+        "scores/**/*.*",
         "scores.*",
         "rejected.jsonl",
         "dataset/**/*.*",
@@ -151,7 +151,9 @@ def shards(run):
 def made(run):
     """Images that the jobs of the last run say they made."""
     return sum(
-        int(n) for p in run.results.glob("logs/*_images/*.log") for n in re.findall(r"done: (\d+) made", p.read_text())
+        int(n)
+        for p in run.results.glob("logs/*_images/*/*.log")
+        for n in re.findall(r"done: (\d+) made", p.read_text())
     )
 
 

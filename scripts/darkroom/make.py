@@ -17,10 +17,11 @@ from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import Progress, device_kind, say, versions
 from darkroom.jobs.spread import WorkerDied, spread
-from darkroom.plan.requests import Request, expand, request_key
+from darkroom.plan.requests import Request, request_key
 from darkroom.rows.read import MAX_SIDE, further_fields
-from darkroom.store.carry import carry_over
-from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
+from darkroom.store.carry import Images, find_images, take_over
+from darkroom.store.manifest import write_shard_with_manifest
+from darkroom.store.shardfile import IMAGE_COLUMNS
 from darkroom.store.sources import Sources, source_name
 
 if TYPE_CHECKING:
@@ -29,18 +30,12 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 
 
-def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Request]:
-    """The requests of a prompts file's lines (see `expand`); rejected rows have none."""
-    rows = [json.loads(line) for line in lines.splitlines()]
-    return [request for row in rows if "rejected" not in row for request in expand(row, section, seed, samples)]
-
-
 def make_shard(
     requests: list[Request],
     path: Path,
     job: ShardJob,
     old_files: list[Path],
-    moved: Callable[[str], str | None],
+    neighbours: list[str],
     open_engine: Callable[[dict[str, Any], str], "Engine"],
     devices: Devices | None = None,
 ) -> dict[str, float]:
@@ -48,8 +43,8 @@ def make_shard(
 
     And "working", the seconds spent on making images, without imports and the loading of models.
 
-    old_files: shard files that may hold images under these keys. moved: the other shard that a row id
-    belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
+    old_files: shard files that may hold images under these keys. neighbours: shards that held these rows before, in whose
+    scratch folders their images may wait. open_engine is called only
     where something is to be made, and so are `devices` claimed: with several of them worker processes share the work, each
     with an engine of its own that `diffusion` opens. Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
@@ -57,13 +52,15 @@ def make_shard(
     sources = Sources(job.folder, job.images)
     failures: dict[int, str] = {}
     sizes = identify(requests, job, sources, failures)
-    wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
-    carry_over(wanted, path, old_files, job.scratch, moved)
+    wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
+    kept = Images(find_images(wanted, old_files))
+    take_over((key for key in wanted if key not in kept), job.scratch, neighbours)
     given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
     todo: dict[str, int] = {}
     for place, request in enumerate(requests):
-        if place not in failures and not request.given and not job.scratch.has(request.key):
-            todo.setdefault(request.key, place)
+        if place in failures or request.given or request.key in kept or job.scratch.has(request.key):
+            continue
+        todo.setdefault(request.key, place)
     carried = len(requests) - len(failures) - given - len(todo)
     say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
     broken: dict[str, str] = {}
@@ -79,14 +76,15 @@ def make_shard(
     counts = {"made": len(todo) - len(broken), "carried": carried, "given": given, "failed": len(failures)}
     meta = {
         "digest": job.digest,
-        "rule": "edit_images" if job.name == "edit" else "generate_images",
+        "rule": job.rule,
         "recipe": job.recipe,
         "versions": versions(*PACKAGES, *packages(job.section)),
         "device": device_kind(job.section["device"]),
         "failed": len(failures),
     }
-    write_shard(path, job.columns, _records(requests, failures, job, sources), meta)
-    job.scratch.clear()
+    records = _records(requests, failures, job, sources, kept)
+    write_shard_with_manifest(path, job.columns, records, meta, job.made_from)
+    job.scratch.clear(wanted)
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return {"requests": len(requests), **counts, "working": round(working, 3)}
 
@@ -162,7 +160,7 @@ def _make(
 
 
 def _records(
-    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources
+    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources, kept: Images
 ) -> Iterator[dict[str, Any]]:
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
@@ -170,17 +168,17 @@ def _records(
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
-        if job.name == "edit":
+        if job.edits:
             record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
         if place not in failures:
             try:
-                record |= _pictures(request, job, sources)
+                record |= _pictures(request, job, sources, kept)
             except RowError as error:
                 record["error"] = str(error)
         yield record
 
 
-def _pictures(request: Request, job: ShardJob, sources: Sources) -> dict[str, Any]:
+def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -> dict[str, Any]:
     """The columns of a record that hold pictures, and their hashes."""
     columns: dict[str, Any] = {}
     if request.source:
@@ -188,7 +186,9 @@ def _pictures(request: Request, job: ShardJob, sources: Sources) -> dict[str, An
         columns["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
         columns["source_sha256"] = picture.sha256
     given = sources.read(request.given, request.given_sha256) if request.given else None
-    data = given.data if given else job.scratch.get(request.key)
+    data = given.data if given else kept.get(request.key) or job.scratch.get(request.key)
+    if data is None:
+        raise DarkroomError(f"{job.scratch.path(request.key)}: gone while the job ran; run again")
     columns["image"] = {"bytes": data, "path": f"{request.key}.png"}
     columns["sha256"] = hashlib.sha256(data).hexdigest()
     return columns

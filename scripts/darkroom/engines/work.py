@@ -28,8 +28,9 @@ Batch = tuple[list[Request], tuple[int, int]]  # requests that share a call, and
 class ShardJob:
     """What a job that makes a shard of images works with.
 
-    name: "generate" or "edit"; folder: the user's rows' folder; outputs: where the stage's shard files lie; images:
-    the image shards that edits of this shard start from, by name. model: the section's model, where that is of the hub.
+    name: the section of the config. folder: of the user's rows. rule: what makes the shard. edits: its pictures start from others.
+    images: the shards of pictures of this run that they may start from. model: the section's model, where that is of the hub.
+    made_from: the content of `images`, as their manifests say it.
     """
 
     name: str
@@ -37,15 +38,17 @@ class ShardJob:
     recipe: dict[str, Any]
     digest: str
     folder: Path
-    outputs: Path
+    rule: str
     scratch: Scratch
+    edits: bool = False
     strict: bool = False
-    images: dict[str, Path] = field(default_factory=dict)
+    images: list[Path] = field(default_factory=list)
     model: HubModel | None = None
+    made_from: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> dict[str, str]:
-        return EDITED_COLUMNS if self.name == "edit" else IMAGE_COLUMNS
+        return EDITED_COLUMNS if self.edits else IMAGE_COLUMNS
 
 
 def work(

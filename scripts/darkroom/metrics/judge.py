@@ -4,21 +4,20 @@ Scores are kept while the job runs in a journal (JSON lines), so that a killed j
 carried over from old score files where the picture, the prompt and the judge are the same.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.errors import Interrupted, RowError
 from darkroom.identity import digest
 from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.metrics.rubric import Question, Rubric
-from darkroom.plan.groups import Groups
-from darkroom.plan.shards import Plan
+from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
-from darkroom.store.shardfile import check_digest, iter_records, write_shard
+from darkroom.store.journal import clear_journal, open_journal
+from darkroom.store.manifest import write_shard_with_manifest
+from darkroom.store.shardfile import check_digest, iter_records
 
 # Requests asked together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64
@@ -78,7 +77,8 @@ def judge_shards(
     stage_digest: str,
     journal: Path,
     old_files: list[Path],
-    moved: Callable[[str], Path | None],
+    old_journals: list[Path],
+    made_from: list[str],
     open_engine: Any,
     retry_failed: bool = False,
 ) -> dict[str, float]:
@@ -87,19 +87,14 @@ def judge_shards(
     And "working", the seconds spent on asking. retry_failed: ask again where a reply could not be read.
 
     images: the shards in order, with the digest each is made for; section and recipe: `judge` of the config and its
-    recipe; journal: a file for finished scores. old_files: score files that may hold scores of these pictures. moved:
-    the journal of the other score file that a row id belongs to now, if that one still needs its scores from here.
+    recipe; journal: a file for finished scores. old_files, old_journals: score files and journals that may hold scores of these
+    pictures. made_from: the content of the shards, as their manifests say it.
     open_engine(section, kind, rubric) is called only where something is to be asked. Raises DarkroomError where
     a shard is stale or the judge cannot be started, and Interrupted after SIGTERM with finished scores kept.
     """
     made = [check_digest(shard, planned) for shard, planned in images.items()]
-    known: dict[str, dict[str, Any]] = {}
-    for old in old_files:
-        known = _known_scores(old, rubric.columns(kind)) | known
-    known |= read_journal(journal)  # after the files: a job that replaces one of them first writes here what it leaves
     errors = [f"{question.name}_error" for question in rubric.questions[kind]]
-    if retry_failed:
-        known = {key: scores for key, scores in known.items() if not any(scores.get(name) for name in errors)}
+    known = find_scores(rubric.columns(kind), errors, old_files, old_journals, retry_failed)
     columns = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields"]
     columns += ["source_sha256"] if kind == "edited" else []
     records = list(_records(images, columns))
@@ -113,7 +108,6 @@ def judge_shards(
     if todo and rubric.questions[kind]:
         new, working = _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
         known |= new
-    _leave_behind(path, rubric.columns(kind), {record["row"] for record in records}, moved)
     unread = sum(any(known.get(key, {}).get(name) for name in errors) for key in keys)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -123,7 +117,7 @@ def judge_shards(
             missing = {f"{q.name}_error": f"no image: {record['error']}" for q in rubric.questions[kind]}
             yield row | (known.get(key, {}) if record["error"] is None else missing)
 
-    write_shard(
+    write_shard_with_manifest(
         path,
         score_columns(rubric, kind),
         rows(),
@@ -137,8 +131,9 @@ def judge_shards(
             "image_failures": sum(meta["failed"] for meta in made),
             "failed": unread,
         },
+        made_from,
     )
-    journal.unlink(missing_ok=True)
+    clear_journal(journal, set(keys))
     say(f"done: {asked} judged, {len(records) - failed - asked} carried, {failed} without an image")
     counts = {"requests": len(records), "made": asked, "carried": len(records) - failed - asked, "failed": failed}
     return counts | {"working": round(working, 3)}
@@ -146,52 +141,6 @@ def judge_shards(
 
 def _records(images: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     return (record for shard in images for record in iter_records(shard, columns))
-
-
-def old_score_files(plan: Plan, groups: Groups, group: str, outputs: Path) -> list[Path]:
-    """Score files that may hold scores of the rows now in `group`, its own first."""
-    shards = plan.earlier_shards(*groups.members[group])
-    names = dict.fromkeys([group, *(name for shard in shards for name in groups.homes_of(shard))])
-    return [outputs / f"{name}.parquet" for name in names]
-
-
-def _leave_behind(path: Path, columns: dict[str, str], rows: set[str], moved: Callable[[str], Path | None]) -> None:
-    """Before `path` is replaced, write the scores of rows that went to another file into that one's journal."""
-    for key, row, scores in _scored(path, columns):
-        if row not in rows and (journal := moved(row)):
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            with open(journal, "a", encoding="utf-8") as out:
-                out.write(json.dumps({"key": key, "scores": scores}) + "\n")
-
-
-def _known_scores(path: Path, columns: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """key -> score columns of an earlier file; a score key says by itself whether it still holds."""
-    return {key: scores for key, _, scores in _scored(path, columns)}
-
-
-def _scored(path: Path, columns: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(key, row, score columns) of the pictures in a score file; none where it is missing, damaged or of other columns."""
-    try:
-        return [
-            (record["key"], record["row"], {name: record[name] for name in columns})
-            for record in (iter_records(path) if path.exists() else ())
-            if record["sha256"] and set(columns) <= set(record)
-        ]
-    except DarkroomError as error:
-        say(f"no scores carried over: {error}")
-        return []
-
-
-def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    known = {}
-    if journal.exists():
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                known[entry["key"]] = entry["scores"]
-            except (ValueError, KeyError):  # the line that was being written when the job died
-                continue
-    return known
 
 
 def _ask_all(
@@ -210,19 +159,14 @@ def _ask_all(
     say(f"device {engine.device}, dtype {engine.dtype}")
     progress = Progress(len(todo), "images")
     found: dict[str, dict[str, Any]] = {}
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with open(journal, "a", encoding="utf-8") as out:
-        out.write("\n")  # ends a line that a killed job left half
+    with open_journal(journal) as out:
         for chunk in _chunks(images, recipe, todo):
             if stop_requested.is_set():
                 raise Interrupted(
                     f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
                 )
             new = _ask_chunk(chunk, kind, rubric, engine)
-            for key, scores in new.items():
-                out.write(json.dumps({"key": key, "scores": scores}) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+            out.add(new)
             found |= new
             progress.add(len(new))
     return found, progress.seconds

@@ -1,6 +1,6 @@
 """Requests: the images to make of a row, with their seeds and keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
@@ -39,12 +39,15 @@ class Request:
         return f"row {self.row}, item {self.item}, sample {self.sample}"
 
 
-def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int) -> list[Request]:
+def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int, every: bool = False) -> list[Request]:
     """The requests of a normal row, in order (item, then sample).
 
     section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
-    images per prompt where the row names none. A given image is one request, whatever the samples.
+    images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
+    that makes one picture from each picture of another: they have its place for their source, and its size.
     """
+    if every:
+        return [_after(request, section) for request in expand(row, _NO_SETTINGS, seed, samples)]
     options = row["options"]
     requests = []
     for item, entry in enumerate(row["items"]):
@@ -69,6 +72,16 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
                 )
             )
     return requests
+
+
+_NO_SETTINGS = dict.fromkeys(("width", "height", "steps"), None) | {"guidance": 0.0, "true_cfg": 1.0}
+
+
+def _after(request: Request, section: dict[str, Any]) -> Request:
+    source = {"row": request.row, "item": request.item, "sample": request.sample}
+    return replace(
+        request, source=source, given=None, width=None, height=None, negative_prompt=None, steps=section.get("steps")
+    )
 
 
 def request_key(request: Request, recipe: dict[str, Any], source: str | None, given: str | None) -> str:

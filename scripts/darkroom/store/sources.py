@@ -11,14 +11,14 @@ from darkroom.store.shardfile import RecordReader, iter_records
 class Sources:
     """The images that requests start from: the user's files, and images of this run in their shard files."""
 
-    def __init__(self, folder: Path, images: dict[str, Path]):
-        """folder: of the user's rows; images: image shards of this run, by name."""
+    def __init__(self, folder: Path, images: list[Path]):
+        """folder: of the user's rows; images: image shards of this run."""
         self.folder = folder
-        self.readers = {name: RecordReader(path) for name, path in images.items()}
-        self.places: dict[tuple[str, int, int], tuple[str, int]] = {}
-        for name, path in images.items():
+        self.readers = {path: RecordReader(path) for path in images}
+        self.places: dict[tuple[str, int, int], tuple[Path, int]] = {}
+        for path in images:
             for position, record in enumerate(iter_records(path, ["row", "item", "sample"])):
-                self.places[record["row"], record["item"], record["sample"]] = (name, position)
+                self.places[record["row"], record["item"], record["sample"]] = (path, position)
 
     def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
         """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason.

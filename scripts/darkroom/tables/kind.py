@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,21 @@ TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
 }
 
 
+@dataclass(frozen=True)
+class ShardFiles:
+    """Where a kind's files lie: `rows` and `images` of a shard, `scores` of a group of shards."""
+
+    rows: Callable[[str], Path]
+    images: Callable[[str], Path]
+    scores: Callable[[str], Path]
+
+
 @dataclass
 class Kind:
     """All shards of one kind: "images" (of the prompts) or "edited" (of the edits).
 
     image_digests: shard -> digest that is planned; groups: score file -> the shards it covers, and score_digests: the
-    digest that is planned for it; images and scores: folders of these files; prompts: the folder of the prompts files.
+    digest that is planned for it; files: where they all lie.
     """
 
     name: str
@@ -31,19 +40,17 @@ class Kind:
     samples: int
     image_digests: dict[str, str]
     score_digests: dict[str, str]
-    prompts: Path
-    images: Path
-    scores: Path
     groups: dict[str, list[str]]
+    files: ShardFiles
 
     def rows_file(self, shard: str) -> Path:
-        return self.prompts / f"{shard}.jsonl"
+        return self.files.rows(shard)
 
     def image_file(self, shard: str) -> Path:
-        return self.images / f"{shard}.parquet"
+        return self.files.images(shard)
 
     def score_file(self, group: str) -> Path:
-        return self.scores / f"{group}.parquet"
+        return self.files.scores(group)
 
     def check(self) -> None:
         """Every shard file is there, was made for what is planned, and holds as many requests as its rows ask for."""

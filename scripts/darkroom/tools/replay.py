@@ -1,5 +1,6 @@
 """Make an image again from the record of it in a shard, and compare the pixels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,6 @@ from darkroom.jobs.runtime import device_kind, versions
 from darkroom.models.identity import model_identity
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION
 from darkroom.plan.requests import Request
-from darkroom.plan.shards import load_plan
-from darkroom.run.workflow import ROWS
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records, read_meta
 
@@ -43,22 +42,19 @@ class Comparison:
         return self.pixels == 0
 
 
-def find_record(
-    results: Path, kinds: list[str], key: str | None, row: str | None, item: int, sample: int
-) -> tuple[Path, int]:
+def find_record(files: Iterable[Path], key: str | None, row: str | None, item: int, sample: int) -> tuple[Path, int]:
     """(shard file, position) of an image that is planned, by its key or by row id, item and sample.
 
-    kinds: "images" and "edited", those to look in. Raises DarkroomError where there is none.
+    files: the shard files to look in. Raises DarkroomError where there is none.
     """
-    plans = {kind: load_plan(results, ROWS[kind]) for kind in kinds}
-    for path in (results / kind / f"{name}.parquet" for kind, plan in plans.items() for name in plan.names):
+    for path in files:
         if not path.exists():
             continue
         for position, record in enumerate(iter_records(path, ["key", "row", "item", "sample"])):
             if record["key"] == key or (record["row"], record["item"], record["sample"]) == (row, item, sample):
                 return path, position
     what = f"key {key}" if key else f"row {row}, item {item}, sample {sample}"
-    raise DarkroomError(f"{results}: no image with {what} among the {' and '.join(kinds)} that are planned")
+    raise DarkroomError(f"no image with {what} among those that are planned")
 
 
 def replay(
