@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
-from darkroom.files import meant
+from darkroom.files import target_of
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.run.workflow import ROWS, RULES, Workflow
 
@@ -31,7 +31,7 @@ def unplanned_files(workflow: Workflow) -> list[Path]:
             folders |= {f"{top}/{rule}": (".log", ".tsv", ".jsonl") for top in ("logs", "benchmarks") for rule in rules}
             for folder, suffixes in folders.items():
                 for path in workflow.results(folder).glob("*"):
-                    file = meant(path)
+                    file = target_of(path)
                     # The user may keep files of his own beside ours.
                     if file.suffix in suffixes and SHARD_NAME.fullmatch(file.stem) and file.stem not in planned:
                         found.append(path)
