@@ -20,7 +20,7 @@ OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "b
 OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
 # What checks style and types is in the quick environment alone, with what it needs itself.
 CHECKERS = {"ruff", "snakefmt", "black", "shfmt-py", "pytokens", "mypy", "mypy-extensions", "librt", "ast-serialize"}
-OTHER |= {("quick.lock", name) for name in CHECKERS | {"pathspec", "types-pyyaml"}}
+OTHER |= {("quick.lock", name) for name in CHECKERS | {"types-pyyaml"}}
 HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
 # Imported by functions that only other stages call, or the run itself (psutil).
 ELSEWHERE = {
