@@ -15,7 +15,7 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -107,9 +107,13 @@ bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
 
-# A smaller sample, for continuous integration; allows for its sampling error.
-bench-models-quick: $(READY)
+# A smaller sample, for continuous integration; allows for its sampling error. make -j2 takes both at once.
+bench-models-quick: bench-generator-quick bench-judge-quick
+
+bench-generator-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux --quick
+
+bench-judge-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --quick
 
 # What planning costs: a million rows, a job's start, the dry run of ten thousand shards beside a bare workflow's.
