@@ -40,6 +40,7 @@ lint: $(QUICK_READY)
 	$(QUICK)/ruff check .
 	$(QUICK)/ruff format --check .
 	$(QUICK)/snakefmt --check Snakefile workflow
+	$(QUICK)/codespell
 	$(QUICK)/snakemake --lint
 
 # Commands on results/, or on the results of the config file named with CONFIG=my.yaml.

@@ -19,8 +19,9 @@ OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
 OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
 OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
 # What checks style and types is in the quick environment alone, with what it needs itself.
-CHECKERS = {"ruff", "snakefmt", "black", "shfmt-py", "pytokens", "mypy", "mypy-extensions", "librt", "ast-serialize"}
-OTHER |= {("quick.lock", name) for name in CHECKERS | {"types-pyyaml"}}
+CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}
+CHECKERS |= {"snakefmt", "black", "shfmt-py", "pytokens"}
+OTHER |= {("quick.lock", name) for name in CHECKERS}
 HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
 # Imported by functions that only other stages call, or the run itself (psutil).
 ELSEWHERE = {
