@@ -4,10 +4,10 @@
 class DarkroomError(Exception):
     """A stop with a clear message: bad configuration, a broken environment, a stale file.
 
-    curable: whether the same job can succeed when it is run once more, with more time or memory.
+    retryable: whether the same job can succeed when it is run once more, with more time or memory.
     """
 
-    curable = False
+    retryable = False
 
 
 class RowError(Exception):
@@ -17,10 +17,10 @@ class RowError(Exception):
 class Interrupted(DarkroomError):
     """The job was asked to stop (SIGTERM, SIGURG) and has kept what it had finished."""
 
-    curable = True
+    retryable = True
 
 
 class OutOfMemory(DarkroomError):
     """The memory of the host, or of the device, did not suffice."""
 
-    curable = True
+    retryable = True

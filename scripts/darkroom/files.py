@@ -40,7 +40,7 @@ def replacing(path: str | Path, apart: bool = True, sync: bool = True) -> Iterat
         raise
 
 
-def meant(path: Path) -> Path:
+def target_of(path: Path) -> Path:
     """The file that a killed writer's folder was left beside; of any other path, itself."""
     left = path.suffix == _APART and path.name.startswith(".")
     return path.with_name(path.stem.removeprefix(".")) if left else path

@@ -14,7 +14,7 @@ from pathlib import Path
 from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
-_speaker = ""
+_prefix = ""
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
         sys.stderr.flush()
         if log:
             os.write(terminal, line.encode("utf-8", "replace"))
-            if not curable(error) and not refusal(log).exists():
+            if not retryable(error) and not refusal(log).exists():
                 with contextlib.suppress(OSError):  # without it the job is tried again, no more
                     refusal(log).write_text(f"{error}\n", encoding="utf-8")
         os._exit(1)  # an engine's threads must not keep a failed job alive, nor hide the line with a traceback
@@ -68,10 +68,10 @@ def refusal(log: str | Path) -> Path:
     return Path(log).with_suffix(".refused")
 
 
-def curable(error: DarkroomError) -> bool:
+def retryable(error: DarkroomError) -> bool:
     """Whether more memory, more time or another node may help; engines tell of memory in many ways."""
     cause = error.__cause__
-    return error.curable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
+    return error.retryable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
 
 
 def limit_threads(threads: int, device: str) -> None:
@@ -96,15 +96,15 @@ def clear_disk_errors() -> Iterator[None]:
         ) from error
 
 
-def speak_as(name: str) -> None:
+def set_log_prefix(name: str) -> None:
     """Put a name before all that this process says, for a log that several write to."""
-    global _speaker
-    _speaker = f"{name}: "
+    global _prefix
+    _prefix = f"{name}: "
 
 
 def say(text: str) -> None:
     """One line into the job's log, with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {_speaker}{text}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {_prefix}{text}", flush=True)
 
 
 def tell(text: str, log: str | Path) -> None:

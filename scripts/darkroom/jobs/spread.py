@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.devices import VARIABLE
-from darkroom.jobs.runtime import clear_disk_errors, curable, say, speak_as, stop_requested
+from darkroom.jobs.runtime import clear_disk_errors, retryable, say, set_log_prefix, stop_requested
 
 Report = tuple[int, dict[str, str]]  # requests that are done, and why those of them that failed did: key -> reason
 _POLL = 0.5  # seconds between looks at whether the job is to stop
@@ -37,7 +37,7 @@ class _Worker:
 class WorkerDied(DarkroomError):
     """A worker ended without a word; the message says which, and how. Too little memory is the usual cause."""
 
-    curable = True
+    retryable = True
 
 
 def spread(function: str, task: tuple[Any, ...], name: str, held: dict[str, int]) -> Iterator[Report]:
@@ -77,10 +77,11 @@ def _start(descriptor: int, lock: int, device: str, threads: str) -> subprocess.
 
 def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
     running = dict(workers)
-    error = died = None
+    error: tuple[str, bool] | None = None  # the message, and whether another try may help
+    died: str | None = None
     ready = told = interrupted = False
     while running:
-        for connection in wait(list(running), timeout=_POLL):
+        for connection in cast(list[Connection], wait(list(running), timeout=_POLL)):
             worker = running[connection]
             try:
                 kind, content = connection.recv()
@@ -110,7 +111,7 @@ def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
                 worker.process.terminate()
     if error:
         failure = DarkroomError(error[0])
-        failure.curable = error[1]
+        failure.retryable = error[1]
         raise failure
     if died:
         raise WorkerDied(died)
@@ -124,7 +125,7 @@ def _work(descriptor: int) -> None:
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)
     device, function, task = connection.recv()
-    speak_as(f"worker {device}")
+    set_log_prefix(f"worker {device}")
     threading.Thread(target=_end_with_the_job, args=(connection,), daemon=True).start()
     try:
         with clear_disk_errors():
@@ -134,7 +135,7 @@ def _work(descriptor: int) -> None:
     except Interrupted:
         connection.send(("interrupted", None))
     except DarkroomError as error:
-        connection.send(("error", (str(error), curable(error))))
+        connection.send(("error", (str(error), retryable(error))))
     except BaseException:
         traceback.print_exc()
         os._exit(1)

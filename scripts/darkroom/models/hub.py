@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +138,8 @@ def fetch(model: HubModel) -> dict[str, Any]:
     """
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     logging.set_verbosity_error()  # its warnings quote signed addresses
     warnings.filterwarnings("ignore", module="huggingface_hub")  # a full disk has a sentence of its own
@@ -275,14 +276,15 @@ def _look_up(model: HubModel) -> str:
 
 def _list_files(repo: str, commit: str, cache: Path) -> dict[str, int]:
     """File -> size in bytes, of a repository at a commit; without the hub where the cache has the list."""
-    from huggingface_hub import HfApi, get_cached_repo_tree
+    from huggingface_hub import HfApi, RepoFile, RepoFolder, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+    entries: Iterable[RepoFile | RepoFolder]
     try:
         entries = get_cached_repo_tree(repo, revision=commit, cache_dir=cache)
     except CachedRepoTreeNotFoundError:
         entries = HfApi().list_repo_tree(repo, revision=commit, recursive=True)
-    return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
 def _size(path: str | Path) -> int | None:

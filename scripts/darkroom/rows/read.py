@@ -12,13 +12,14 @@ with one item per image a sample makes: a prompt (text to image), or an instruct
 
 import csv
 import gzip
+import io
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.identity import canonical, digest
@@ -59,11 +60,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | N
     try:
         if suffix in (".jsonl", ".ndjson", ".json"):
             with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
-                yield from _read_jsonl(stream)
+                yield from _read_jsonl(cast(BinaryIO, stream))
         elif suffix == ".csv":
-            text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-            with gzip.open(path, "rt", **text) if zipped else open(path, **text) as stream:
-                yield from _read_csv(stream)
+            with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
+                text = io.TextIOWrapper(cast(BinaryIO, stream), "utf-8-sig", "surrogateescape", newline="")
+                yield from _read_csv(text)
         elif suffix == ".parquet" and not zipped:
             yield from _read_parquet(path)
         else:
@@ -138,14 +139,15 @@ def _read_csv(stream: Any) -> Iterator[tuple[int, bytes, dict[str, Any] | None, 
         number = reader.line_num
         surplus = record.pop(None, None)
         cells = {key: value for key, value in record.items() if value is not None}
-        raw = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        raw = raw.encode("utf-8", "surrogateescape")
+        line = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        raw = line.encode("utf-8", "surrogateescape")
         if surplus is not None:
             yield number, raw, None, f"has {len(surplus)} more cells than the header"
             continue
-        row, reason = {}, None
+        row: dict[str, Any] = {}
+        reason = None
         for key, text in record.items():
-            if text in (None, ""):
+            if not text:
                 continue
             try:
                 text.encode("utf-8")
@@ -194,7 +196,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | Non
                         _check_value(row)
                         raw, reason = canonical(row), None
                     except (TypeError, ValueError, RecursionError):
-                        raw, row, reason = repr(record)[:1000].encode(), None, _not_json(row)
+                        raw, reason = repr(record)[:1000].encode(), _not_json(row)
+                        row = None
                     yield number, raw, row, reason
     except pa.ArrowException as error:
         raise DarkroomError(f"{path}: cannot be read as Parquet: {error}") from error

@@ -151,7 +151,8 @@ class RecordReader:
         self.starts = [0]
         for group in range(self.file.num_row_groups):
             self.starts.append(self.starts[-1] + self.file.metadata.row_group(group).num_rows)
-        self.group, self.table = -1, None
+        self.group = -1
+        self.table: pa.Table
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         group = next(g for g in range(len(self.starts)) if self.starts[g + 1] > position)

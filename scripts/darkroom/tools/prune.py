@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
-from darkroom.files import meant, size_of
+from darkroom.files import size_of, target_of
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.run.workflow import Workflow
 
@@ -76,7 +76,7 @@ def _stem(path: str) -> str:
 def _left(folder: Path, planned: set[str], depth: int) -> Iterator[Path]:
     """Our files below `folder` that are not planned; depth: 1 where a folder for each recipe lies between."""
     for path in folder.glob("*/*" if depth else "*"):
-        file = meant(path)
+        file = target_of(path)
         stem = f"{file.parent.name}/{file.stem}" if depth else file.stem
         if _FILE.fullmatch(file.name) and stem not in planned:
             yield path
@@ -104,5 +104,5 @@ def _packs(workflow: Workflow, stage: str) -> Iterator[Path]:
             yield folder
             continue
         for path in folder.glob("*"):
-            if meant(path).name not in wanted[folder]:
+            if target_of(path).name not in wanted[folder]:
                 yield path

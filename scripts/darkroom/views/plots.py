@@ -24,7 +24,7 @@ from darkroom.views.report import Example, KindReport, Score, StageTimes
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#2b6ca3", "#d9822b", "#2f8f6b", "#b5403c", "#c3cad1", "#26323d"
 COLOURS = {"images": BLUE, "edited": ORANGE}
 NAMES = {"images": "images", "edited": "edited images"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "darkroom",
     "svg.fonttype": "path",
     "font.family": ["DejaVu Sans"],
@@ -53,7 +53,7 @@ def draw(path: Path, make: Callable[[], Figure], text: bool = False) -> None:
     with matplotlib.rc_context(_STYLE | ({"svg.fonttype": "none"} if text else {})):
         figure = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"bbox_inches": "tight", "pad_inches": 0.15}
+        whole: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, dpi=150, **whole)
         figure.savefig(path.with_suffix(".png"), format="png", metadata={"Software": None}, dpi=150, **whole)
 

@@ -184,10 +184,10 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> Non
         values = np.array([np.nan if value is None else value for value in columns[name]], float)
         there = made & ~np.isnan(values)
         whole &= there
-        place = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
-        binned[name] = np.where(there, place, -1)
+        bins = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
+        binned[name] = np.where(there, bins, -1)
         for row, group in enumerate(score.GROUPS):
-            score.counts[row] += np.bincount(place[there & groups[group]], minlength=len(score.edges) - 1)
+            score.counts[row] += np.bincount(bins[there & groups[group]], minlength=len(score.edges) - 1)
         score.missing += int((made & ~there).sum())
         score.total += float(values[there].sum())
         if name == kind.by:
