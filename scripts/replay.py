@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-from darkroom.config.load import load_config
+from darkroom.config.load import load_config, read_config_file
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
@@ -34,11 +33,7 @@ def main() -> None:
     if bool(arguments.key) == bool(arguments.row):
         parser.error("give --key or --row")
     with job(None):
-        try:
-            given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
-        config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
+        config = load_config(read_config_file(arguments.configfile), [Path.cwd(), REPOSITORY])
         models = hub_models(config)
 
         def open_engine(section, name):

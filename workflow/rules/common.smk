@@ -23,7 +23,6 @@ from snakemake.jobs import Job
 try:
     DARKROOM = Workflow.open(
         config,
-        schema=REPOSITORY / "workflow/schemas/config.schema.yaml",
         roots=[Path.cwd(), REPOSITORY],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,

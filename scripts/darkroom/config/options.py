@@ -141,8 +141,10 @@ def packages(section: dict[str, Any]) -> list[str]:
 
 
 def judge_refusal(section: dict[str, Any]) -> str | None:
-    """Why an argument in `judge.engine_args` is not passed on, "engine_args.key: reason", or None."""
+    """Why options of `judge` do not go together, "key: reason", or None."""
     args = section["engine_args"]
+    if section["engine"] == "transformers" and section["device"] != "cpu" and section["gpus"] > 1:
+        return "gpus: engine transformers uses one GPU; use vllm, or more, smaller shards"
     if args and section["engine"] != "vllm":
         return f"engine_args: they are vLLM's, and engine is {section['engine']}"
     for name, value in args.items():
