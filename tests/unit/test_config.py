@@ -54,6 +54,12 @@ def test_every_key_has_a_default_and_a_description():
     check("", Config)
 
 
+def test_a_checked_config_passes_the_check_as_it_is(folder):
+    """A run writes it down, and `watch` reads it again."""
+    filled = load_config(config("{edits: rows.jsonl, judge: {engine_args: {max_num_seqs: 8}, resources: {gpu: 2}}}"))
+    assert load_config(filled) == filled
+
+
 def test_an_empty_section_is_all_defaults(folder):
     assert load_config(config("shards:"))["shards"] == {"size": 100}
     export = load_config(config("export:"))["export"]
@@ -143,13 +149,14 @@ def test_a_wrong_config_is_one_line_that_names_the_key(folder, text, message):
         ("edit: {resources: {runtime: 1.5}}", "edit.resources.runtime: expected a whole number or text, got 1.5"),
         ("edit: {resources: {runtime: true}}", "edit.resources.runtime: expected a whole number or text, got True"),
         ("edit: {resources: [a]}", "edit.resources: expected a section, got ['a']"),
-        ("metrics: {aesthetic: {}}", "unknown key metrics.aesthetic; nothing that `extensions` names brings it"),
+        ("metrics: {aesthetic: {}}", "unknown key metrics.aesthetic; name the file that brings it under `extensions`"),
         ("extensions: gone.py", "extensions: expected a list, got 'gone.py'"),
         ("extensions: [gone.py]", "extensions.0: no such file: gone.py"),
         ("extensions: [model]", "extensions.0: not a file: model"),
         ("extensions: [1]", "extensions.0: expected text, got 1"),
         ("generate: {family: flux-kontext}", "generate.family: flux-kontext edits images; use flux or auto"),
         ("edit: {family: flux}", "edit.family: flux makes images from text alone; use flux-kontext or auto"),
+        ("generate: {steps: '" + "[" * 5000 + "'}", "generate.steps: expected a whole number, got '[[["),
         ("{generate: {width: 1}, promts: x}", "unknown key promts; did you mean prompts?"),
     ],
 )

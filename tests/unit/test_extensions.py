@@ -1,4 +1,4 @@
-"""Extensions: files of the user that bring sections, metrics and families before the config is checked."""
+"""Extensions: files of the user that bring sections and metrics before the config is checked."""
 
 import sys
 from importlib import import_module
@@ -12,7 +12,7 @@ from darkroom.errors import DarkroomError
 from test_config import config, folder  # noqa: F401
 
 UPSCALE = """
-from darkroom.config.models import Section, allow_family, allow_metric, allow_section
+from darkroom.config.models import Section, allow_metric, allow_section
 from darkroom.config.values import Number, Refused
 from pydantic import Field, model_validator
 
@@ -34,7 +34,7 @@ class Aesthetic(Section):
 
 allow_section("upscale", Upscale)
 allow_metric("aesthetic", Aesthetic)
-allow_family("sketch", False)
+allow_metric("sharpness")
 runs = globals().get("runs", 0) + 1
 """
 
@@ -42,7 +42,7 @@ runs = globals().get("runs", 0) + 1
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """What a test registers is gone after it."""
-    for name in ("FAMILIES", "SECTIONS", "METRICS"):
+    for name in ("SECTIONS", "METRICS"):
         monkeypatch.setattr(models, name, dict(getattr(models, name)))
     before = set(sys.modules)
     yield
@@ -62,12 +62,11 @@ def upscale(folder):  # noqa: F811
     return load
 
 
-def test_an_extension_brings_sections_metrics_and_families(upscale, folder):  # noqa: F811
-    filled = upscale("{generate: {family: sketch}, metrics: {aesthetic: }, select: {upscale: {p_yes: 0.5}}}")
+def test_an_extension_brings_sections_and_metrics(upscale, folder):  # noqa: F811
+    filled = upscale("{metrics: {aesthetic: , sharpness: {radius: 2}}, select: {upscale: {p_yes: 0.5}}}")
     assert filled["upscale"] == {"factor": 2, "model": "m", "device": "auto"}
-    assert filled["metrics"] == {"aesthetic": {"weight": 1}}
+    assert filled["metrics"] == {"aesthetic": {"weight": 1}, "sharpness": {"radius": 2}}
     assert filled["select"] == {"images": {}, "edited": {}, "per_row": None, "upscale": {"p_yes": 0.5}}
-    assert filled["generate"]["family"] == "sketch"
     assert filled["extensions"] == [str(folder / "mine/up-scale.py")]
     assert upscale()["metrics"] == {} and upscale()["select"]["upscale"] == {}
 
@@ -89,7 +88,6 @@ def test_without_its_extension_a_section_is_an_unknown_key(folder):  # noqa: F81
         ("metrics: {aesthetic: {weight: heavy}}", "metrics.aesthetic.weight: expected a number, got 'heavy'"),
         ("metrics: {aesthetic: 3}", "metrics.aesthetic: expected a section or null, got 3"),
         ("select: {upscale: {p_yes: high}}", "select.upscale.p_yes: expected a number, got 'high'"),
-        ("edit: {family: sketch}", "edit.family: sketch makes images from text alone; use flux-kontext or auto"),
     ],
 )
 def test_what_an_extension_brings_is_checked_like_all_else(upscale, text, message):
@@ -115,7 +113,7 @@ def test_the_schema_has_what_the_extensions_bring(upscale):
     found = schema(models.config_model())
     assert {"upscale", "metrics"} <= set(found["properties"])
     assert set(found["$defs"]["Upscale"]["properties"]) == {"factor", "model", "device"}
-    assert set(found["$defs"]["Metrics"]["properties"]) == {"aesthetic"}
+    assert set(found["$defs"]["Metrics"]["properties"]) == {"aesthetic", "sharpness"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from darkroom.config import extensions, home
 from darkroom.config.models import config_model
+from darkroom.config.options import check_family, judge_refusal, refusal
 from darkroom.config.values import explain
 from darkroom.errors import DarkroomError
 
@@ -46,16 +47,31 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     """
     folders = [Path(root) for root in roots or (Path.cwd(), home())]
     _check_values(config, "")
-    extensions.load(_find_extensions(config, folders))
+    found = load_extensions(config, folders)
     model = config_model()
     try:
         checked = model.model_validate(config).model_dump()
     except ValidationError as error:
         raise DarkroomError("config: " + explain(error, model)) from None
+    checked["extensions"] = found
     checked["metrics"] = {name: settings for name, settings in checked["metrics"].items() if settings is not None}
     checked["results"] = os.path.normpath(checked["results"])  # as Path has it: rules and library name the same files
     _find_files(checked, folders)
+    _check_stages(checked)
     return checked
+
+
+def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
+    """Run the files that `extensions` of an unchecked config names, and return where they were found.
+
+    Does nothing where `extensions` is no list of names; the check then says so.
+    """
+    given = config.get("extensions")
+    if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
+        return []
+    found = [_find(name, roots, f"extensions.{number}", "file") for number, name in enumerate(given)]
+    extensions.load(found)
+    return found
 
 
 def _check_values(value: dict[Any, Any], where: str) -> None:
@@ -99,12 +115,17 @@ def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "
     return str(found)
 
 
-def _find_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
-    """The files that `extensions` names; none where it is no list of names, which the check then tells."""
-    given = config.get("extensions")
-    if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
-        return []
-    return [_find(name, roots, f"extensions.{number}", "file") for number, name in enumerate(given)]
+def _check_stages(config: dict[str, Any]) -> None:
+    """What one key alone cannot tell: families and options that do not fit their stage or each other."""
+    for name in ("generate", "edit"):
+        try:
+            check_family(config[name], name)
+        except DarkroomError as error:
+            raise DarkroomError(f"config: {error}") from None
+        if reason := refusal(config[name], config[name]["device"]):
+            raise DarkroomError(f"config: {name}.{reason}")
+    if reason := judge_refusal(config["judge"]):
+        raise DarkroomError(f"config: judge.{reason}")
 
 
 def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
@@ -136,4 +157,3 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         elif is_folder_name(section["model"]) or _in_a_folder_of(section["model"], roots):
             find(section, "model", f"{name}.model", "folder", " (a hub model is written owner/name)")
     find(config["judge"], "rubric", "judge.rubric", "file")
-    config["extensions"] = _find_extensions(config, roots)

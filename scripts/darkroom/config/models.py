@@ -1,20 +1,17 @@
-"""Everything that a config may hold: a typed model for each section, with defaults, limits and descriptions.
+"""What a config may hold: a typed model for each section, with defaults, limits and descriptions (Markdown).
 
-The checks, the JSON schema for editors and the tables of config/README.md (`darkroom.config.reference`) are made from
-these models. Descriptions are Markdown. Extensions add sections, metrics and families with the `allow_` functions.
+The checks, the JSON schema for editors and the tables of config/README.md (`darkroom.config.reference`) come from these
+models. Extensions add sections and metrics with `allow_section` and `allow_metric`.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from darkroom.config.options import judge_refusal, refusal
 from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section
 from darkroom.errors import DarkroomError
 
-# Families of pipelines: name -> whether it edits images; None is a family that does both.
-FAMILIES: dict[str, bool | None] = {"flux": False, "flux-kontext": True, "auto": None}
 # What extensions bring: name -> model.
 SECTIONS: dict[str, type[BaseModel]] = {}
 METRICS: dict[str, type[BaseModel]] = {}
@@ -23,23 +20,24 @@ METRICS: dict[str, type[BaseModel]] = {}
 _COUNTED = {"threads": 1, "gpu": 0, "mem_mb": 1, "disk_mb": 1, "nodes": 1, "tasks": 1, "cpus_per_task": 1}
 
 
-def allow_family(name: str, edits: bool | None) -> None:
-    """Let `generate.family` (edits: False), `edit.family` (True) or both (None) be `name`."""
-    FAMILIES[name] = edits
+class AnyKeys(Section):
+    """A section that takes any key; what it is for checks them itself."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def allow_section(name: str, model: type[BaseModel]) -> None:
-    """Let the config have a section `name`, checked by `model`, and thresholds for its pictures under `select.<name>`.
+    """Let the config have a section `name`, and thresholds for its pictures under `select.<name>`.
 
-    model: best a subclass of `Section`, which reads values as the other sections do. Raises DarkroomError where the name
-    is taken.
+    model: checks the section; a subclass of `Section` also reads values as the other sections do.
+    Raises DarkroomError where the name is taken.
     """
     if name in Config.model_fields or SECTIONS.get(name, model) is not model:
         raise DarkroomError(f"section {name}: the config has one of that name")
     SECTIONS[name] = model
 
 
-def allow_metric(name: str, model: type[BaseModel]) -> None:
+def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
     """Let the config have `metrics.<name>`, checked by `model`. Raises DarkroomError where the name is taken."""
     if METRICS.get(name, model) is not model:
         raise DarkroomError(f"metric {name}: there is one of that name")
@@ -58,12 +56,6 @@ def config_model() -> type["Config"]:
     }
     added: dict[str, Any] = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     return create_model("Config", __base__=Config, **added)
-
-
-def _known_family(name: str) -> str:
-    if name not in FAMILIES:
-        raise ValueError("expected one of " + ", ".join(FAMILIES))
-    return name
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -143,11 +135,10 @@ Guidance = Annotated[
 Family = Annotated[
     str,
     Field(
-        examples=list(FAMILIES),
+        examples=["flux", "flux-kontext", "auto"],
         description="`flux`, `flux-kontext` (edits), or `auto`: any other diffusers pipeline that takes a list of prompts and a"
-        " list of generators.",
+        " list of generators. Or a family that an extension brings.",
     ),
-    AfterValidator(_known_family),
 ]
 Resources = Annotated[
     dict[str, int | str],
@@ -258,12 +249,6 @@ class _Images(Section):
     )
     resources: Resources = Field(default={})
 
-    @model_validator(mode="after")
-    def _goes_together(self) -> "_Images":
-        if reason := refusal(self.model_dump(), self.device):
-            raise Refused(reason)
-        return self
-
 
 class Generate(_Images):
     model: Model = "black-forest-labs/FLUX.1-dev"
@@ -272,13 +257,6 @@ class Generate(_Images):
     height: Pixels = 1024
     guidance: Guidance = 3.5
 
-    @model_validator(mode="after")
-    def _makes(self) -> "Generate":
-        if FAMILIES[self.family]:
-            others = " or ".join(name for name, edits in FAMILIES.items() if not edits)
-            raise Refused(f"family: {self.family} edits images; use {others}")
-        return self
-
 
 class Edit(_Images):
     model: Model = "black-forest-labs/FLUX.1-Kontext-dev"
@@ -286,13 +264,6 @@ class Edit(_Images):
     width: Pixels = None
     height: Pixels = None
     guidance: Guidance = 2.5
-
-    @model_validator(mode="after")
-    def _edits(self) -> "Edit":
-        if FAMILIES[self.family] is False:
-            others = " or ".join(name for name, edits in FAMILIES.items() if edits is not False)
-            raise Refused(f"family: {self.family} makes images from text alone; use {others}")
-        return self
 
 
 class Judge(Section):
@@ -361,12 +332,6 @@ class Judge(Section):
         default="caption", description="Column of the exported rows that takes the judge's reply."
     )
     resources: Resources = Field(default={})
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> "Judge":
-        if reason := judge_refusal(self.model_dump()):
-            raise Refused(reason)
-        return self
 
 
 class Metrics(Section):

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from darkroom.errors import DarkroomError
+
+# Families of pipelines, and the sections that can have them.
+FAMILIES = {"flux": ("generate",), "flux-kontext": ("edit",), "auto": ("generate", "edit")}
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
 # and keys only where they differ from that.
 IMAGE_OPTIONS: dict[str, Any] = {"quantization": None, "attention": "native", "compile": False, "cache": None}
@@ -83,6 +87,16 @@ def judge_options(section: dict[str, Any]) -> dict[str, Any]:
     """The part of `judge` of the config that enters a recipe only where it is given."""
     args = {name: value for name, value in section["engine_args"].items() if name not in _VLLM_NEUTRAL}
     return {"engine_args": args} if args else {}
+
+
+def check_family(section: dict[str, Any], name: str) -> None:
+    """Raise DarkroomError ("name.key: reason") where the family of `generate` or `edit` (`name`) is none, or not for this."""
+    if section["family"] not in FAMILIES:
+        raise DarkroomError(f"{name}.family: expected one of {', '.join(FAMILIES)}, got {section['family']!r}")
+    if name not in FAMILIES[section["family"]]:
+        does = "edits images" if name == "generate" else "makes images from text alone"
+        able = " or ".join(family for family, stages in FAMILIES.items() if name in stages)
+        raise DarkroomError(f"{name}.family: {section['family']} {does}; use {able}")
 
 
 def refusal(section: dict[str, Any], device: str) -> str | None:

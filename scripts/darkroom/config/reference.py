@@ -1,10 +1,10 @@
-"""What is written down from the models: the tables of config/README.md, and the JSON schema for editors.
+"""What is generated from the models: the tables of config/README.md, and the JSON schema for editors.
 
     PYTHONPATH=scripts python -m darkroom.config.reference                 write config/README.md and config/schema.json
     PYTHONPATH=scripts python -m darkroom.config.reference --schema my.yaml    print the schema, with my.yaml's extensions
 
-A table stands between `<!-- keys: a, b -->` (keys of the top level, sections spelled out as section.key) or
-`<!-- section: a, b -->` (the keys of a section, or of two that have the same keys) and `<!-- end -->`.
+A table begins with `<!-- keys: a, b -->` (keys of the top level, those of sections as section.key) or
+`<!-- section: a, b -->` (the keys of a section, or of several with the same keys), and ends with `<!-- end -->`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from darkroom.config import home
-from darkroom.config.load import load_config, read_config_file
+from darkroom.config.load import load_extensions, read_config_file
 from darkroom.config.models import Config, config_model
 from darkroom.config.values import limits, sections_of, wanted
 
@@ -25,7 +25,7 @@ _TABLE = re.compile(r"(<!-- (keys|section): ([\w, ]+) -->\n).*?(<!-- end -->)", 
 
 
 def with_tables(text: str) -> str:
-    """`text` with the tables between its marks written anew."""
+    """`text` with the table between each pair of marks replaced by the one that the models give."""
     return _TABLE.sub(lambda mark: mark[1] + _table(mark[2], mark[3].replace(" ", "").split(",")) + mark[4], text)
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.schema:
         if arguments.configfile:
-            load_config(read_config_file(arguments.configfile))
+            load_extensions(read_config_file(arguments.configfile), [Path.cwd(), home()])
         print(schema_text(config_model()), end="")
         return
     readme = home() / "config/README.md"

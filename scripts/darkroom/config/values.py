@@ -1,7 +1,7 @@
-"""What the config's models have in common: how a value is read, and how the line is worded that refuses it.
+"""What the models of the config share: how they read a value, and how they word the line that refuses one.
 
-Snakemake hands over what stands on its command line as text (`--config 'generate={steps: 40}'` gives "40"), so text is
-read as YAML wherever no text is wanted.
+Snakemake passes values from its command line as text: `--config 'generate={steps: 40}'` gives "40". So text is read as YAML
+wherever a key wants no text.
 """
 
 import difflib
@@ -34,10 +34,7 @@ class Refused(ValueError):
 
 
 class Section(BaseModel):
-    """A section of the config: no unknown key, no guessing of types, and a default for every key.
-
-    Sections that an extension brings are classes of this kind, too.
-    """
+    """A section of the config. It refuses unknown keys and wrong types; sections of extensions are subclasses, too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -47,7 +44,7 @@ class Section(BaseModel):
         if not isinstance(given, dict):
             return given
         read = {key: read_value(value, _annotation(cls, key)) for key, value in given.items()}
-        # A section that is not there is checked like an empty one, for it may have keys without a default.
+        # A section that is left out is checked like an empty one: an extension's may have keys without a default.
         return {key: {} for key in sections_of(cls) if key not in read} | read
 
 
@@ -68,16 +65,16 @@ def kinds(annotation: Any) -> tuple[list[Any], bool]:
 
 
 def read_value(value: Any, annotation: Any) -> Any:
-    """`value` as its key wants it: text read as YAML where no text is wanted, whole numbers without a point.
+    """`value` as its key wants it: text read as YAML where the key wants no text, 512.0 as 512 where it wants whole numbers.
 
-    What cannot be read so is returned as it is, for the check to refuse.
+    A value that does not fit comes back as it is, for pydantic to refuse.
     """
     found, null = kinds(annotation)
     if isinstance(value, dict):
-        inner = _item(found, dict, value)
+        inner = _item_annotation(found, dict)
         return value if inner is None else {key: read_value(item, inner) for key, item in value.items()}
     if isinstance(value, list):
-        inner = _item(found, list, value)
+        inner = _item_annotation(found, list)
         return value if inner is None else [read_value(item, inner) for item in value]
     if isinstance(value, str):
         value = _scalar(value, found, null)
@@ -88,20 +85,21 @@ def read_value(value: Any, annotation: Any) -> Any:
     return value
 
 
-def _item(found: list[Any], origin: type, value: Any) -> Any:
-    """The annotation of what a list or section holds; None where its own model reads it, or nothing of the kind is wanted."""
+def _item_annotation(found: list[Any], origin: type) -> Any:
+    """The annotation of the items of a list or dict (`origin`); None where a model reads them, or none is wanted."""
     if Any in found:
         return Any
     return next((get_args(kind)[-1] for kind in found if get_origin(kind) is origin), None)
 
 
 def _scalar(text: str, found: list[Any], null: bool) -> Any:
+    """`text` read as YAML, if that gives a value of a kind the key wants and the key does not want the text itself."""
     words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
     if text in words:
         return text
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     if value is None:
         return None if null or Any in found else text
@@ -113,7 +111,7 @@ def _scalar(text: str, found: list[Any], null: bool) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The one line about what is wrong: an unknown key before anything else, then what stands highest."""
+    """One line about the first thing that is wrong: an unknown key, else the error at the highest level."""
     found = error.errors(include_url=False)
     first = min(found, key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
     if first["type"] == "extra_forbidden":
@@ -121,7 +119,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         *above, unknown = min(unknown_keys, key=lambda loc: (len(loc), [str(part) for part in loc]))
         return _unknown_key(_place(model, above)[0], ".".join(map(str, above)), str(unknown))
     annotation, loc = _place(model, first["loc"])
-    where, got = ".".join(map(str, loc)), "null" if first["input"] is None else repr(first["input"])
+    where = ".".join(map(str, loc))
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, Refused):
         return f"{where}.{raised}" if where else str(raised)
@@ -129,6 +127,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where}: must be given"
     if raised is not None and isinstance(first["input"], dict | BaseModel):
         return f"{where}: {raised}"
+    got = "null" if first["input"] is None else repr(first["input"])
     got = got if len(got) <= 60 else got[:57] + "..."
     return f"{where}: {_expected(first, annotation)}, got {got}"
 
@@ -155,7 +154,7 @@ def _unknown_key(model: type[BaseModel], where: str, unknown: str) -> str:
     known = sorted(model.model_fields)
     name = f"{where}.{unknown}" if where else unknown
     if not known:
-        return f"unknown key {name}; nothing that `extensions` names brings it"
+        return f"unknown key {name}; name the file that brings it under `extensions`"
     near = difflib.get_close_matches(unknown, known, n=1)
     return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
 
@@ -166,7 +165,7 @@ def _annotation(model: type[BaseModel], key: Any) -> Any:
 
 
 def _place(model: type[BaseModel], loc: Iterable[int | str]) -> tuple[Any, list[int | str]]:
-    """(annotation, place) of what an error is about; pydantic adds to the place which part of a union did not fit."""
+    """(annotation, place) of the value that an error is about: `loc` without the parts of a union, which pydantic adds."""
     annotation: Any = model
     place: list[int | str] = []
     for part in loc:
