@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
+from darkroom.config.load import read_config_file
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
@@ -33,12 +33,7 @@ def main() -> None:
     if bool(arguments.key) == bool(arguments.row):
         parser.error("give --key or --row")
     with job(None):
-        try:
-            given = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
-        schema = REPOSITORY / "workflow/schemas/config.schema.yaml"
-        workflow = Workflow.open(given, schema, [Path.cwd(), REPOSITORY], planned=True)
+        workflow = Workflow.open(read_config_file(arguments.configfile), [Path.cwd(), REPOSITORY], planned=True)
         config, models = workflow.config, workflow.models
 
         def open_engine(section, name):

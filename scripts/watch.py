@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-from darkroom.errors import DarkroomError
+from darkroom.config.load import read_config_file
 from darkroom.jobs.runtime import job
 from darkroom.tools.watch import Watch, open_workflow, table
 
@@ -33,17 +32,11 @@ def main() -> None:
 
 def watch(arguments: argparse.Namespace) -> None:
     """Print the state, again and again where it changes, until nothing works on the folder any more."""
-    config = None
-    if arguments.configfile:
-        try:
-            config = yaml.safe_load(arguments.configfile.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
-    schema = REPOSITORY / "workflow/schemas/config.schema.yaml"
+    config = read_config_file(arguments.configfile) if arguments.configfile else None
     looking, shown = None, ""
     while True:
         if looking is None or looking.superseded:
-            looking = Watch(open_workflow(arguments.results, config, schema, [Path.cwd(), REPOSITORY]))
+            looking = Watch(open_workflow(arguments.results, config, [Path.cwd(), REPOSITORY]))
         state = looking.look()
         text = table(state)
         if sys.stdout.isatty() and shown:

@@ -29,7 +29,7 @@ def filled(section, name, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("{}\n")
     config = small_config(prompts=str(tmp_path / "prompts.jsonl"))
     config[name] |= section
-    return load_config(config, REPOSITORY / "workflow/schemas/config.schema.yaml", [REPOSITORY])[name]
+    return load_config(config, [REPOSITORY])[name]
 
 
 def stage_for(section, name, tmp_path):

@@ -128,7 +128,7 @@ def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):
     rows = run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(10_000)])
     run.planned()
     config = run.config | {"results": str(run.results), "prompts": str(rows)}
-    looking = Watch(open_workflow(None, config, REPOSITORY / "workflow/schemas/config.schema.yaml", [REPOSITORY]))
+    looking = Watch(open_workflow(None, config, [REPOSITORY]))
     names = [job.name for job in looking.jobs["images"]]
     folder = run.results / "logs/generate_images"
     folder.mkdir(parents=True)

@@ -31,7 +31,6 @@ envvars:
 try:
     DARKROOM = Workflow.open(
         config,
-        schema=REPOSITORY / "workflow/schemas/config.schema.yaml",
         roots=[Path.cwd(), REPOSITORY],
         planned=IS_JOB,
         # Which target is asked for is not known yet; fetch_models is what finds the commit.

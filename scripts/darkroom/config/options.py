@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from darkroom.errors import DarkroomError
+
+# Families of pipelines, and the sections that can have them.
+FAMILIES = {"flux": ("generate",), "flux-kontext": ("edit",), "auto": ("generate", "edit")}
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
 # and keys only where they differ from that.
 IMAGE_OPTIONS: dict[str, Any] = {"quantization": None, "attention": "native", "compile": False, "cache": None}
@@ -85,6 +89,16 @@ def judge_options(section: dict[str, Any]) -> dict[str, Any]:
     return {"engine_args": args} if args else {}
 
 
+def check_family(section: dict[str, Any], name: str) -> None:
+    """Raise DarkroomError ("name.key: reason") where the family of `generate` or `edit` (`name`) is none, or not for this."""
+    if section["family"] not in FAMILIES:
+        raise DarkroomError(f"{name}.family: expected one of {', '.join(FAMILIES)}, got {section['family']!r}")
+    if name not in FAMILIES[section["family"]]:
+        does = "edits images" if name == "generate" else "makes images from text alone"
+        able = " or ".join(family for family, stages in FAMILIES.items() if name in stages)
+        raise DarkroomError(f"{name}.family: {section['family']} {does}; use {able}")
+
+
 def refusal(section: dict[str, Any], device: str) -> str | None:
     """Why options of `generate` or `edit` do not go together, "key: reason", or None; device: cpu, cuda or auto."""
     return next(_refusals(section, device), None)
@@ -141,8 +155,10 @@ def packages(section: dict[str, Any]) -> list[str]:
 
 
 def judge_refusal(section: dict[str, Any]) -> str | None:
-    """Why an argument in `judge.engine_args` is not passed on, "engine_args.key: reason", or None."""
+    """Why options of `judge` do not go together, "key: reason", or None."""
     args = section["engine_args"]
+    if section["engine"] == "transformers" and section["device"] != "cpu" and section["gpus"] > 1:
+        return "gpus: engine transformers uses one GPU; use vllm, or more, smaller shards"
     if args and section["engine"] != "vllm":
         return f"engine_args: they are vLLM's, and engine is {section['engine']}"
     for name, value in args.items():

@@ -6,7 +6,7 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -61,15 +61,20 @@ class Workflow:
 
     @classmethod
     def open(
-        cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False, unpinned: bool = False
+        cls,
+        config: dict[str, Any],
+        roots: Sequence[Path] | None = None,
+        planned: bool = False,
+        unpinned: bool = False,
     ) -> "Workflow":
         """Check the config and plan the rows.
 
-        planned: take the plan that is there, without a look at the rows. unpinned: let hub models pass whose commit is not known;
+        roots: where relative names in the config are looked for; see `load_config`. planned: take the plan that is there, without a
+        look at the rows. unpinned: let hub models pass whose commit is not known;
         nothing can be made with them.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, schema, roots)
+        config = load_config(config, roots)
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
@@ -107,9 +112,7 @@ class Workflow:
     @classmethod
     def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
         """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
-        repository = Path(scriptdir).parent
-        schema = repository / "workflow/schemas/config.schema.yaml"
-        return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
+        return cls.open(config, [Path.cwd(), Path(scriptdir).parent], planned=True, unpinned=unpinned)
 
     # ------------------------------------------------------------------------------------- what there is
 

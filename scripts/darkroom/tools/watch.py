@@ -375,7 +375,7 @@ def _error(log: Path) -> str | None:
         return None
 
 
-def open_workflow(results: Path | None, config: dict[str, Any] | None, schema: Path, roots: list[Path]) -> Workflow:
+def open_workflow(results: Path | None, config: dict[str, Any] | None, roots: list[Path]) -> Workflow:
     """The run to watch: of a config, or the one that last began on the folder `results`.
 
     Raises DarkroomError where there is no such run, or nothing is planned yet.
@@ -386,4 +386,4 @@ def open_workflow(results: Path | None, config: dict[str, Any] | None, schema: P
             raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
         config = run["config"] | {"results": str(results)}
         roots = [Path(run["folder"]), *roots]
-    return Workflow.open(config, schema, roots, planned=True, unpinned=True)
+    return Workflow.open(config, roots, planned=True, unpinned=True)
