@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from darkroom.engines.work import ShardJob
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.history import append_record
-from darkroom.jobs.runtime import job, limit_threads
+from darkroom.jobs.runtime import job
 from darkroom.make import make_shard, read_requests
 from darkroom.run.workflow import ROWS, SECTIONS, Workflow
 from darkroom.store.carry import moved_rows, old_shard_files
@@ -18,16 +18,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def open_engine(section, name):
-    from darkroom.engines import diffusion  # torch and diffusers: only where something is to be made
-
-    return diffusion.open_engine(section, name)
-
-
 with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
-    limit_threads(snakemake.threads, workflow.config[SECTIONS[kind]]["device"])
     plan = workflow.plans[kind]
     shard_job = ShardJob(
         name=SECTIONS[kind],
@@ -40,6 +33,7 @@ with job(snakemake.log[0]):
         strict=workflow.config["strict"],
         images={Path(name).stem: Path(name) for name in snakemake.input.get("images", [])},
         model=workflow.models.get(SECTIONS[kind]),
+        extensions=tuple(workflow.config.get("extensions", ())),
     )
     for name, source in shard_job.images.items():
         check_digest(source, workflow.image_digests["images"][name])
@@ -51,8 +45,8 @@ with job(snakemake.log[0]):
         shard_job,
         old_shard_files(plan, shard, path.parent),
         moved_rows(plan.shard_of_row, shard, workflow.image_digests[kind], path.parent),
-        open_engine,
-        devices,
+        devices=devices,
+        threads=snakemake.threads,
     )
     seconds = time.monotonic() - started - devices.waited
     append_record(workflow.record(kind, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})

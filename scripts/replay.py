@@ -15,7 +15,7 @@ from darkroom.config.load import load_config
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
-from darkroom.models.hub import hub_models, local_section
+from darkroom.models.hub import hub_models
 from darkroom.run.workflow import ROWS
 from darkroom.tools.replay import find_record, replay
 
@@ -39,20 +39,12 @@ def main() -> None:
         except (OSError, yaml.YAMLError) as error:
             raise DarkroomError(f"{arguments.configfile}: {str(error).splitlines()[0]}") from error
         config = load_config(given, REPOSITORY / "workflow/schemas/config.schema.yaml", [Path.cwd(), REPOSITORY])
-        models = hub_models(config)
-
-        def open_engine(section, name):
-            Devices().claim(section | {"gpus": 1}, name)
-            from darkroom.engines import diffusion  # torch and diffusers: only after the claim
-
-            return diffusion.open_engine(local_section(section, models.get(name)), name)
-
         kinds = [k for k, rows in ROWS.items() if config[rows] is not None and arguments.kind in (None, k)]
         place = find_record(
             Path(config["results"]), kinds, arguments.key, arguments.row, arguments.item, arguments.sample
         )
         try:
-            result = replay(*place, config, open_engine)
+            result = replay(*place, config, hub_models(config), Devices())
         except RowError as error:
             raise DarkroomError(f"{place[0]}: {error}") from error
         for name, (then, now) in result.versions.items():

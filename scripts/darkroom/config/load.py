@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from darkroom.config.options import judge_refusal, refusal
+from darkroom.config.options import check_family, judge_refusal, refusal
+from darkroom.engines import family
 from darkroom.errors import DarkroomError
 
 STAGES = ("prompts", "edits")
@@ -105,8 +106,8 @@ def model_folder(section: dict[str, Any]) -> str | None:
 
 def used_sections(config: dict[str, Any]) -> list[str]:
     """The sections whose models a run with this config loads, in the order they run."""
-    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    return [name for name, use in used.items() if use]
+    rows = {"generate": config["prompts"], "edit": config["edits"]}
+    return [name for name, use in rows.items() if use and family(config[name]["family"]).loads_model] + ["judge"]
 
 
 def _exists(path: Path) -> bool:
@@ -115,11 +116,11 @@ def _exists(path: Path) -> bool:
 
 def _check_stages(config: dict[str, Any]) -> None:
     """What one key alone cannot tell: families and numbers of GPUs that do not fit their stage."""
-    if config["generate"]["family"] == "flux-kontext":
-        raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
-    if config["edit"]["family"] == "flux":
-        raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
     for name in ("generate", "edit"):
+        try:
+            check_family(config[name], name)
+        except DarkroomError as error:
+            raise DarkroomError(f"config: {error}") from None
         if reason := refusal(config[name], config[name]["device"]):
             raise DarkroomError(f"config: {name}.{reason}")
     judge = config["judge"]
