@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from darkroom.config import extensions
 from darkroom.config.options import check_family, judge_refusal, refusal
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
@@ -37,10 +38,20 @@ def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str 
     if error := best_match(Draft202012Validator(schema).iter_errors(config)):
         raise DarkroomError("config: " + _explain(error))
     _fill(config, schema)
+    _find_extensions(config, [Path(root) for root in roots])
+    extensions.load(config["extensions"])
     config["results"] = os.path.normpath(config["results"])  # as Path has it: rules and library name the same files
-    _find_files(config, [Path(root) for root in roots])
     _check_stages(config)
+    _find_files(config, [Path(root) for root in roots])
     return config
+
+
+def _find_extensions(config: dict[str, Any], roots: Sequence[Path]) -> None:
+    for number, name in enumerate(config["extensions"]):
+        found = next((root / name for root in roots if (root / name).is_file()), None)
+        if found is None:
+            raise DarkroomError(f"config: extensions.{number}: no such file: {name}")
+        config["extensions"][number] = str(found)
 
 
 def _check_values(value: dict[Any, Any], where: str) -> None:

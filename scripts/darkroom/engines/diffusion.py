@@ -99,39 +99,27 @@ class DiffusionEngine(Engine):
     def make(
         self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
-        done = 0
-        while done < len(batch):
-            part = slice(done, done + self.batch_limit)
-            requests = list(batch[part])
-            arrays = self._arrays(requests, size, None if sources is None else sources[part])
-            if arrays is None:
-                continue  # the limit is lower now
+        def attempt(part: slice) -> np.ndarray | None:
+            return self._arrays(list(batch[part]), size, None if sources is None else sources[part])
+
+        for requests, arrays in self.in_parts(batch, size, attempt):
             for request, array in zip(requests, arrays, strict=True):
                 yield request, finish_image(array, (request.width, request.height), self.edits)
-            done += len(requests)
 
     def _arrays(
         self, requests: list[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
     ) -> np.ndarray | None:
-        """What `run` makes at `size`, of sources of any size; None where the memory did not suffice, and `batch_limit` is halved.
+        """What `run` makes at `size`, of sources of any size; None where the memory did not suffice.
 
-        Raises OutOfMemory where it does not for one, and DarkroomError where the model makes another size.
+        Raises DarkroomError where the model makes another size.
         """
         pictures = None if sources is None else [one.resize(size, Image.Resampling.LANCZOS) for one in sources]
         arrays = None
-        # What follows a failure is outside of the except clause: in it the traceback would keep the failed call's memory.
         with contextlib.suppress(torch.OutOfMemoryError):
             arrays = self.run(requests, size, pictures)
-        if arrays is None:
+        if arrays is None:  # not within an except clause, where the traceback keeps the failed call's memory
             gc.collect()
             torch.cuda.empty_cache()
-            if len(requests) == 1:
-                raise OutOfMemory(
-                    f"{self.name}: out of memory with a single image of {size[0]} x {size[1]} pixels;"
-                    " use a larger GPU, a smaller size or a smaller model"
-                )
-            self.batch_limit = (len(requests) + 1) // 2
-            say(f"out of memory with {len(requests)} images at once; going on with {self.batch_limit}")
             return None
         if tuple(arrays.shape[1:3]) != (size[1], size[0]):
             raise DarkroomError(
@@ -265,7 +253,9 @@ class AutoEngine(DiffusionEngine):
         needs = ["prompt", "generator"] + (["image"] if self.edits else [])
         if missing := [part for part in needs if part not in self.takes]:
             raise DarkroomError(f"{name}.model: {type(self.pipe).__name__} takes no {missing[0]}; use another model")
-        self.multiple = getattr(self.pipe, "vae_scale_factor", 8) * 2
+        self.multiple = math.lcm(
+            8, getattr(self.pipe, "vae_scale_factor", 8) * 2
+        )  # pipelines refuse what 8 does not divide
         say(f"{name}: {type(self.pipe).__name__} on {device_name(self.torch_device)} as {self.dtype}")
 
     def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
