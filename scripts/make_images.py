@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.history import append_record
-from darkroom.jobs.runtime import job, limit_threads
+from darkroom.jobs.runtime import job
 from darkroom.make import make_shard
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.workflow import Workflow
@@ -15,19 +15,12 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 
-def open_engine(section, name):
-    from darkroom.engines import diffusion  # torch and diffusers: only where something is to be made
-
-    return diffusion.open_engine(section, name)
-
-
 with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     stage, shard = snakemake.params.stage, snakemake.wildcards.shard
     step = workflow.lineage.step(stage)
     path = workflow.planned_path(snakemake.output.images, stage, shard)
     lines = workflow.shard_rows(workflow.stage(stage).rows, shard, Path(snakemake.input.rows))
-    limit_threads(snakemake.threads, workflow.config[step.section]["device"])
     workflow.check_sources(stage, shard)
     kept = Kept(workflow, step)
     started, devices = time.monotonic(), Devices()
@@ -37,8 +30,8 @@ with job(snakemake.log[0]):
         shard_job(workflow, stage, shard),
         kept.image_files(shard),
         kept.shards([shard]),
-        open_engine,
-        devices,
+        devices=devices,
+        threads=snakemake.threads,
     )
     seconds = time.monotonic() - started - devices.waited
     append_record(workflow.history(step, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})

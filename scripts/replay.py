@@ -14,7 +14,6 @@ from darkroom.config.load import read_config_file
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
-from darkroom.models.hub import local_section
 from darkroom.run.workflow import Workflow
 from darkroom.tools.replay import find_record, replay
 
@@ -34,21 +33,13 @@ def main() -> None:
         parser.error("give --key or --row")
     with job(None):
         workflow = Workflow.open(read_config_file(arguments.configfile), [Path.cwd(), REPOSITORY], planned=True)
-        config, models = workflow.config, workflow.models
-
-        def open_engine(section, name):
-            Devices().claim(section | {"gpus": 1}, name)
-            from darkroom.engines import diffusion  # torch and diffusers: only after the claim
-
-            return diffusion.open_engine(local_section(section, models.get(name)), name)
-
         lineage = workflow.lineage
         stages = [s.name for s in workflow.stages if arguments.kind in (None, s.name)]
         files = [Path(lineage.image_file(name, shard)) for name in stages for shard in workflow.plans[name].names]
         found = (path for path in files if path.exists())
         place = find_record(found, arguments.key, arguments.row, arguments.item, arguments.sample)
         try:
-            result = replay(*place, config, open_engine)
+            result = replay(*place, workflow.config, workflow.models, Devices())
         except RowError as error:
             raise DarkroomError(f"{place[0]}: {error}") from error
         for name, (then, now) in result.versions.items():

@@ -22,6 +22,7 @@ FLUX = REPOSITORY / "resources/models/shapes-flux"
 JUDGE = REPOSITORY / "resources/models/shapes-judge"
 
 
+FLAT_COLOUR = REPOSITORY / "tests/extensions/flat_colour.py"
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
 PROMPTS = [
     {"id": f"p{n}", "prompt": f"a {COLOURS[n % 6]} circle on a pink background", "group": n // 4, "note": f"nr {n}"}
@@ -116,6 +117,17 @@ class Run:
             if len(words) == 2 and words[1].isdigit():
                 counts[words[0]] = int(words[1])
         return counts
+
+
+@pytest.fixture
+def flat_colour():
+    """The family flat-colour, which an extension brings; it is gone after the test."""
+    from darkroom.config import extensions
+    from darkroom.engines import FAMILIES
+
+    extensions.load([FLAT_COLOUR])
+    yield FAMILIES["flat-colour"]
+    del FAMILIES["flat-colour"], sys.modules[extensions.module_name(FLAT_COLOUR)]
 
 
 def environment() -> dict[str, str]:

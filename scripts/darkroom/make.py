@@ -7,15 +7,15 @@ memory does not grow with the shard.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from darkroom.config.options import packages
-from darkroom.engines.work import ShardJob, work
+from darkroom.engines.work import OpenEngine, ShardJob, work
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.devices import Devices
-from darkroom.jobs.runtime import Progress, device_kind, say, versions
+from darkroom.jobs.runtime import Progress, device_kind, limit_threads, say, versions
 from darkroom.jobs.spread import WorkerDied, spread
 from darkroom.plan.requests import Request, request_key
 from darkroom.rows.read import MAX_SIDE, further_fields
@@ -24,10 +24,7 @@ from darkroom.store.manifest import write_shard_with_manifest
 from darkroom.store.shardfile import IMAGE_COLUMNS
 from darkroom.store.sources import Sources, source_name
 
-if TYPE_CHECKING:
-    from darkroom.engines.diffusion import Engine
-
-PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+_SAMPLER = ("seed", "steps", "guidance", "true_cfg")
 
 
 def make_shard(
@@ -36,20 +33,22 @@ def make_shard(
     job: ShardJob,
     old_files: list[Path],
     neighbours: list[str],
-    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    open_engine: OpenEngine | None = None,
     devices: Devices | None = None,
+    threads: int | None = None,
 ) -> dict[str, float]:
     """Write the shard file of `requests` and return the counts requests, made, carried, given and failed.
 
     And "working", the seconds spent on making images, without imports and the loading of models.
 
     old_files: shard files that may hold images under these keys. neighbours: shards that held these rows before, in whose
-    scratch folders their images may wait. open_engine is called only
-    where something is to be made, and so are `devices` claimed: with several of them worker processes share the work, each
-    with an engine of its own that `diffusion` opens. Raises DarkroomError where the environment is broken (no model, no memory), and
+    scratch folders their images may wait. An engine is opened (by `open_engine`, or as
+    the family does) only where something is to be made, and so are `devices` claimed: with several of them worker processes
+    share the work, each with an engine of its own. threads: those that an engine's libraries may start, as they are by default.
+    Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
-    sources = Sources(job.folder, job.images)
+    sources = Sources(job.folder, job.images, job.scratch)
     failures: dict[int, str] = {}
     sizes = identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
@@ -66,7 +65,8 @@ def make_shard(
     broken: dict[str, str] = {}
     working = 0.0
     if todo:
-        working = _make([requests[place] for place in todo.values()], sizes, job, sources, broken, open_engine, devices)
+        wanted_now = [requests[place] for place in todo.values()]
+        working = _make(wanted_now, sizes, job, sources, broken, open_engine, devices, threads)
     for place, request in enumerate(requests):
         if request.key in broken:
             failures.setdefault(place, broken[request.key])
@@ -78,13 +78,13 @@ def make_shard(
         "digest": job.digest,
         "rule": job.rule,
         "recipe": job.recipe,
-        "versions": versions(*PACKAGES, *packages(job.section)),
+        "versions": _versions(job),
         "device": device_kind(job.section["device"]),
         "failed": len(failures),
     }
     records = _records(requests, failures, job, sources, kept)
     write_shard_with_manifest(path, job.columns, records, meta, job.made_from)
-    job.scratch.clear(wanted)
+    job.scratch.clear(wanted | sources.spooled)
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return {"requests": len(requests), **counts, "working": round(working, 3)}
 
@@ -127,15 +127,19 @@ def _make(
     job: ShardJob,
     sources: Sources,
     broken: dict[str, str],
-    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    open_engine: OpenEngine | None,
     devices: Devices | None,
+    threads: int | None,
 ) -> float:
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = job.section
-    say(f"model {job.recipe['model']} ({section['model']}, revision {section['revision']})")
-    found = versions(*PACKAGES, *packages(section))
-    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
-    held = devices.claim(section, job.name, most=len(todo)) if devices else {}
+    named = f" ({section['model']}, revision {section['revision']})" if job.family.needs_model else ""
+    say(f"model {job.recipe['model']}{named}")
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in _versions(job).items()))
+    # Both before the engine's libraries are imported.
+    if threads is not None:
+        limit_threads(threads, section["device"])
+    held = devices.claim(section, job.name, most=len(todo)) if devices and job.family.local else {}
     if len(held) > 1:
         reports = spread("darkroom.engines.work:work", (job, todo, sizes), job.name, held)
     else:
@@ -159,11 +163,17 @@ def _make(
     return progress.seconds
 
 
+def _versions(job: ShardJob) -> dict[str, str]:
+    """The packages that decide pixels, with their versions."""
+    return versions(*job.family.packages, "pillow", *packages(job.section))
+
+
 def _records(
     requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources, kept: Images
 ) -> Iterator[dict[str, Any]]:
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
+        record |= {name: None for name in _SAMPLER if name not in job.family.settings}
         record["origin"] = "given" if request.given else "generated"
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None
@@ -182,11 +192,13 @@ def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -
     """The columns of a record that hold pictures, and their hashes."""
     columns: dict[str, Any] = {}
     if request.source:
-        picture = sources.read(request.source, request.source_sha256)
-        columns["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
-        columns["source_sha256"] = picture.sha256
-    given = sources.read(request.given, request.given_sha256) if request.given else None
-    data = given.data if given else kept.get(request.key) or job.scratch.get(request.key)
+        columns["source"] = {
+            "bytes": sources.stored(request.source, request.source_sha256),
+            "path": f"{request.key}.source.png",
+        }
+        columns["source_sha256"] = request.source_sha256
+    given = sources.stored(request.given, request.given_sha256) if request.given else None
+    data = given or kept.get(request.key) or job.scratch.get(request.key)
     if data is None:
         raise DarkroomError(f"{job.scratch.path(request.key)}: gone while the job ran; run again")
     columns["image"] = {"bytes": data, "path": f"{request.key}.png"}

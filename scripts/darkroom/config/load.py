@@ -1,6 +1,5 @@
 """Read a config, check it against the models and find the files that it names."""
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from darkroom.config import extensions, home
 from darkroom.config.models import config_model
 from darkroom.config.options import check_family, judge_refusal, refusal
 from darkroom.config.values import explain
+from darkroom.engines import family
 from darkroom.errors import DarkroomError
 
 STAGES = ("prompts", "edits")
@@ -56,8 +56,8 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     checked["extensions"] = found
     checked["metrics"] = {name: settings for name, settings in checked["metrics"].items() if settings is not None}
     checked["results"] = os.path.normpath(checked["results"])  # as Path has it: rules and library name the same files
-    _find_files(checked, folders)
     _check_stages(checked)
+    _find_files(checked, folders)
     return checked
 
 
@@ -74,17 +74,6 @@ def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
     return found
 
 
-def _check_values(value: dict[Any, Any], where: str) -> None:
-    """Refuse what YAML can hold and JSON cannot: keys that are no text, and nan and inf."""
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise DarkroomError(f"config: unknown key {where}{key}; a key is text")
-        if isinstance(item, dict):
-            _check_values(item, f"{where}{key}.")
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise DarkroomError(f"config: {where}{key}: expected a finite number, got {item}")
-
-
 def is_folder_name(model: str) -> bool:
     """Whether `model` names a folder rather than owner/name on the hub."""
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
@@ -97,8 +86,8 @@ def model_folder(section: dict[str, Any]) -> str | None:
 
 def used_sections(config: dict[str, Any]) -> list[str]:
     """The sections whose models a run with this config loads, in the order they run."""
-    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    return [name for name, use in used.items() if use]
+    rows = {"generate": config["prompts"], "edit": config["edits"]}
+    return [name for name, use in rows.items() if use and family(config[name]["family"]).loads_model] + ["judge"]
 
 
 def _exists(path: Path) -> bool:
@@ -152,6 +141,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         find(config, "container", "container", "file", " (an address has a ://)")
     for name in used_sections(config):
         section = config[name]
+        if section["model"] is None:  # of a family that needs none
+            continue
         if section.get("local_dir"):
             find(section, "local_dir", f"{name}.local_dir", "folder")
         elif is_folder_name(section["model"]) or _in_a_folder_of(section["model"], roots):

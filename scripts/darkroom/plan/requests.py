@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
+from darkroom.engines import family
 from darkroom.identity import digest, request_seed
 from darkroom.plan.shards import Shard
 
@@ -92,12 +93,11 @@ def request_key(request: Request, recipe: dict[str, Any], source: str | None, gi
     """
     if request.given:  # one that cannot be read has no content; its name stands for it
         return digest(["given", given or request.given, source])
-    decides = {name: recipe[name] for name in ("version", "family", "model", "dtype", "max_sequence_length")}
+    kind = family(recipe["family"])
+    decides = {name: recipe[name] for name in ("version", "family", "model", *kind.recipe_keys)}
     decides |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
-    names = ("prompt", "seed", "width", "height", "steps", "guidance", "true_cfg")
-    decides |= {name: getattr(request, name) for name in names}
-    # FLUX reads a negative prompt only with true classifier-free guidance.
-    if recipe["family"] == "auto" or request.true_cfg > 1:
+    decides |= {name: getattr(request, name) for name in kind.settings}
+    if kind.reads_negative(request):
         decides["negative_prompt"] = request.negative_prompt
     decides["source"] = source
     return digest(decides)

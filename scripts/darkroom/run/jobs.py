@@ -79,4 +79,5 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         images=[Path(path) for path in images],
         model=workflow.models.get(wanted.section),
         made_from=contents(images),
+        extensions=tuple(workflow.config["extensions"]),
     )

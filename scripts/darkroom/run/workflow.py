@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from darkroom.config.load import load_config
+from darkroom.config.load import load_config, used_sections
 from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
@@ -219,7 +219,9 @@ class Workflow:
     # ------------------------------------------------------------------------------------- models
 
     def model_bytes(self, section: str) -> int:
-        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
+        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one, 0 where none is loaded."""
+        if section not in used_sections(self.config):
+            return 0
         return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
 
     def local_section(self, section: str) -> dict[str, Any]:

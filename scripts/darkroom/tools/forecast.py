@@ -162,9 +162,9 @@ class _PlannedSources(Sources):
         super().__init__(folder, [])
         self.pictures = pictures
 
-    def _read(self, reference: dict[str, Any]) -> Any:
+    def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
         if "path" in reference:
-            return super()._read(reference)
+            return super()._read(reference, sha256)
         record = self.pictures.get((reference["row"], reference["item"], reference["sample"]))
         if record is None or record["error"] is not None:
             raise RowError(f"source {source_name(reference)} was not made")
