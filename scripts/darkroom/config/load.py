@@ -74,6 +74,17 @@ def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
     return found
 
 
+def _check_values(value: dict[Any, Any], where: str) -> None:
+    """Refuse what YAML can hold and JSON cannot: keys that are no text, and nan and inf."""
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise DarkroomError(f"config: unknown key {where}{key}; a key is text")
+        if isinstance(item, dict):
+            _check_values(item, f"{where}{key}.")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise DarkroomError(f"config: {where}{key}: expected a finite number, got {item}")
+
+
 def is_folder_name(model: str) -> bool:
     """Whether `model` names a folder rather than owner/name on the hub."""
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
