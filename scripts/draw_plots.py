@@ -16,7 +16,7 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
-    kinds = read_table(table, rejected, workflow.rubric, workflow.config["select"], rows)
+    kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
     times = read_times(workflow.record_folders())
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
@@ -29,7 +29,8 @@ with job(snakemake.log[0]):
     }
     for plot in workflow.plots():
         if plot.page:
-            plots.RecipePage(workflow.settings(), workflow.rubric.questions).write(plot.path)
+            questions = {kind: workflow.catalogue.questions(kind) for kind in workflow.catalogue.kinds}
+            plots.RecipePage(workflow.settings(), questions).write(plot.path)
         else:
             plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
     workflow.write_mark(workflow.plots_mark, workflow.plots_digest())

@@ -69,9 +69,9 @@ def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
     for name in kind.plan.names:
         write_shard(kind, name, OPTIONS, folder / "gallery/images" / f"{name}.js", {"digest": "d"})
     table = folder / "scores.parquet"
-    merge_scores([kind], rubric, SELECT, table, folder / "scores.csv", {"digest": "t"})
+    merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
     about = {"title": "rows.jsonl", "set": "synthetic"}
-    write_index([kind], rubric, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
+    write_index([kind], rubric.catalogue, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
     return folder / "gallery/index.html"
 
 

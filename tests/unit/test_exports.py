@@ -97,7 +97,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
         folders = folder / name, folder / kind, folder / "scores" / kind
         kinds.append(Kind(kind, plan, samples, *digests, *folders, {shard: [shard] for shard in plan.names}))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
-    merge_scores(kinds, RUBRIC, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
+    merge_scores(kinds, RUBRIC.catalogue, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
 
     def export(format, to="exports", **changes):
         return Export(
@@ -106,7 +106,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             kinds=kinds,
             table=folder / "scores.parquet",
             table_digest="d",
-            rubric=RUBRIC,
+            catalogue=RUBRIC.catalogue,
             settings=SETTINGS | settings | changes,
             select=select,
             models=MODELS,

@@ -49,7 +49,7 @@ def build(folder, rows, samples=2):
 
 def merged(folder, rows):
     counts = merge_scores(
-        [build(folder, rows)], RUBRIC, SELECT, folder / "t.parquet", folder / "t.csv", {"digest": "d"}
+        [build(folder, rows)], RUBRIC.catalogue, SELECT, folder / "t.parquet", folder / "t.csv", {"digest": "d"}
     )
     with open(folder / "t.csv", newline="", encoding="utf-8") as stream:
         return counts, pq.read_table(folder / "t.parquet").to_pylist(), list(csv.DictReader(stream))
@@ -84,7 +84,7 @@ def test_no_table_is_made_from_stale_missing_or_foreign_shards(tmp_path):
     rows = [{"id": f"r{n}", "prompt": f"fox {n}"} for n in range(9)]
     kind = build(tmp_path, rows)
     first = kind.plan.names[0]
-    arguments = RUBRIC, SELECT, tmp_path / "t.parquet", tmp_path / "t.csv", {"digest": "d"}
+    arguments = RUBRIC.catalogue, SELECT, tmp_path / "t.parquet", tmp_path / "t.csv", {"digest": "d"}
     scores = kind.scores / f"{first}.parquet"
     whole = scores.read_bytes()
     columns = score_columns(RUBRIC, "images")

@@ -65,7 +65,7 @@ def score_key(recipe: dict[str, Any], record: dict[str, Any]) -> str:
 
 def score_columns(rubric: Rubric, kind: str) -> dict[str, str]:
     """All columns of the score files of a kind ("images" or "edited")."""
-    return SCORE_COLUMNS | rubric.columns(kind)
+    return SCORE_COLUMNS | rubric.catalogue.types(kind)
 
 
 def judge_shards(
@@ -95,7 +95,7 @@ def judge_shards(
     made = [check_digest(shard, planned) for shard, planned in images.items()]
     known: dict[str, dict[str, Any]] = {}
     for old in old_files:
-        known = _known_scores(old, rubric.columns(kind)) | known
+        known = _known_scores(old, rubric.catalogue.types(kind)) | known
     known |= read_journal(journal)  # after the files: a job that replaces one of them first writes here what it leaves
     errors = [f"{question.name}_error" for question in rubric.questions[kind]]
     if retry_failed:
@@ -113,7 +113,7 @@ def judge_shards(
     if todo and rubric.questions[kind]:
         new, working = _ask_all(images, kind, rubric, section, recipe, todo, journal, open_engine)
         known |= new
-    _leave_behind(path, rubric.columns(kind), {record["row"] for record in records}, moved)
+    _leave_behind(path, rubric.catalogue.types(kind), {record["row"] for record in records}, moved)
     unread = sum(any(known.get(key, {}).get(name) for name in errors) for key in keys)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -245,7 +245,7 @@ def _chunks(images: Iterable[Path], recipe: dict[str, Any], todo: set[str]) -> I
 
 
 def _ask_chunk(chunk: dict[str, dict[str, Any]], kind: str, rubric: Rubric, engine: Any) -> dict[str, dict[str, Any]]:
-    asks, owners, scores = [], [], {key: dict.fromkeys(rubric.columns(kind)) for key in chunk}
+    asks, owners, scores = [], [], {key: dict.fromkeys(rubric.catalogue.types(kind)) for key in chunk}
     for key, record in chunk.items():
         try:
             parts = ("source", "image") if kind == "edited" else ("image",)

@@ -18,6 +18,7 @@ from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
+from darkroom.metrics.base import Catalogue
 from darkroom.metrics.rubric import Rubric, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section
 from darkroom.models.identity import model_bytes
@@ -91,8 +92,8 @@ class Workflow:
         config = load_config(config, schema, roots)
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
-        _check_selection(config["select"], rubric)
-        _check_preferences(config["export"]["preferences"], rubric)
+        _check_selection(config["select"], rubric.catalogue)
+        _check_preferences(config["export"]["preferences"], rubric.catalogue)
         check_licences(config, TRAINING)
         plans: dict[str, Plan] = {}
         groups: dict[str, Groups] = {}
@@ -127,6 +128,11 @@ class Workflow:
         repository = Path(scriptdir).parent
         schema = repository / "workflow/schemas/config.schema.yaml"
         return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The columns of scores by kind, for all who show or use them."""
+        return self.rubric.catalogue
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -493,7 +499,7 @@ class Workflow:
             kinds=self.kinds(),
             table=self.results("scores.parquet"),
             table_digest=self.merge_digest,
-            rubric=self.rubric,
+            catalogue=self.catalogue,
             settings=self.config["export"],
             select=self.config["select"],
             models=models_of(self.config),
@@ -595,9 +601,9 @@ def _rule_folder(stage: str) -> Path:
     return Path("score_images", kind) if kind else Path(RULES[rule])
 
 
-def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
+def _check_selection(select: dict[str, Any], catalogue: Catalogue) -> None:
     for kind in ("images", "edited"):
-        known = rubric.scores(kind)
+        known = catalogue.score_names(kind)
         for name in select[kind]:
             if name not in known:
                 raise DarkroomError(
@@ -605,9 +611,9 @@ def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
                 )
 
 
-def _check_preferences(preferences: dict[str, Any], rubric: Rubric) -> None:
+def _check_preferences(preferences: dict[str, Any], catalogue: Catalogue) -> None:
     for kind in ("images", "edited"):
-        name, known = preferences[kind], rubric.scores(kind)
+        name, known = preferences[kind], catalogue.score_names(kind)
         if name is not None and name not in known:
             raise DarkroomError(
                 f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"

@@ -12,7 +12,7 @@ from darkroom.metrics.judge import SCORE_COLUMNS
 from darkroom.plan.shards import Plan, rows_digest
 from darkroom.store.shardfile import EDITED_COLUMNS, check_digest, iter_records, read_meta
 
-# Columns of the final tables before the rubric's; those of edits alone are null for generated images.
+# Columns of the final tables before those of scores; those of edits alone are null for generated images.
 TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
     name: type_ for name, type_ in EDITED_COLUMNS.items() if type_ != "picture" and name != "fields"
 }

@@ -143,7 +143,7 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()
-        merge_scores(workflow.kinds(), workflow.rubric, workflow.config["select"], new[0], new[1], meta, labels)
+        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config["select"], new[0], new[1], meta, labels)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

@@ -26,7 +26,7 @@ from darkroom.files import remove, replacing
 from darkroom.identity import digest
 
 if TYPE_CHECKING:
-    from darkroom.metrics.rubric import Rubric
+    from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
 GALLERY_VERSION = 1  # raise it when the code changes what it makes of the same shard
@@ -250,7 +250,7 @@ def _webp(image: Any, longest: int, quality: int) -> bytes:
 
 def write_index(
     kinds: "list[Kind]",
-    rubric: "Rubric",
+    catalogue: "Catalogue",
     select: dict[str, Any],
     scores: Path,
     digests: dict[str, dict[str, str]],
@@ -278,7 +278,7 @@ def write_index(
             packed = base64.b64encode(_bits(flags)).decode()
             shards.append([kind.name, shard, len(flags), digest(found, 8), packed])
     index = about | {
-        "kinds": {kind.name: _questions(rubric, kind.name, select[kind.name]) for kind in kinds},
+        "kinds": {kind.name: _questions(catalogue, kind.name, select[kind.name]) for kind in kinds},
         "perRow": select["per_row"],
         "shards": shards,
         "labels": labels,
@@ -313,16 +313,20 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
     return found
 
 
-def _questions(rubric: "Rubric", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
+def _questions(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
     """What the page knows of a kind's scores: name, range and threshold; and of the questions they come from."""
-    limits = {name: limit for question in rubric.questions[kind] for name, limit in question.fields.items()}
-    scores = []
-    for name in rubric.scores(kind):
-        low, high = (limits[name]["minimum"], limits[name]["maximum"]) if name in limits else (0, 1)
-        scores.append({"name": name, "low": low, "high": high, "whole": name in limits, "least": thresholds.get(name)})
-    texts = [name for name, limit in limits.items() if "max_length" in limit]
-    asked = [{"name": question.name, "text": question.text} for question in rubric.questions[kind]]
-    return {"scores": scores, "texts": texts, "questions": asked}
+    scores = [
+        {
+            "name": column.name,
+            "low": column.low,
+            "high": column.high,
+            "whole": column.type == "int",
+            "least": thresholds.get(column.name),
+        }
+        for column in catalogue.scores(kind)
+    ]
+    asked = [{"name": question.name, "text": question.label} for question in catalogue.questions(kind)]
+    return {"scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
 
 
 def _write(path: Path, content: str | bytes) -> None:

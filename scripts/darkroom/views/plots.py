@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from darkroom.metrics.rubric import Question
+from darkroom.metrics.base import Asked
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records
 from darkroom.views.report import Example, KindReport, Score, StageTimes
@@ -314,7 +314,7 @@ class RecipePage:
     """A page that says how the set was made: name -> value tables, and the questions of each kind."""
 
     tables: dict[str, dict[str, Any]]
-    questions: dict[str, list[Question]]
+    questions: dict[str, list[Asked]]
 
     def write(self, path: Path) -> None:
         out = io.StringIO()
@@ -328,9 +328,9 @@ class RecipePage:
         for kind, questions in self.questions.items():
             out.write(f"<h2>asked of {NAMES[kind]}</h2><table>")
             for question in questions:
-                scores = ", ".join(name for name, type_ in question.columns.items() if type_ != "text")
+                scores = ", ".join(question.numbers)
                 out.write(f"<tr><th>{html.escape(question.name)}<small>{html.escape(scores)}</small></th>")
-                out.write(f"<td>{html.escape(question.text)}</td></tr>")
+                out.write(f"<td>{html.escape(question.label)}</td></tr>")
             out.write("</table>")
         out.write("</html>\n")
         path.write_text(out.getvalue(), encoding="utf-8")

@@ -1,0 +1,150 @@
+"""What is known of scores before there are any: their columns. Whoever shows or uses a score reads this, not the metric."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from darkroom.errors import DarkroomError
+
+# Columns that the score files and the tables have already.
+TAKEN = frozenset(
+    "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
+    " sha256 error fields image source source_name source_sha256 selected label".split()
+)
+ROLES = ("score", "mass", "reply", "error", "text")
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A column that a metric adds to the score files and tables.
+
+    Attributes:
+        name: of the column; letters, digits and underscores.
+        type: "float", "int", "text" or "bool".
+        metric: name of the metric that fills it.
+        role: "score", a value of the picture; "mass", how far a score can be trusted, 0..1; "reply", what the metric's
+            model said, as it came; "error", why the question has no score; "text", words about the picture.
+        question: name of the question the column belongs to. The columns of one question are filled, or null, together;
+            its error column says why.
+        label: that question in words, for people. `{prompt}` stands for the picture's prompt.
+        low: least value of a number, None for text.
+        high: greatest value of a number, None for text.
+        selectable: whether `select` and `export.preferences` may name it, and plots and the gallery show it as a score.
+    """
+
+    name: str
+    type: str
+    metric: str
+    role: str
+    question: str
+    label: str = ""
+    low: float | None = None
+    high: float | None = None
+    selectable: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"metric {self.metric}: column {self.name}"
+        if not self.name.isidentifier():
+            raise DarkroomError(f"{where}: its name must be letters, digits and underscores")
+        if self.role not in ROLES:
+            raise DarkroomError(f"{where}: its role must be one of {', '.join(ROLES)}, got {self.role}")
+        if self.selectable and (self.low is None or self.high is None or not self.low <= self.high):
+            raise DarkroomError(f"{where}: a score that can be selected by needs low and high, low not above high")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as its columns tell it; they are filled together, or null together."""
+
+    name: str
+    label: str
+    columns: tuple[ScoreColumn, ...]
+
+    @property
+    def reply(self) -> str | None:
+        """The column of the reply as it came."""
+        return self._first("reply")
+
+    @property
+    def error(self) -> str | None:
+        """The column that says why there is no score."""
+        return self._first("error")
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns that hold numbers."""
+        return [column.name for column in self.columns if column.type != "text"]
+
+    def _first(self, role: str) -> str | None:
+        return next((column.name for column in self.columns if column.role == role), None)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The score columns of each kind of picture, in the order of the tables. A kind that is not named has none."""
+
+    kinds: Mapping[str, tuple[ScoreColumn, ...]]
+
+    @classmethod
+    def of(cls, kinds: Mapping[str, Iterable[ScoreColumn]]) -> "Catalogue":
+        """The catalogue of these columns.
+
+        Raises DarkroomError where a column clashes with one of the tables or of another metric, or has another type for
+        another kind of picture.
+        """
+        catalogue = cls({kind: tuple(columns) for kind, columns in kinds.items()})
+        types: dict[str, tuple[str, str]] = {}
+        for kind, columns in catalogue.kinds.items():
+            owners: dict[str, str] = {}
+            for column in columns:
+                if column.name in TAKEN:
+                    raise DarkroomError(
+                        f"metric {column.metric}: {kind}: column {column.name} is there already; give it another name"
+                    )
+                if (owner := owners.get(column.name)) is not None:
+                    makers = (
+                        f"metric {owner} and metric {column.metric}"
+                        if owner != column.metric
+                        else f"metric {owner}, twice"
+                    )
+                    raise DarkroomError(
+                        f"{kind}: column {column.name} is made by {makers}; give one of them another name"
+                    )
+                owners[column.name] = column.metric
+                type_, first = types.setdefault(column.name, (column.type, kind))
+                if type_ != column.type:
+                    raise DarkroomError(
+                        f"metric {column.metric}: column {column.name} is {type_} for {first} and {column.type} for {kind}"
+                    )
+        return catalogue
+
+    def columns(self, kind: str) -> tuple[ScoreColumn, ...]:
+        """All columns of a kind, in order."""
+        return self.kinds.get(kind, ())
+
+    def types(self, kind: str) -> dict[str, str]:
+        """Name of each column of a kind -> its type, in order."""
+        return {column.name: column.type for column in self.columns(kind)}
+
+    def scores(self, kind: str) -> list[ScoreColumn]:
+        """The numbers of a kind that a selection can name."""
+        return [column for column in self.columns(kind) if column.selectable]
+
+    def score_names(self, kind: str) -> list[str]:
+        return [column.name for column in self.scores(kind)]
+
+    def names(self, kind: str, role: str) -> list[str]:
+        """The columns of a kind that have this role."""
+        return [column.name for column in self.columns(kind) if column.role == role]
+
+    def questions(self, kind: str) -> list[Asked]:
+        """The questions that the columns of a kind belong to, in order."""
+        found: dict[tuple[str, str], list[ScoreColumn]] = {}
+        for column in self.columns(kind):
+            found.setdefault((column.metric, column.question), []).append(column)
+        return [Asked(name, columns[0].label, tuple(columns)) for (_, name), columns in found.items()]
+
+    def main_reply(self, kind: str) -> str | None:
+        """The reply column of a kind that says most: the first of a question that is answered by more than yes or no."""
+        asked = [question for question in self.questions(kind) if question.reply]
+        free = [question for question in asked if all(column.role != "mass" for column in question.columns)]
+        return next((question.reply for question in [*free, *asked]), None)
