@@ -18,10 +18,11 @@ with job(snakemake.log[0]):
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
     kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
     times = read_times(workflow.record_folders())
+    files = {kind.name: kind for kind in workflow.kinds()}
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
-        "examples": lambda kind: plots.example_sheet(kinds[kind], workflow.results(kind)),
+        "examples": lambda kind: plots.example_sheet(kinds[kind], files[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),

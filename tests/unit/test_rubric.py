@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from darkroom.errors import DarkroomError
 from darkroom.metrics.base import TAKEN
-from darkroom.metrics.judge import SCORE_COLUMNS
 from darkroom.metrics.rubric import Question, load_rubric
+from darkroom.metrics.score import SCORE_COLUMNS
 from darkroom.store.shardfile import EDITED_COLUMNS
 from darkroom.tables.kind import TABLE_COLUMNS
 from hypothesis import given, settings

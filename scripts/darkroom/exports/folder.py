@@ -44,7 +44,7 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
     lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
     for ((shard, row), group), (_, line) in zip(by_row, lines, strict=True):
         if row != line["id"]:
-            raise AssertionError(f"{kind.prompts}/{shard}.jsonl: row {line['id']} where row {row} was made")
+            raise AssertionError(f"{kind.rows_file(shard)}: row {line['id']} where row {row} was made")
         kept, paths = [], []
         for _, place, record in group:
             if record["selected"]:

@@ -1,7 +1,13 @@
-"""What is known of scores before there are any: their columns. Whoever shows or uses a score reads this, not the metric."""
+"""What a metric is, and the catalogue of the columns that metrics make.
 
+Whoever shows or uses a score reads the catalogue and knows nothing of the metric behind it.
+"""
+
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from darkroom.errors import DarkroomError
 
@@ -41,6 +47,11 @@ class ScoreColumn:
     high: float | None = None
     selectable: bool = False
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """(low, high), infinite where there is none."""
+        return (-math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
+
     def __post_init__(self) -> None:
         where = f"metric {self.metric}: column {self.name}"
         if not self.name.isidentifier():
@@ -61,21 +72,18 @@ class Asked:
 
     @property
     def reply(self) -> str | None:
-        """The column of the reply as it came."""
-        return self._first("reply")
+        """The column of the reply as it came, None where there is none."""
+        return next((column.name for column in self.columns if column.role == "reply"), None)
 
     @property
-    def error(self) -> str | None:
+    def error(self) -> str:
         """The column that says why there is no score."""
-        return self._first("error")
+        return next(column.name for column in self.columns if column.role == "error")
 
     @property
     def numbers(self) -> list[str]:
         """The columns that hold numbers."""
         return [column.name for column in self.columns if column.type != "text"]
-
-    def _first(self, role: str) -> str | None:
-        return next((column.name for column in self.columns if column.role == role), None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Catalogue:
         """The catalogue of these columns.
 
         Raises DarkroomError where a column clashes with one of the tables or of another metric, or has another type for
-        another kind of picture.
+        another kind of picture, or where a question has no error column.
         """
         catalogue = cls({kind: tuple(columns) for kind, columns in kinds.items()})
         types: dict[str, tuple[str, str]] = {}
@@ -114,6 +122,11 @@ class Catalogue:
                 if type_ != column.type:
                     raise DarkroomError(
                         f"metric {column.metric}: column {column.name} is {type_} for {first} and {column.type} for {kind}"
+                    )
+            for question in catalogue.questions(kind):
+                if all(column.role != "error" for column in question.columns):
+                    raise DarkroomError(
+                        f"metric {question.columns[0].metric}: {kind}: question {question.name} has no column of role error"
                     )
         return catalogue
 
@@ -148,3 +161,70 @@ class Catalogue:
         asked = [question for question in self.questions(kind) if question.reply]
         free = [question for question in asked if all(column.role != "mass" for column in question.columns)]
         return next((question.reply for question in [*free, *asked]), None)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One image to be scored.
+
+    Attributes:
+        key: identity of its scores; hexadecimal.
+        prompt: what the image was made for; of an edit, the instruction.
+        images: PIL images in mode RGB; for an edit the source, then the result.
+        record: the image's record in its shard, without pictures.
+    """
+
+    key: str
+    prompt: str
+    images: list[Any]
+    record: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """A number for what is drawn by lot, the same in every run."""
+        return int(self.key[:8], 16)
+
+
+class Scorer(Protocol):
+    """A metric that is ready to score: its model is loaded."""
+
+    def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
+        """The columns of each subject, in order; a column that is left out is null.
+
+        Neither the order nor the company of a subject may change its scores. What cannot be scored has a reason in its
+        error column, and no number. Raises DarkroomError only where nothing can be scored at all.
+        """
+        ...
+
+
+class Metric(ABC):
+    """Something that scores pictures one by one. `tests/metric_contract.py` tests what is promised here.
+
+    Importing and constructing a metric loads nothing heavy: that is what `open` is for.
+
+    Attributes:
+        name: letters, digits and underscores; unique among metrics, and part of paths.
+        version: raise it when a change of the code changes the scores of the same picture.
+        packages: distributions whose versions the score files record.
+        needs: the section of the config that says `device` and `gpus`; None for a metric that needs no device.
+    """
+
+    name: str
+    version: int = 1
+    packages: tuple[str, ...] = ()
+    needs: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def columns(self, kind: str) -> list[ScoreColumn]:
+        """The columns for a kind of picture, in order; none where this metric does not score that kind."""
+
+    @abstractmethod
+    def recipe(self, kind: str) -> dict[str, Any]:
+        """What decides the scores apart from prompt and pictures, with `version`, as plain JSON.
+
+        It is part of every score's key and of the digest that a score file is made for, and is stored in the file.
+        """
+
+    @abstractmethod
+    def open(self, kind: str) -> Scorer:
+        """Load what is needed to score pictures of a kind. Raises DarkroomError, one line, where that cannot be."""

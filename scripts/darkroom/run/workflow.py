@@ -18,13 +18,14 @@ from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
-from darkroom.metrics.base import Catalogue
-from darkroom.metrics.rubric import Rubric, load_rubric
+from darkroom.metrics import catalogue_of, metrics_of
+from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
-from darkroom.plan.recipe import image_recipe, judge_recipe
+from darkroom.plan.recipe import image_recipe
 from darkroom.plan.requests import edited_digest, image_digest, score_digest
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.rows.labels import Labels, labels_digest, read_labels
@@ -70,12 +71,12 @@ class Plot:
 class Workflow:
     """One run. Plans and groups: kind ("images", "edited") -> Plan, and the shards that are judged together.
 
-    config: checked, with defaults; models: section -> its model of the hub.
+    config: checked, with defaults; metrics: what scores the images, the judge first; models: section -> its model of the hub.
     """
 
     config: dict[str, Any]
     plans: dict[str, Plan]
-    rubric: Rubric
+    metrics: list[Metric]
     groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
@@ -92,8 +93,10 @@ class Workflow:
         config = load_config(config, schema, roots)
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
-        _check_selection(config["select"], rubric.catalogue)
-        _check_preferences(config["export"]["preferences"], rubric.catalogue)
+        metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
+        catalogue = catalogue_of(metrics, ROWS)
+        _check_selection(config["select"], catalogue)
+        _check_preferences(config["export"]["preferences"], catalogue)
         check_licences(config, TRAINING)
         plans: dict[str, Plan] = {}
         groups: dict[str, Groups] = {}
@@ -119,8 +122,8 @@ class Workflow:
                     f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
                 )
         recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
-        recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, groups, recipes, models)
+        recipes["judge"] = metrics[0].recipe("images")
+        return cls(config, plans, metrics, groups, recipes, models)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
@@ -129,10 +132,13 @@ class Workflow:
         schema = repository / "workflow/schemas/config.schema.yaml"
         return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
 
-    @property
+    @cached_property
     def catalogue(self) -> Catalogue:
         """The columns of scores by kind, for all who show or use them."""
-        return self.rubric.catalogue
+        return catalogue_of(self.metrics, self.plans)
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -570,7 +576,7 @@ class Workflow:
 
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
-        from darkroom.tables.kind import Kind
+        from darkroom.tables.kind import Kind, ShardFiles
 
         return [
             Kind(
@@ -578,11 +584,13 @@ class Workflow:
                 plan=plan,
                 samples=self.config["samples_per_prompt"],
                 image_digests=self.image_digests[kind],
-                score_digests=self.score_digests[kind],
+                score_digests={JUDGE: self.score_digests[kind]},
                 groups=self.groups[kind].members,
-                prompts=self.results(ROWS[kind]),
-                images=self.results(kind),
-                scores=self.results("scores", kind),
+                files=ShardFiles(
+                    rows=lambda shard, rows=ROWS[kind]: self.results(rows, f"{shard}.jsonl"),
+                    images=lambda shard, kind=kind: self.results(kind, f"{shard}.parquet"),
+                    scores=lambda metric, group, kind=kind: self.results("scores", kind, f"{group}.parquet"),
+                ),
             )
             for kind, plan in self.plans.items()
         ]

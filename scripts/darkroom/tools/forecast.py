@@ -15,7 +15,7 @@ from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
 from darkroom.make import identify, read_requests
-from darkroom.metrics.judge import old_score_files, read_journal, score_key
+from darkroom.metrics.score import old_score_files, read_journal, score_key
 from darkroom.run.workflow import ROWS, SECTIONS, Workflow
 from darkroom.store.carry import old_shard_files
 from darkroom.store.scratch import Scratch
@@ -198,7 +198,7 @@ def _score_group(
         for record in (iter_records(images[shard], columns) if there is None else there)
     ]
     known: set[str] = set(read_journal(workflow.score_journal(kind, group)))
-    errors = [f"{question.name}_error" for question in workflow.rubric.questions[kind]]
+    errors = [column.name for column in workflow.metrics[0].columns(kind) if column.role == "error"]
     retry = workflow.config["retry_failed"]
     for old in old_score_files(workflow.plans[kind], workflow.groups[kind], group, path.parent):
         try:

@@ -13,6 +13,7 @@ from darkroom.errors import DarkroomError, RowError
 from darkroom.exports import SUMS
 from darkroom.exports.base import wrong_files
 from darkroom.make import read_requests
+from darkroom.metrics.rubric import JUDGE
 from darkroom.plan.requests import request_key
 from darkroom.run.workflow import SECTIONS, Workflow
 from darkroom.store.images import open_picture
@@ -111,18 +112,19 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
 
 
 def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Iterator[str]:
-    path = kind.score_file(group)
-    check_digest(path, kind.score_digests[group])
-    columns = ["key", "row", "sha256", "error"]
-    images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
-    scores = list(iter_records(path))
-    for image, score in zip(images, scores, strict=False):
-        if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-            yield f"{path}: row {image['row']}: the scores are of another picture"
-        report.add(f"{kind.name} scored", image["error"] is None)
     planned = workflow.score_requests(kind.name, group)
-    if len(scores) != planned:
-        yield f"{path}: {len(scores)} scores where {planned} requests are planned"
+    for metric, digests in kind.score_digests.items():
+        path, counted = kind.score_file(metric, group), "scored" if metric == JUDGE else f"scored by {metric}"
+        check_digest(path, digests[group])
+        columns = ["key", "row", "sha256", "error"]
+        images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
+        scores = list(iter_records(path))
+        for image, score in zip(images, scores, strict=False):
+            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                yield f"{path}: row {image['row']}: the scores are of another picture"
+            report.add(f"{kind.name} {counted}", image["error"] is None)
+        if len(scores) != planned:
+            yield f"{path}: {len(scores)} scores where {planned} requests are planned"
 
 
 def _gallery(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterator[str]:

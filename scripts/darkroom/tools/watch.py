@@ -233,7 +233,7 @@ class Watch:
         if job.kept is None:
             folder = self._scratch(job.stage)
             if job.stage.startswith("scores/"):
-                from darkroom.metrics.judge import read_journal
+                from darkroom.metrics.score import read_journal
 
                 job.kept = len(read_journal(folder / f"{job.name}.jsonl"))
             else:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
-GALLERY_VERSION = 1  # raise it when the code changes what it makes of the same shard
+GALLERY_VERSION = 2  # raise it when the code changes what it makes of the same shard
 SITE = Path(__file__).resolve().parents[3] / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
@@ -94,7 +94,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
     if old is None:
         old = _write_packs(images, pictures, options, path, content)
     places, packs = old
-    meta, scores = read_meta(images), read_meta(kind.score_file(kind.group_of(shard)))
+    meta, recipes = read_meta(images), kind.recipes(shard)
     data = {
         "kind": kind.name,
         "shard": shard,
@@ -103,7 +103,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
         "columns": {name: _short(values) for name, values in columns.items()},
         "pictures": places,
         "recipe": meta["recipe"],
-        "judge": scores["recipe"],
+        "metrics": recipes,
         "versions": meta["versions"],
     }
     whole = head | {"records": count, "content": content, "packs": packs}

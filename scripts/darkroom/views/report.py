@@ -229,7 +229,7 @@ def _count_failures(kind: KindReport, columns: dict[str, list[Any]], catalogue: 
         if error is not None:
             count(f"no image: {general(error)}")
     for question in catalogue.questions(kind.name):
-        for broken, error in zip(columns["error"], columns[question.error] if question.error else (), strict=False):
+        for broken, error in zip(columns["error"], columns[question.error], strict=True):
             if broken is None and error is not None:
                 count(f"no score ({question.name}): {general(error)}")
 
