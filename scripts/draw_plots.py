@@ -18,12 +18,13 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
-    kinds = read_table(table, rejected, workflow.rubric, workflow.config["select"], rows)
+    kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
     times = read_times(workflow.history_folders())
+    files = {kind.name: kind for kind in workflow.kinds()}
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
-        "examples": lambda kind: plots.example_sheet(kinds[kind], partial(workflow.lineage.image_file, kind)),
+        "examples": lambda kind: plots.example_sheet(kinds[kind], files[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
@@ -31,7 +32,8 @@ with job(snakemake.log[0]):
     }
     for plot in workflow.figures:
         if plot.page:
-            plots.RecipePage(workflow.settings(), workflow.rubric.questions).write(plot.path)
+            questions = {kind: workflow.catalogue.questions(kind) for kind in workflow.catalogue.kinds}
+            plots.RecipePage(workflow.settings(), questions).write(plot.path)
         else:
             plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
     write_manifest(Path(snakemake.output.manifest), workflow.plots.manifest())

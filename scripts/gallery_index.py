@@ -15,7 +15,7 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
     counts = write_index(
         workflow.kinds(),
-        workflow.rubric,
+        workflow.catalogue,
         workflow.config["select"],
         workflow.results("scores.parquet"),
         {(kind, shard): Path(path) for kind, shard, path in workflow.gallery_files()},

@@ -16,7 +16,7 @@ with job(snakemake.log[0]):
     output, labels = snakemake.output, workflow.labels()
     counts = merge_scores(
         workflow.kinds(),
-        workflow.rubric,
+        workflow.catalogue,
         workflow.config["select"],
         Path(output.scores),
         Path(output.table),

@@ -12,8 +12,8 @@ from darkroom.config.load import load_config
 from darkroom.config.models import Config
 from darkroom.config.reference import schema_text, with_tables
 from darkroom.config.values import sections_of
-from darkroom.metrics.judge import score_columns
 from darkroom.metrics.rubric import load_rubric
+from darkroom.metrics.score import score_columns
 from darkroom.store.shardfile import EDITED_COLUMNS
 from darkroom.tables.kind import TABLE_COLUMNS
 from jsonschema import Draft202012Validator
@@ -70,7 +70,7 @@ def test_every_column_is_explained():
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
     columns = set(EDITED_COLUMNS) | set(TABLE_COLUMNS) | {"selected", "label"}
     for kind in ("images", "edited"):
-        columns |= set(score_columns(rubric, kind))
+        columns |= set(score_columns(rubric.columns(kind)))
     suffixed = {name for name in columns if re.search("_(mass|reply|error)$", name)}
     assert columns - suffixed <= named
     assert {name.rsplit("_", 1)[0] for name in suffixed} <= named

@@ -52,7 +52,6 @@ RESULTS = DARKROOM.config["results"]
 LINEAGE = DARKROOM.lineage
 STAGES = {stage.name: stage for stage in DARKROOM.stages}
 STAMP = str(DARKROOM.stamp)
-SCORED = {metric: LINEAGE.score_ids[metric] for metric in LINEAGE.metrics}
 IMAGE_SHARD = f"{RESULTS}/{{kind}}/{{recipe}}/{{shard}}-{{rows}}"
 SCORE_SHARD = (
     f"{RESULTS}/scores/{{metric}}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}"

@@ -3,13 +3,22 @@
 
 if DARKROOM.gallery:
 
-    # Where each shard is judged by itself, patterns do; an input function for each of ten thousand jobs takes its time.
-    if DARKROOM.config["judge"]["shards_per_job"] == 1:
+    # Where each shard is scored by itself, and all stages alike, patterns do: an input function for each of ten thousand
+    # jobs takes its time.
+    scored = {
+        metric: set(ids.values())
+        for metric, ids in LINEAGE.score_ids.items()
+        if len(ids) == len(STAGES)
+    }
+    alike = len(scored) == len(LINEAGE.score_ids) and all(
+        len(ids) == 1 for ids in scored.values()
+    )
+    if alike and DARKROOM.config["judge"]["shards_per_job"] == 1:
         shown = [IMAGE_SHARD] + [
             SCORE_SHARD.replace("{metric}", metric)
-            .replace("{scores}", scored)
+            .replace("{scores}", *ids)
             .replace("{group}", "{shard}")
-            for metric, scored in SCORED.items()
+            for metric, ids in scored.items()
         ]
         shown_files = [ancient(f"{path}.parquet") for path in shown]
         shown_manifests = [f"{path}.manifest" for path in shown]

@@ -1,5 +1,6 @@
 """Read a config, check it against the models and find the files that it names."""
 
+import math
 import os
 import re
 from collections.abc import Sequence

@@ -29,6 +29,8 @@ class Stage:
     title: str = ""
 
 
+ROWS = ("prompts", "edits")  # the files of rows, in the order they are planned
+
 IMAGES = Stage("images", "prompts", "generate", "generate_images", title="Images")
 EDITED = Stage("edited", "edits", "edit", "edit_images", reads="images", title="Edited images")
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (IMAGES, EDITED)}

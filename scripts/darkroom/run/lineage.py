@@ -31,7 +31,7 @@ class Lineage:
     """The digests and paths of one run.
 
     results: the results folder. stages: the run's, in order. plans: by rows, "prompts" and "edits". groups: by stage, the shards
-    that are scored together. recipes: by stage, and `metrics`: by metric, what decides pixels and scores. seed: the root seed;
+    that are scored together. recipes: by stage, what decides pixels; metrics: by metric and stage, what decides scores. seed: the root seed;
     samples: per prompt. shown: what decides a shard's file of the gallery besides its pictures and scores.
     """
 
@@ -40,7 +40,7 @@ class Lineage:
     plans: dict[str, Plan]
     groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]]
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, dict[str, Any]]]
     seed: int
     samples: int
     shown: Any = None
@@ -78,11 +78,11 @@ class Lineage:
             metric: {
                 stage: {
                     name: score_digest([self.image_digests[stage][shard] for shard in shards], recipe)
-                    for name, shards in groups.members.items()
+                    for name, shards in self.groups[stage].members.items()
                 }
-                for stage, groups in self.groups.items()
+                for stage, recipe in recipes.items()
             }
-            for metric, recipe in self.metrics.items()
+            for metric, recipes in self.metrics.items()
         }
 
     @cached_property
@@ -90,7 +90,7 @@ class Lineage:
         """stage -> shard -> the digests of its scores by metric, in whichever file they are."""
         return {
             stage: {
-                name: [score_digest([images], recipe) for recipe in self.metrics.values()]
+                name: [score_digest([images], recipes[stage]) for recipes in self.metrics.values() if stage in recipes]
                 for name, images in digests.items()
             }
             for stage, digests in self.image_digests.items()
@@ -141,9 +141,16 @@ class Lineage:
         return found
 
     @cached_property
-    def score_ids(self) -> dict[str, str]:
-        """metric -> the id of its recipe."""
-        return {metric: digest(recipe, ID) for metric, recipe in self.metrics.items()}
+    def score_ids(self) -> dict[str, dict[str, str]]:
+        """metric -> stage -> the id of its recipe."""
+        return {
+            metric: {stage: digest(recipe, ID) for stage, recipe in recipes.items()}
+            for metric, recipes in self.metrics.items()
+        }
+
+    def metrics_of(self, stage: str) -> list[str]:
+        """The metrics that score a stage's pictures."""
+        return [metric for metric, recipes in self.metrics.items() if stage in recipes]
 
     @cached_property
     def shown_id(self) -> str:
@@ -161,7 +168,7 @@ class Lineage:
 
     def score_file(self, metric: str, stage: str, group: str) -> str:
         recipe, stem = self.group_ids[stage][group]
-        return f"{self.results}/scores/{metric}/{stage}/{self.score_ids[metric]}-{recipe}/{stem}.parquet"
+        return f"{self.results}/scores/{metric}/{stage}/{self.score_ids[metric][stage]}-{recipe}/{stem}.parquet"
 
     def gallery_file(self, stage: str, shard: str) -> str:
         stem = self.stems[self._stage[stage].rows][shard]
@@ -191,7 +198,7 @@ class Lineage:
         """Every step whose files are made shard by shard by a model, in the order they run."""
         for stage in self.stages:
             yield self.step(stage.name)
-            for metric in self.metrics:
+            for metric in self.metrics_of(stage.name):
                 yield self.step(stage.name, metric)
 
     def files(self, step: "Step") -> Iterator["File"]:

@@ -18,14 +18,16 @@ from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
-from darkroom.metrics.rubric import Rubric, load_rubric
+from darkroom.metrics import catalogue_of, metrics_of
+from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
-from darkroom.plan.recipe import image_recipe, judge_recipe
+from darkroom.plan.recipe import image_recipe
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
-from darkroom.plan.stages import Stage, stages_of
+from darkroom.plan.stages import ROWS, STAGES, Stage, stages_of
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
@@ -47,14 +49,15 @@ class Workflow:
     """One run.
 
     config: checked, with defaults. stages: those that make pictures, in the order they run. row_plans: by rows, "prompts" and
-    "edits". plans and groups: by stage, the shards, and those that are scored together. recipes: by stage and by metric.
+    "edits". plans and groups: by stage, the shards, and those that are scored together. recipes: by stage, what decides pixels. metrics: what
+    scores the images, the judge first.
     models: section -> its model of the hub.
     """
 
     config: dict[str, Any]
     stages: list[Stage]
     row_plans: dict[str, Plan]
-    rubric: Rubric
+    metrics: list[Metric]
     groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
@@ -77,13 +80,15 @@ class Workflow:
         config = load_config(config, roots)
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
-        _check_selection(config["select"], rubric)
-        _check_preferences(config["export"]["preferences"], rubric)
+        metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
         check_licences(config, TRAINING)
+        stages = stages_of({rows for rows in ROWS if config[rows] is not None})
+        catalogue = catalogue_of(metrics, [*STAGES])
+        _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
         together = config["judge"]["shards_per_job"]
-        for rows in ("prompts", "edits"):
+        for rows in ROWS:
             if config[rows] is None:
                 continue
             if planned:
@@ -103,11 +108,9 @@ class Workflow:
                 raise DarkroomError(
                     f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
                 )
-        stages = stages_of(set(plans))
         recipes = {stage.name: image_recipe(config[stage.section]) for stage in stages}
-        recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
-        return cls(config, stages, plans, rubric, groups, recipes, models)
+        return cls(config, stages, plans, metrics, groups, recipes, models)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
@@ -139,11 +142,27 @@ class Workflow:
             plans=self.row_plans,
             groups=self.groups,
             recipes=self.recipes,
-            metrics={"judge": self.recipes["judge"]},
+            metrics={
+                metric.name: {
+                    stage.name: metric.recipe(stage.name)
+                    for stage in self.stages
+                    if metric.name == JUDGE or metric.columns(stage.name)
+                }
+                for metric in self.metrics
+            },
             seed=self.config["seed"],
             samples=self.config["samples_per_prompt"],
             shown=[GALLERY_VERSION, options],
         )
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The columns of scores by stage, for all who show or use them."""
+        return catalogue_of(self.metrics, self.plans)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name."""
+        return next(metric for metric in self.metrics if metric.name == name)
 
     def results(self, *parts: str) -> Path:
         """A path below the results folder."""
@@ -188,6 +207,17 @@ class Workflow:
         """See that a file of rows is one that is planned. Raises DarkroomError where the rows changed meanwhile."""
         if shard not in self.row_plans[rows].shards or os.path.normpath(path) != self.lineage.rows_file(rows, shard):
             raise DarkroomError(f"{path}: no longer planned: the rows changed during the run; run snakemake again")
+
+    def device_section(self, step: Step) -> dict[str, Any]:
+        """The section of the config that says which devices a step works on; empty where it needs none."""
+        if step.metric is None:
+            return self.config[step.section]
+        return dict(self.metric(step.metric).needs or {})
+
+    def gpus(self, step: Step) -> int:
+        """GPUs of a job of a step: none where the config says cpu."""
+        section = self.device_section(step)
+        return 0 if section.get("device", "cpu") == "cpu" else section.get("gpus", 1)
 
     def planned_path(self, path: str, stage: str, name: str, metric: str | None = None) -> Path:
         """The path of a job's file, which must be the planned one.
@@ -370,7 +400,7 @@ class Workflow:
     def gallery_inputs(self, stage: str, shard: str) -> list[str]:
         """The files that a shard's file of the gallery is made from: its pictures, and its scores by each metric."""
         group = self.lineage.group_of[stage][shard]
-        scores = [self.lineage.score_file(metric, stage, group) for metric in self.lineage.metrics]
+        scores = [self.lineage.score_file(metric, stage, group) for metric in self.lineage.metrics_of(stage)]
         return [self.lineage.image_file(stage, shard), *scores]
 
     # ------------------------------------------------------------------------------------- state
@@ -449,7 +479,7 @@ class Workflow:
             kinds=self.kinds(),
             table=self.results("scores.parquet"),
             table_digest=self.merge_digest,
-            rubric=self.rubric,
+            catalogue=self.catalogue,
             settings=self.config["export"],
             select=self.config["select"],
             models=models_of(self.config),
@@ -476,10 +506,12 @@ class Workflow:
             number = sum(shard.rows for shard in plan.shards.values())
             told["rows"][rows] = f"{Path(config[rows]).name}: {number:,} rows in {len(plan.shards):,} shards"
         told["rows"] |= {"seed": config["seed"], "samples per prompt": config["samples_per_prompt"]}
-        sections = {stage.name: stage.section for stage in self.stages}
-        for name, recipe in self.recipes.items():
-            section = sections.get(name, name)
-            told[section] = {"name": config[section]["model"], "revision": config[section]["revision"]} | recipe
+        for stage in self.stages:
+            told[stage.section] = _named(config[stage.section]) | self.recipes[stage.name]
+        for metric in self.metrics:
+            told[metric.name] = _named(config["judge"] if metric.name == JUDGE else {}) | metric.recipe(
+                self.stages[0].name
+            )
         chosen = {
             f"{kind}: least {name}": least for kind in self.plans for name, least in config["select"][kind].items()
         }
@@ -496,32 +528,33 @@ class Workflow:
                 plan=self.plans[stage.name],
                 samples=self.config["samples_per_prompt"],
                 image_digests=self.lineage.image_digests[stage.name],
-                score_digests=self.lineage.score_digests["judge"][stage.name],
+                score_digests={
+                    metric: self.lineage.score_digests[metric][stage.name]
+                    for metric in self.lineage.metrics_of(stage.name)
+                },
                 groups=self.groups[stage.name].members,
                 files=ShardFiles(
                     rows=lambda shard, rows=stage.rows: Path(self.lineage.rows_file(rows, shard)),
                     images=lambda shard, name=stage.name: Path(self.lineage.image_file(name, shard)),
-                    scores=lambda group, name=stage.name: Path(self.lineage.score_file("judge", name, group)),
+                    scores=lambda metric, group, name=stage.name: Path(self.lineage.score_file(metric, name, group)),
                 ),
             )
             for stage in self.stages
         ]
 
 
-def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
-    for kind in ("images", "edited"):
-        known = rubric.scores(kind)
-        for name in select[kind]:
+def _named(section: dict[str, Any]) -> dict[str, Any]:
+    """The name and revision of a section's model, where it has one."""
+    return {"name": section["model"], "revision": section["revision"]} if section.get("model") else {}
+
+
+def _check_scores(config: dict[str, Any], catalogue: Catalogue) -> None:
+    """Scores that the config selects or prefers by are there. Raises DarkroomError where one is not."""
+    named = [(f"select.{stage}", stage, list(least)) for stage, least in config["select"].items() if stage in STAGES]
+    preferences = config["export"]["preferences"]
+    named += [(f"export.preferences.{s}", s, [preferences[s]]) for s in STAGES if preferences.get(s) is not None]
+    for where, stage, names in named:
+        known = catalogue.score_names(stage)
+        for name in names:
             if name not in known:
-                raise DarkroomError(
-                    f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-                )
-
-
-def _check_preferences(preferences: dict[str, Any], rubric: Rubric) -> None:
-    for kind in ("images", "edited"):
-        name, known = preferences[kind], rubric.scores(kind)
-        if name is not None and name not in known:
-            raise DarkroomError(
-                f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-            )
+                raise DarkroomError(f"config: {where}: no metric gives a score {name}; there are {', '.join(known)}")

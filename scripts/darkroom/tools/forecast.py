@@ -15,7 +15,7 @@ from darkroom.errors import RowError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
 from darkroom.make import identify
-from darkroom.metrics.judge import score_key
+from darkroom.metrics.score import score_key
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
 from darkroom.run.workflow import Workflow
@@ -92,8 +92,7 @@ def _step(workflow: Workflow, step: Step, planned: _Planned) -> StageForecast:
             _keep(planned, step.stage, records)
         else:
             _keep(planned, step.stage, iter_records(file.path, _BRIEF) if planned.wanted.get(step.stage) else ())
-    section = workflow.config[step.section]
-    told.gpus = 0 if section["device"] == "cpu" else section["gpus"]
+    told.gpus = workflow.gpus(step)
     workers = max(told.gpus, 1) if step.metric is None else 0  # a metric's GPUs work on each request together
     pace = speed(list(read_records(workflow.history_folder(step))), workers)
     if told.to_make == 0:
@@ -179,10 +178,11 @@ def _score_group(
     """Count the images of a group of shards that are to be scored."""
     columns = ["key", "prompt", "sha256", "error"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
-    rubric = workflow.rubric
-    errors = [f"{question.name}_error" for question in rubric.questions[step.stage]]
+    made = workflow.metric(step.metric or "").columns(step.stage)
+    reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
-    known = find_scores(rubric.columns(step.stage), errors, old_files, journals, workflow.config["retry_failed"])
+    retry, recipe = workflow.config["retry_failed"], workflow.lineage.metrics[step.metric or ""][step.stage]
+    known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
     new, sound = set(), 0
     for path in file.inputs:
         records = planned.remade[path] if path in planned.remade else iter_records(path, columns)
@@ -192,7 +192,7 @@ def _score_group(
             sound += 1
             about = {name: record[name] for name in columns if name in record}
             about["sha256"] = record["sha256"] or record["key"]
-            if (key := score_key(workflow.recipes["judge"], about)) not in known:
+            if (key := score_key(recipe, about)) not in known:
                 new.add(key)
     told.to_make += len(new)
     told.carried += sound - len(new)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from darkroom.errors import DarkroomError, RowError
 from darkroom.exports import SUMS
 from darkroom.exports.base import wrong_files
+from darkroom.metrics.rubric import JUDGE
 from darkroom.plan.requests import request_key
 from darkroom.run.jobs import contents, requests_of
 from darkroom.run.workflow import Workflow
@@ -114,18 +115,19 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
 
 
 def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Iterator[str]:
-    path = kind.score_file(group)
-    yield from _manifest(path, check_digest(path, kind.score_digests[group]))
-    columns = ["key", "row", "sha256", "error"]
-    images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
-    scores = list(iter_records(path))
-    for image, score in zip(images, scores, strict=False):
-        if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-            yield f"{path}: row {image['row']}: the scores are of another picture"
-        report.add(f"{kind.name} scored", image["error"] is None)
     planned = workflow.score_requests(kind.name, group)
-    if len(scores) != planned:
-        yield f"{path}: {len(scores)} scores where {planned} requests are planned"
+    for metric, digests in kind.score_digests.items():
+        path, counted = kind.score_file(metric, group), "scored" if metric == JUDGE else f"scored by {metric}"
+        yield from _manifest(path, check_digest(path, digests[group]))
+        columns = ["key", "row", "sha256", "error"]
+        images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
+        scores = list(iter_records(path))
+        for image, score in zip(images, scores, strict=False):
+            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                yield f"{path}: row {image['row']}: the scores are of another picture"
+            report.add(f"{kind.name} {counted}", image["error"] is None)
+        if len(scores) != planned:
+            yield f"{path}: {len(scores)} scores where {planned} requests are planned"
 
 
 def _manifest(path: Path, meta: dict[str, Any]) -> Iterator[str]:
@@ -155,7 +157,7 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()
-        merge_scores(workflow.kinds(), workflow.rubric, workflow.config["select"], new[0], new[1], meta, labels)
+        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config["select"], new[0], new[1], meta, labels)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

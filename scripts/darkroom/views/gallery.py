@@ -26,10 +26,10 @@ from darkroom.files import replacing
 from darkroom.identity import digest
 
 if TYPE_CHECKING:
-    from darkroom.metrics.rubric import Rubric
+    from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
-GALLERY_VERSION = 2  # raise it when the code changes what it makes of the same shard
+GALLERY_VERSION = 3  # raise it when the code changes what it makes of the same shard
 SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
@@ -95,7 +95,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
     if old is None:
         old = _write_packs(images, pictures, options, folder, content)
     places, packs = old
-    meta, scores = read_meta(images), read_meta(kind.score_file(kind.group_of(shard)))
+    meta, recipes = read_meta(images), kind.recipes(shard)
     data = {
         "kind": kind.name,
         "shard": shard,
@@ -104,7 +104,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
         "columns": {name: _short(values) for name, values in columns.items()},
         "pictures": places,
         "recipe": meta["recipe"],
-        "judge": scores["recipe"],
+        "metrics": recipes,
         "versions": meta["versions"],
     }
     whole = head | {"records": count, "content": content, "packs": packs}
@@ -253,7 +253,7 @@ def _webp(image: Any, longest: int, quality: int) -> bytes:
 
 def write_index(
     kinds: "list[Kind]",
-    rubric: "Rubric",
+    catalogue: "Catalogue",
     select: dict[str, Any],
     scores: Path,
     files: dict[tuple[str, str], Path],
@@ -280,7 +280,7 @@ def write_index(
             name = path.relative_to(folder / kind.name).as_posix()
             shards.append([kind.name, shard, len(flags), digest(found, 8), packed, name])
     index = about | {
-        "kinds": {kind.name: _questions(rubric, kind.name, select[kind.name]) for kind in kinds},
+        "kinds": {kind.name: _questions(catalogue, kind.name, select[kind.name]) for kind in kinds},
         "perRow": select["per_row"],
         "shards": shards,
         "labels": labels,
@@ -315,16 +315,20 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
     return found
 
 
-def _questions(rubric: "Rubric", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
+def _questions(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
     """What the page knows of a kind's scores: name, range and threshold; and of the questions they come from."""
-    limits = {name: limit for question in rubric.questions[kind] for name, limit in question.fields.items()}
-    scores = []
-    for name in rubric.scores(kind):
-        low, high = (limits[name]["minimum"], limits[name]["maximum"]) if name in limits else (0, 1)
-        scores.append({"name": name, "low": low, "high": high, "whole": name in limits, "least": thresholds.get(name)})
-    texts = [name for name, limit in limits.items() if "max_length" in limit]
-    asked = [{"name": question.name, "text": question.text} for question in rubric.questions[kind]]
-    return {"scores": scores, "texts": texts, "questions": asked}
+    scores = [
+        {
+            "name": column.name,
+            "low": column.low,
+            "high": column.high,
+            "whole": column.type == "int",
+            "least": thresholds.get(column.name),
+        }
+        for column in catalogue.scores(kind)
+    ]
+    asked = [{"name": question.name, "text": question.label} for question in catalogue.questions(kind)]
+    return {"scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
 
 
 def _write(path: Path, content: str | bytes) -> None:
