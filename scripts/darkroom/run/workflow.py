@@ -252,7 +252,7 @@ class Workflow:
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
-        return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
+        return sorted({reference.shard for reference in self.plans["edited"].references(shard)})
 
     def score_requests(self, kind: str, group: str) -> int:
         return sum(self.requests(kind, shard) for shard in self.groups[kind].members[group])

@@ -74,7 +74,7 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     if workflow.config["retry_failed"]:
         outdated |= set(workflow.failed_files())
     edits = workflow.plans.get("edited")
-    references = [r for shard in edits.shards.values() for r in shard.references] if edits else []
+    references = [r for shard in edits.shards for r in edits.references(shard)] if edits else []
     state = _State(outdated, {(row, item, sample) for row, item, sample, *_ in references})
     stages: list[StageForecast] = []
     for kind in workflow.plans:
