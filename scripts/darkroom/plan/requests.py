@@ -113,8 +113,8 @@ def edited_digest(
 ) -> str:
     """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
     parts = [image_digest(shard, recipe, seed, samples)]
-    if shard.references:
-        parts += [[[row, item, sample, rows] for row, item, sample, _, rows in shard.references], generate_recipe]
+    if shard.referenced:
+        parts += [shard.referenced, generate_recipe]
     return digest(parts)
 
 

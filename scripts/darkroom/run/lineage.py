@@ -119,7 +119,7 @@ class Lineage:
                 for name, shard in self.plans[stage.rows].shards.items():
                     if stage.every:
                         from_files[name] = after[found[stage.reads][name]]
-                    elif shard.references:
+                    elif shard.referenced:
                         from_files[name] = after[next(iter(found[stage.reads].values()))]
             found[stage.name] = from_files
         return found
@@ -186,7 +186,8 @@ class Lineage:
             return []
         if found.every:
             return [self.image_file(found.reads, shard)]
-        return [self.image_file(found.reads, name) for name in source_shards(self.plans[found.rows].shards[shard])]
+        shards = {reference.shard for reference in self.plans[found.rows].references(shard)}
+        return [self.image_file(found.reads, name) for name in sorted(shards)]
 
     def step(self, stage: str, metric: str | None = None) -> "Step":
         """The step that makes a stage's pictures, or a metric's scores of them."""
@@ -246,11 +247,6 @@ def manifest_of(path: str) -> str:
     return path.removesuffix(Path(path).suffix) + SUFFIX
 
 
-def source_shards(shard: Shard) -> list[str]:
-    """The shards that hold the images of this run which a shard of edits starts from, in order."""
-    return sorted({reference[3] for reference in shard.references})
-
-
 def _rows_id(shard: Shard) -> str:
     """The id of a shard's rows: of their text, the contents of the files they name, the rows they refer to."""
-    return digest([shard.digest, shard.sources, [[*r[:3], r[4]] for r in shard.references]], ID)
+    return digest([shard.digest, shard.sources, shard.referenced], ID)

@@ -68,8 +68,9 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     wanted: dict[str, set[Place]] = {}
     for stage in workflow.stages:
         if stage.reads and not stage.every:
-            references = (r for shard in workflow.plans[stage.name].shards.values() for r in shard.references)
-            wanted.setdefault(stage.reads, set()).update((row, item, sample) for row, item, sample, *_ in references)
+            plan = workflow.plans[stage.name]
+            references = (reference for shard in plan.names for reference in plan.references(shard))
+            wanted.setdefault(stage.reads, set()).update(reference[:3] for reference in references)
     planned = _Planned(wanted)
     return [_step(workflow, step, planned) for step in workflow.lineage.steps()]
 
