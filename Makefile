@@ -11,11 +11,11 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune report watch train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all test-quick lint plan verify prune watch failures report train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
-	@$(BIN)/python scripts/summary.py results
+	@$(BIN)/darkroom summary
 
 # A file shares what its tests prepare; in the order of testpaths (pyproject.toml), the long ones first.
 test: $(READY)
@@ -27,17 +27,13 @@ test-all: $(READY)
 test-quick: $(READY)
 	$(BIN)/python -m pytest tests/unit
 
-# Commands on results/, or on the results of the config file named with CONFIG=my.yaml.
-plan verify prune: $(READY)
-	@$(BIN)/snakemake $@ -j1 --quiet all $(if $(CONFIG),--configfile $(CONFIG))
+# Commands on results/, or on the results of the config file named with CONFIG=my.yaml; watch: until the run ends.
+plan verify prune watch failures: $(READY)
+	@$(BIN)/darkroom $@ $(if $(CONFIG),--configfile $(CONFIG))
 
 # report.zip: plots, examples and recipe; open report/report.html in it.
 report: $(READY)
 	@$(BIN)/snakemake --report report.zip $(if $(CONFIG),--configfile $(CONFIG))
-
-# What the run on results/ is doing, from its files alone, until it ends.
-watch: $(READY)
-	@$(BIN)/python scripts/watch.py $(if $(CONFIG),--configfile $(CONFIG))
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -45,13 +41,15 @@ lint: $(READY)
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-# The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out.
+# The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out. The checkout
+# itself is installed as it lies here, for the command darkroom.
 $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
 	@echo "Installing into $(VENV) (some 3 GB, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
 	@$(PIP) install --no-deps -r envs/cpu.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 

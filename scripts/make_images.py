@@ -25,7 +25,7 @@ def open_engine(section, name):
 
 
 with job(snakemake.log[0]):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    workflow = Workflow.of_job(snakemake.config)
     kind, shard, path = snakemake.params.kind, snakemake.wildcards.shard, Path(snakemake.output[0])
     limit_threads(snakemake.threads, workflow.config[SECTIONS[kind]]["device"])
     plan = workflow.plans[kind]

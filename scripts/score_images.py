@@ -28,7 +28,7 @@ def open_judge(section, kind, rubric):
 # The guard is for vLLM's workers: where they are spawned they import this file.
 if __name__ == "__main__":
     with job(snakemake.log[0]):
-        workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+        workflow = Workflow.of_job(snakemake.config)
         kind, group, path = snakemake.wildcards.kind, snakemake.wildcards.group, Path(snakemake.output[0])
         plan, groups = workflow.plans[kind], workflow.groups[kind]
         named = snakemake.input.images

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    plan = Workflow.of_job(snakemake.config, snakemake.scriptdir).plans[snakemake.params.kind]
+    plan = Workflow.of_job(snakemake.config).plans[snakemake.params.kind]
     shard = plan.shards[snakemake.wildcards.shard]
     with replacing(snakemake.output[0]) as temporary:
         temporary.write_bytes(plan.read(shard.name))

@@ -7,20 +7,19 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import REPOSITORY, Run, environment, small_config, write_inputs
+from darkroom.run.workflow import Workflow
 from darkroom.store.shardfile import iter_records
-from darkroom.tools.watch import Watch, open_workflow, read_log
+from darkroom.tools.watch import Watch, read_log
 
 HEADS = ("shards", "done", "running", "failed", "waiting", "images", "of")
 
 
 def watch(run, *arguments):
-    command = [sys.executable, str(REPOSITORY / "scripts/watch.py"), *arguments]
-    return subprocess.run(command, cwd=run.folder, capture_output=True, text=True, env=environment(), timeout=900)
+    return run.darkroom("watch", *arguments, config=False, check=False)
 
 
 def stages(text):
@@ -128,7 +127,7 @@ def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):
     rows = run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(10_000)])
     run.planned()
     config = run.config | {"results": str(run.results), "prompts": str(rows)}
-    looking = Watch(open_workflow(None, config, REPOSITORY / "workflow/schemas/config.schema.yaml", [REPOSITORY]))
+    looking = Watch(Workflow.open(config, planned=True))
     names = [job.name for job in looking.jobs["images"]]
     folder = run.results / "logs/generate_images"
     folder.mkdir(parents=True)

@@ -1,16 +1,17 @@
 # Configuration, plans and digests. Everything here is light, and the same at every parse.
 import inspect
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-# Not workflow.basedir, which is another repository where this workflow is a module of a larger one.
-REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
-if not (REPOSITORY / "scripts/darkroom").is_dir():
+# The library beside this workflow, else one that is installed. (source_path() is of no use here: it copies a single file.)
+LIBRARY = Path(workflow.snakefile).parents[2] / "scripts"
+if (LIBRARY / "darkroom").is_dir():
+    sys.path.insert(0, str(LIBRARY))
+elif find_spec("darkroom") is None:
     sys.exit(
-        f"error: {REPOSITORY}: Darkroom needs its library beside it; clone the repository, and name its Snakefile there"
+        f"error: no library darkroom, neither in {LIBRARY} nor installed; pip install what you cloned: `pip install .`"
     )
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from darkroom.run import needs
 from darkroom.jobs.devices import visible_devices
@@ -19,15 +20,14 @@ from darkroom.views.gallery import site_files
 from darkroom.jobs.runtime import refusal
 from darkroom.run.workflow import Workflow
 from snakemake.jobs import Job
+from snakemake.logging import logger
 
 try:
     DARKROOM = Workflow.open(
         config,
-        schema=REPOSITORY / "workflow/schemas/config.schema.yaml",
-        roots=[Path.cwd(), REPOSITORY],
         # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
         planned=not workflow.is_main_process,
-        # Which target is asked for is not known yet; fetch_models is what finds the commit.
+        # Which target is asked for is not known yet; `darkroom fetch` is what finds the commit.
         unpinned=True,
     )
 except DarkroomError as error:
@@ -212,9 +212,12 @@ if workflow.is_main_process:
     Job.restart_times = property(retries)
 
 
+# The run's events are recorded by a handler on Snakemake's logger, which gets the same records as a logger plugin. A plugin
+# has to be installed and named by a flag or a profile before any Snakefile is read: a fresh clone, or a run with a profile
+# of the site's, would be without it.
 onstart:
     try:
-        DARKROOM.claim(log)
+        logger.addHandler(DARKROOM.claim())
     except DarkroomError as error:
         sys.exit(f"error: {error}")
     for path in DARKROOM.results("logs").rglob("*.refused"):

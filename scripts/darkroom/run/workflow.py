@@ -6,12 +6,13 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from darkroom.config import home
 from darkroom.config.load import load_config
 from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
@@ -27,6 +28,7 @@ from darkroom.plan.recipe import image_recipe, judge_recipe
 from darkroom.plan.requests import edited_digest, image_digest, score_digest
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.rows.labels import Labels, labels_digest, read_labels
+from darkroom.run.events import EventWriter
 from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
 from darkroom.run.notes import Notes
 from darkroom.views.gallery import GALLERY_VERSION, site_digest
@@ -81,14 +83,17 @@ class Workflow:
 
     @classmethod
     def open(
-        cls, config: dict[str, Any], schema: Path, roots: list[Path], planned: bool = False, unpinned: bool = False
+        cls, config: dict[str, Any], planned: bool = False, unpinned: bool = False, folder: str | Path = "."
     ) -> "Workflow":
-        """Check the config and plan the rows; planned: take the plan that is there, without a look at the rows.
+        """Check the config and plan the rows.
 
+        config: as the user wrote it.
+        planned: take the plan that is there, without a look at the rows.
         unpinned: let hub models pass whose commit is not known; nothing can be made with them.
+        folder: where relative paths of the config are looked for, before `home()`.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, schema, roots)
+        config = load_config(config, home() / "workflow/schemas/config.schema.yaml", [Path(folder).absolute(), home()])
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)
@@ -122,11 +127,9 @@ class Workflow:
         return cls(config, plans, rubric, groups, recipes, models)
 
     @classmethod
-    def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
-        """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
-        repository = Path(scriptdir).parent
-        schema = repository / "workflow/schemas/config.schema.yaml"
-        return cls.open(config, schema, [Path.cwd(), repository], planned=True, unpinned=unpinned)
+    def of_job(cls, config: dict[str, Any], unpinned: bool = False) -> "Workflow":
+        """The run that a job belongs to, with the plan that the job was submitted with."""
+        return cls.open(config, planned=True, unpinned=unpinned)
 
     @cached_property
     def image_digests(self) -> dict[str, dict[str, str]]:
@@ -452,20 +455,25 @@ class Workflow:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(f"{made_for} {self.failures_digest()}")
 
-    def claim(self, logs: Iterable[str | Path] = ()) -> None:
-        """Keep the results folder for this process until it ends, in whatever way, and say so to whoever watches it.
+    def hold(self) -> None:
+        """Lock the results folder for the life of this process. Raises DarkroomError where another process holds it."""
+        refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
+        self._lock = hold_results(self.results(), refusal)
 
-        Snakemake locks its working folder alone; two of them may name the same results. logs: Snakemake's own of this run.
-        Raises DarkroomError where another process holds the folder.
+    def claim(self) -> EventWriter:
+        """Lock the results folder for the life of this process and record the run for whoever watches it.
+
+        Snakemake locks its working folder alone; two of them may name the same results. Returns the log handler that
+        records what happens to the run's jobs. Raises DarkroomError where another process holds the folder.
         """
         import psutil
 
-        refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
-        self._lock = hold_results(self.results(), refusal)
+        self.hold()
+        events = EventWriter(self.results())
         run = {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-        run |= {"started": time.time(), "folder": str(Path.cwd()), "logs": [os.path.abspath(log) for log in logs]}
-        run["config"] = self.config
+        run |= {"started": time.time(), "folder": str(Path.cwd()), "config": self.config}
         write_json(self.results(".darkroom", "run.json"), run)
+        return events
 
     def results(self, *parts: str) -> Path:
         return Path(self.config["results"], *parts)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from darkroom.config import home
 from darkroom.errors import DarkroomError, RowError
 from darkroom.files import remove, replacing
 from darkroom.identity import digest
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from darkroom.tables.kind import Kind
 
 GALLERY_VERSION = 1  # raise it when the code changes what it makes of the same shard
-SITE = Path(__file__).resolve().parents[3] / "resources/gallery"
+SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
 _HEAD = "// darkroom "
