@@ -127,10 +127,7 @@ def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):
     done = run.snakemake(f"results/images/{shard['name']}.parquet", check=False)
     assert done.returncode == 1
     assert "generate.model: tiny/flux: vae/config.json is not in" in errors(done)[0]
-    assert (
-        "run `darkroom fetch` again, with generate.cache_dir on a disk that this machine sees"
-        in errors(done)[0]
-    )
+    assert "run `darkroom fetch` again, with generate.cache_dir on a disk that this machine sees" in errors(done)[0]
     asked = len(hub.asked)
     run.darkroom("fetch")
     files = [path for _, path in hub.asked[asked:] if not path.startswith("/api/agent")]

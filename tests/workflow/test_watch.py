@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from conftest import REPOSITORY, Run, environment, small_config, write_inputs
 from darkroom.run.workflow import Workflow
@@ -120,6 +121,36 @@ def test_a_failed_shard_is_shown_with_its_last_error(copy):
     stage, shard = re.match(r"[\d:]+ scores/(\w+)/(\w+) failed: ", error).groups()
     log = (copy.results / f"logs/score_images/{stage}/{shard}.log").read_text()
     assert log.splitlines()[-1].removeprefix("error: ") == error.partition(" failed: ")[2] != ""
+
+
+def test_a_job_that_was_killed_without_a_word_is_shown_while_the_run_goes_on(tmp_path):
+    run = Run(tmp_path, small_config(shards={"size": 2}, generate={"steps": 30, "true_cfg": 2, "batch_size": 1}))
+    run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(8)])
+    process = start(run, "-j1", "--keep-going")
+    wait_for(lambda: list(run.results.glob(".darkroom/scratch/images/*/*/*.png")), process)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "make_images.py" in " ".join(child.cmdline()):
+            child.kill()
+    views = []
+    wait_for(lambda: views.append(watch(run, "--once").stdout) or " failed: " in views[-1], process)
+    assert re.search(r"^[\d:]+ images/\w+ failed: ended without a word: killed, or out of memory$", views[-1], re.M)
+    assert stages(views[-1])["images"]["failed"] == 1 and stages(views[-1])["images"]["running"] <= 1
+    assert views[-1].splitlines()[-1].startswith("running for ")
+    events = [json.loads(line) for line in (run.results / ".darkroom/events.jsonl").read_text().splitlines()]
+    failed = next(event for event in events if event["event"] == "failed")
+    assert failed["rule"] == "generate_images" and failed["logs"] == [
+        f"logs/generate_images/{failed['wildcards']['shard']}.log"
+    ]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Another run knows nothing of it.
+    run.snakemake("--unlock")
+    process = start(run, "-j1", "--keep-going")
+    wait_for(lambda: json.loads((run.results / ".darkroom/run.json").read_text())["pid"] == process.pid, process)
+    view = watch(run, "--once")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert stages(view.stdout)["images"]["failed"] == 0 and " failed: " not in view.stdout
 
 
 def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):

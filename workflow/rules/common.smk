@@ -10,7 +10,7 @@ if (LIBRARY / "darkroom").is_dir():
     sys.path.insert(0, str(LIBRARY))
 elif find_spec("darkroom") is None:
     sys.exit(
-        f"error: no library darkroom, neither in {LIBRARY} nor installed; pip install what you cloned: `pip install .`"
+        f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
     )
 
 from darkroom.run import needs

@@ -191,8 +191,10 @@ def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
     for file in files or [default]:
         try:
             given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DarkroomError(f"{file}: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            raise DarkroomError(f"{file}: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DarkroomError(f"{file}: {' '.join(str(error).split())}") from error
         if not isinstance(given, dict):
             raise DarkroomError(f"{file}: expected keys and values, as in config/config.yaml")
         _merge(config, given)
@@ -203,7 +205,7 @@ def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
         try:
             _merge(config, {key: yaml.safe_load(value)})
         except yaml.YAMLError as error:
-            raise DarkroomError(f"--config {setting}: {str(error).splitlines()[0]}") from error
+            raise DarkroomError(f"--config {setting}: {' '.join(str(error).split())}") from error
     return config
 
 
@@ -228,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument(
             "--configfile",
+            "--configfiles",
             type=Path,
             nargs="+",
             action="extend",
@@ -237,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--config",
+            "-C",
             nargs="+",
             action="extend",
             default=[],
