@@ -15,11 +15,11 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
-	@$(BIN)/python scripts/summary.py results
+	@$(BIN)/darkroom summary
 
 # A file shares what its tests prepare; in the order of testpaths (pyproject.toml), the long ones first.
 test: $(READY)
@@ -43,17 +43,13 @@ lint: $(QUICK_READY)
 	$(QUICK)/codespell
 	$(QUICK)/snakemake --lint
 
-# Commands on results/, or on the results of the config file named with CONFIG=my.yaml.
-plan verify prune: $(READY)
-	@$(BIN)/snakemake $@ -j1 --quiet all $(if $(CONFIG),--configfile $(CONFIG))
+# Commands on results/, or on the results of the config file named with CONFIG=my.yaml; watch: until the run ends.
+plan verify prune watch failures: $(READY)
+	@$(BIN)/darkroom $@ $(if $(CONFIG),--configfile $(CONFIG))
 
 # report.zip: plots, examples and recipe; open report/report.html in it.
 report: $(READY)
 	@$(BIN)/snakemake --report report.zip $(if $(CONFIG),--configfile $(CONFIG))
-
-# What the run on results/ is doing, from its files alone, until it ends.
-watch: $(READY)
-	@$(BIN)/python scripts/watch.py $(if $(CONFIG),--configfile $(CONFIG))
 
 PYTHON_CHECK = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
 
@@ -64,13 +60,15 @@ $(QUICK_READY): envs/quick.lock
 	@$(QUICK)/python $(PIP) install --no-deps -r $<
 	@touch $@
 
-# The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out.
+# The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out. The checkout
+# itself is installed as it lies here, for the command darkroom.
 $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	$(PYTHON_CHECK)
 	@echo "Installing into $(VENV) (some 3 GB, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python $(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
 	@$(BIN)/python $(PIP) install --no-deps -r envs/cpu.lock
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 

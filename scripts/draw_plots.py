@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 with job(snakemake.log[0]):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    workflow = Workflow.of_job(snakemake.config)
     rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
     kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 with job(snakemake.log[0]):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    workflow = Workflow.of_job(snakemake.config)
     stage, shard = snakemake.params.stage, snakemake.wildcards.shard
     step = workflow.lineage.step(stage)
     path = workflow.planned_path(snakemake.output.images, stage, shard)

@@ -27,7 +27,7 @@ def open_scorer():
 # The guard is for vLLM's workers: where they are spawned they import this file.
 if __name__ == "__main__":
     with job(snakemake.log[0]):
-        workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+        workflow = Workflow.of_job(snakemake.config)
         lineage = workflow.lineage
         metric = workflow.metric(snakemake.wildcards.metric)
         kind, group = snakemake.wildcards.kind, snakemake.wildcards.group

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    workflow = Workflow.of_job(snakemake.config)
     plan = workflow.row_plans[snakemake.params.rows]
     workflow.check_planned(snakemake.output[0], snakemake.params.rows, snakemake.wildcards.shard)
     shard = plan.shards[snakemake.wildcards.shard]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    workflow = Workflow.of_job(snakemake.config, snakemake.scriptdir)
+    workflow = Workflow.of_job(snakemake.config)
     format = snakemake.params.format
     counts = write_export(workflow.export(format))
     write_manifest(Path(snakemake.output.manifest), workflow.exports[format].manifest())

@@ -108,6 +108,23 @@ class Run:
             raise AssertionError(f"snakemake failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{logs}")
         return done
 
+    def darkroom(self, *arguments: str, config: bool = True, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The command `darkroom` in the folder; config: about the run's config, else without any."""
+        if config:
+            self.command()  # writes config.yaml
+            arguments = (*arguments, "--configfile", "config.yaml")
+        done = subprocess.run(
+            [sys.executable, "-m", "darkroom", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=(self.env or environment()) | {"PYTHONPATH": str(REPOSITORY / "scripts")},
+            stdin=subprocess.DEVNULL,
+        )
+        assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
     def planned(self, *arguments: str) -> dict[str, int]:
         """rule -> number of jobs that a dry run would start."""
         text = self.snakemake("-n", *arguments).stdout

@@ -153,7 +153,7 @@ def test_a_threshold_rebuilds_the_index_and_leaves_the_pictures(shown):
     assert set(shown.planned()) == {"merge_scores", "write_dataset", "gallery_index", "all"}
     shown.snakemake()
     assert {path: path.stat().st_mtime_ns for path in packs} == packs
-    assert "error" not in shown.snakemake("verify").stdout
+    assert "error" not in shown.darkroom("verify").stdout
 
 
 def test_a_prompt_stays_text(page, tmp_path):

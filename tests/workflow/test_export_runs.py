@@ -37,7 +37,7 @@ def test_a_change_makes_the_exports_it_concerns_and_no_image(copy):
     assert copy.planned() == TABLES
     copy.snakemake()
     assert copy.planned() == {} and files(copy) != first
-    done = copy.snakemake("verify")
+    done = copy.darkroom("verify")
     assert all(f" {format} files" in done.stdout for format in FORMATS)
     copy.config["select"] = {}
     copy.snakemake()
@@ -50,7 +50,7 @@ def test_a_change_makes_the_exports_it_concerns_and_no_image(copy):
     assert planned_with(copy, formats=["parquet"]) == planned_with(copy, formats=[]) == {}
     victim = sorted(copy.results.glob("exports/webdataset/*/*.tar"))[0]
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    done = copy.snakemake("verify", check=False)
+    done = copy.darkroom("verify", check=False)
     assert (
         done.returncode == 1
         and f"error: results/{victim.relative_to(copy.results)}: not what SHA256SUMS" in done.stdout

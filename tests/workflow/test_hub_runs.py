@@ -67,7 +67,7 @@ def test_a_run_from_the_hub_fetches_once_and_then_works_without_it(from_hub, hub
     assert "config: generate.revision: images and scores belong to one commit" in errors(done)[0]
     assert hub.asked == []
 
-    text = run.snakemake("fetch_models").stdout
+    text = run.darkroom("fetch").stdout
     flux, judge = (hub.repositories[name].commit for name in ("tiny/flux", "tiny/judge"))
     for section, commit in (("generate", flux), ("edit", flux), ("judge", judge)):
         assert f"for the config, under {section}:\n  revision: {commit} # main when fetched" in text
@@ -100,7 +100,8 @@ def test_a_run_from_the_hub_fetches_once_and_then_works_without_it(from_hub, hub
     run.config["generate"]["revision"] = run.config["edit"]["revision"] = flux
     run.config["judge"]["revision"] = judge
     shutil.rmtree(tmp_path / "cache")
-    run.snakemake("plan", "verify", "prune")
+    for command in ("plan", "verify", "prune"):
+        run.darkroom(command)
     assert run.planned() == {}
     # A shard is to be made, and the hub is away: one clear line, and what is known of the model is kept.
     next(run.results.glob("scores/images/*.parquet")).unlink()
@@ -117,7 +118,7 @@ def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):
     for section in ("generate", "edit", "judge"):
         run.config[section]["revision"] = hub.repositories[run.config[section]["model"]].commit
     run.config["edits"] = None
-    text = run.snakemake("fetch_models").stdout
+    text = run.darkroom("fetch").stdout
     assert "for the config" not in text
     weights = tmp_path / f"cache/models--tiny--flux/snapshots/{run.config['generate']['revision']}/vae"
     shutil.rmtree(weights)
@@ -126,11 +127,8 @@ def test_a_job_whose_model_is_gone_says_what_to_do(from_hub, hub, tmp_path):
     done = run.snakemake(f"results/images/{shard['name']}.parquet", check=False)
     assert done.returncode == 1
     assert "generate.model: tiny/flux: vae/config.json is not in" in errors(done)[0]
-    assert (
-        "run `snakemake -j1 fetch_models` again, with generate.cache_dir on a disk that this machine sees"
-        in errors(done)[0]
-    )
+    assert "run `darkroom fetch` again, with generate.cache_dir on a disk that this machine sees" in errors(done)[0]
     asked = len(hub.asked)
-    run.snakemake("fetch_models")
+    run.darkroom("fetch")
     files = [path for _, path in hub.asked[asked:] if not path.startswith("/api/agent")]
     assert weights.exists() and files and all("/vae/" in path for path in files)

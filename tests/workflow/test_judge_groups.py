@@ -63,7 +63,7 @@ def test_sixteen_shards_start_the_engine_twice(grouped):
     assert asked(grouped) == 16
     scores = pd.read_parquet(grouped.results / "scores.parquet")
     assert list(scores["row"]) == [f"row-{n}" for n in range(16)] and scores["p_yes"].notna().all()
-    assert "16 images scored" in " ".join(grouped.snakemake("verify").stdout.split())
+    assert "16 images scored" in " ".join(grouped.darkroom("verify").stdout.split())
 
 
 def test_one_changed_image_is_judged_alone(grouped):
@@ -84,7 +84,7 @@ def test_inserted_and_appended_rows_are_judged_alone(grouped):
     rows += [(f"new-{n}", "two red stars", (9, 9, n)) for n in range(1, 4)]
     write_inputs(grouped, rows)
     before = asked(grouped)
-    plan = next(line for line in grouped.snakemake("plan").stdout.splitlines() if line.startswith("scores/images"))
+    plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/images"))
     grouped.snakemake()
     assert asked(grouped) - before == int(plan.split()[4]) == 5  # and row-5, which is as it was at first
     assert list(pd.read_parquet(grouped.results / "scores.parquet")["row"]) == [name for name, *_ in rows]

@@ -1,5 +1,6 @@
 """The workflow as a module of a larger one, and without the library that it needs beside it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -44,13 +45,51 @@ def test_a_larger_workflow_uses_it_as_a_module(run):
     assert pd.read_parquet(run.results / "scores.parquet")["p_yes"].notna().all()
 
 
-def test_without_its_library_one_line_says_what_to_do(run):
-    for name in ("workflow", "config"):
-        shutil.copytree(REPOSITORY / name, run.folder / name)
+def alone(run):
+    """The workflow and its thin scripts without library, config and models, in a folder of the run."""
+    folder = run.folder / "workflow of darkroom"
+    shutil.copytree(REPOSITORY / "workflow", folder / "workflow")
+    (folder / "scripts").mkdir()
+    for script in REPOSITORY.glob("scripts/*.py"):
+        shutil.copy(script, folder / "scripts")
+    (run.folder / "Snakefile").write_text(OUTER.format(repository=folder))
+    return folder
+
+
+def test_an_installed_library_does_where_the_workflow_comes_without_one(run):
+    alone(run)
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([sys.executable, "-m", *install, str(run.folder / "site"), str(REPOSITORY)], check=True)
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, {"prompt": "a blue star"}])
+    run.config["gallery"] = {"enabled": True}
+    run.command()  # writes config.yaml; the rubric is the package's
+    assert "rubric" not in run.config["judge"]
+    env = environment() | {"PYTHONPATH": str(run.folder / "site")}
+    command = [sys.executable, "-m", "snakemake", "-j2", "--workflow-profile", "none"]
+    for arguments in (["-n"], []):
+        done = subprocess.run(command + arguments, cwd=run.folder, env=env, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (run.folder / "count.txt").read_text() == "2"
+    done = subprocess.run(
+        [sys.executable, run.folder / "site/bin/darkroom", "plan", "--configfile", "config.yaml"],
+        cwd=run.folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and re.search(r"^images +\d+ +0 +0 +0 ", done.stdout, re.M), done.stderr
+
+
+def test_without_any_library_one_line_says_what_to_do(run):
+    folder = alone(run)
+    run.command()  # writes config.yaml
+    (run.folder / "sitecustomize.py").write_text('import sys\n\nsys.modules["darkroom"] = None  # not installed\n')
     command = [sys.executable, "-m", "snakemake", "-n", "--workflow-profile", "none"]
-    done = subprocess.run(command, cwd=run.folder, env=environment(), capture_output=True, text=True, timeout=300)
+    env = environment() | {"PYTHONPATH": str(run.folder)}
+    done = subprocess.run(command, cwd=run.folder, env=env, capture_output=True, text=True, timeout=300)
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert told == [
-        f"error: {run.folder}: Darkroom needs its library beside it; clone the repository, and name its Snakefile there"
+        f"error: no library darkroom, neither in {folder}/scripts nor installed;"
+        " `pip install` the repository that this workflow is from"
     ]

@@ -1,13 +1,11 @@
-"""plan, verify, prune and replay: they say what is so, and what the jobs then do agrees with it."""
+"""plan, verify, prune, replay, failures and summary: they say what is so, and what the jobs then do agrees with it."""
 
 import json
 import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
-from conftest import BAD, PROMPTS, REPOSITORY, environment, shards, write_inputs
+from conftest import BAD, PROMPTS, shards, write_inputs
 from darkroom.files import target_of
 from darkroom.jobs.history import read_records
 from darkroom.store.shardfile import iter_records, read_meta, write_shard
@@ -15,7 +13,7 @@ from darkroom.store.shardfile import iter_records, read_meta, write_shard
 
 def forecast_of(run):
     """stage -> the numbers of the table that `plan` prints."""
-    text = run.snakemake("plan").stdout
+    text = run.darkroom("plan").stdout
     lines = [line.split() for line in text.splitlines() if re.match(r"(scores/)?(images|edited) +\d", line)]
     return {
         line[0]: dict(zip(("shards", "missing", "stale", "to make", "carried"), map(int, line[1:6]), strict=True))
@@ -43,7 +41,7 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     # p0 and p8; e0 starts from p0; three pictures have a new content, one score file is missing.
     assert planned["images"]["to make"] == 2 and planned["edited"]["to make"] == 1
     assert planned["scores/edited"]["missing"] == 1
-    text = copy.snakemake("plan").stdout
+    text = copy.darkroom("plan").stdout
     assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
     copy.snakemake()
     after = recorded(copy)
@@ -53,7 +51,7 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
 
 
 def test_verify_reads_every_row_image_and_score(copy):
-    text = copy.snakemake("verify").stdout
+    text = copy.darkroom("verify").stdout
     counts = {name: int(number) for number, name in re.findall(r"^ +(\d+) (\S.*)$", text, re.M)}
     assert counts["images images"] == counts["images scored"] == 12 and counts["images rejected rows"] == len(BAD)
     assert counts["edited failed"] == 1 and counts["data set files"] == 12 + 3
@@ -107,7 +105,7 @@ def change_a_data_set_file(run):
 )
 def test_verify_finds_what_was_harmed(copy, harm):
     path = harm(copy)
-    done = copy.snakemake("verify", check=False)
+    done = copy.darkroom("verify", check=False)
     assert done.returncode == 1
     problems = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
     assert str(path.relative_to(copy.folder)) in problems[0]
@@ -115,13 +113,15 @@ def test_verify_finds_what_was_harmed(copy, harm):
 
 def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     write_inputs(copy, PROMPTS[:4])  # the shards of the other rows are not planned any more
-    done = copy.snakemake("prune", check=False)
+    done = copy.darkroom("prune", check=False)
     assert done.returncode == 1 and "run snakemake first, then prune" in done.stderr
     copy.snakemake()
     before = shards(copy)
     for path in list(copy.results.glob("images/*.parquet")):  # as if writers had been killed
         path.with_name(f".{path.name}.part").mkdir()
-    text = copy.snakemake("prune").stdout
+    assert "would remove" in copy.darkroom("prune", "--dry-run").stdout
+    assert shards(copy) == before
+    text = copy.darkroom("prune").stdout
     after = shards(copy)
     gone = set(before) - set(after)
     assert gone and all(before[name] == after[name] for name in after)
@@ -131,34 +131,23 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert left == {target_of(path).stem for path in copy.results.glob("images/.*.part")}
     scores = pd.read_parquet(copy.results / "scores.parquet")
     assert set(scores[scores["kind"] == "images"]["shard"]) <= left
-    copy.snakemake("verify")
+    copy.darkroom("verify")
     assert copy.planned() == {}
-    assert "removed 0 files" in copy.snakemake("prune").stdout
-
-
-def replay(run, *arguments):
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts/replay.py"), "--configfile", "config.yaml", *arguments],
-        cwd=run.folder,
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    assert "removed 0 files" in copy.darkroom("prune").stdout
 
 
 def test_any_image_can_be_made_again_from_its_record(copy):
-    copy.command()  # writes config.yaml
     scores = pd.read_parquet(copy.results / "scores.parquet")
     edit = scores[(scores["kind"] == "edited") & (scores["row"] == "e2")]["key"].iloc[0]
     for arguments in (["--row", "p3", "--sample", "2"], ["--key", edit]):
-        done = replay(copy, *arguments)
+        done = copy.darkroom("replay", *arguments, check=False)
         assert done.returncode == 0 and "equal: every pixel" in done.stdout, done.stderr
     swap_an_image(copy)
     path = sorted(copy.results.glob("images/*.parquet"))[0]
     first = next(iter_records(path))
-    done = replay(copy, "--key", first["key"])
+    done = copy.darkroom("replay", "--key", first["key"], check=False)
     assert done.returncode == 1 and re.search(r"^error: \d+ pixels differ", done.stderr, re.M)
-    done = replay(copy, "--row", "nobody")
+    done = copy.darkroom("replay", "--row", "nobody", check=False)
     assert done.returncode == 1 and "no image with row nobody" in done.stderr
 
 
@@ -172,3 +161,38 @@ def test_failed_requests_are_tried_again_when_asked_for(copy, finished):
     assert shards(copy) == shards(finished)
     record = json.loads((copy.results / f"benchmarks/edit_images/{failed[0].stem}.jsonl").read_text().splitlines()[-1])
     assert (record["made"], record["failed"]) == (0, 1)
+
+
+def test_failures_lists_what_came_to_nothing_and_why(copy):
+    text = copy.darkroom("failures").stdout
+    listed, counts = text.strip().split("\n\n")
+    prompts, edits = copy.folder / "prompts.jsonl", copy.folder / "edits.jsonl"
+    assert f"{prompts}, line 5: prompts: not valid JSON" in listed
+    assert f"{edits}, row e3, item 0, sample 0: edited: " in listed
+    found = [json.loads(line) for line in copy.darkroom("failures", "--json").stdout.splitlines()]
+    assert len(found) == len(listed.splitlines())
+    assert [failure["line"] for failure in found if failure["stage"] == "prompts"] == [5, 6, 7]
+    rejected = [json.loads(line) for line in (copy.results / "rejected.jsonl").read_text().splitlines()]
+    assert [f["reason"] for f in found if "line" in f] == [line["reason"] for line in rejected]
+    scores = pd.read_parquet(copy.results / "scores.parquet")
+    assert {f["row"] for f in found if f["stage"] == "edited"} == set(scores[scores["error"].notna()]["row"])
+    numbers = [int(line.split()[-1]) for line in counts.splitlines()]
+    assert numbers == sorted(numbers, reverse=True) and sum(numbers) == len(found)
+
+
+def test_rows_are_checked_before_anything_is_made(run):
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, *BAD])
+    text = run.darkroom("failures").stdout
+    assert text.count("prompts.jsonl, line ") == 3
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    assert run.darkroom("failures").stdout == "no rejected rows, failed requests or unreadable replies\n"
+
+
+def test_the_summary_counts_what_the_table_holds(copy):
+    text = copy.darkroom("summary").stdout
+    assert re.search(r"^  images: 10 rows, 12 requests, 12 images, 0 failed, \d+ selected; \d+ s$", text, re.M)
+    mean = pd.read_parquet(copy.results / "scores.parquet").query("kind == 'images'")["p_yes"].mean()
+    assert f"p_yes {mean:.2f}" in text
+    (copy.results / "scores.parquet").unlink()
+    done = copy.darkroom("summary", check=False)
+    assert done.returncode == 1 and done.stderr == "error: results/scores.parquet: no such file; run snakemake first\n"

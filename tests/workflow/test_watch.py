@@ -7,20 +7,20 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
+import psutil
 import pytest
 from conftest import REPOSITORY, Run, environment, small_config, write_inputs
+from darkroom.run.workflow import Workflow
 from darkroom.store.shardfile import iter_records
-from darkroom.tools.watch import Watch, open_workflow, read_log
+from darkroom.tools.watch import Watch, read_log
 
 HEADS = ("shards", "done", "running", "failed", "waiting", "images", "of")
 
 
 def watch(run, *arguments):
-    command = [sys.executable, str(REPOSITORY / "scripts/watch.py"), *arguments]
-    return subprocess.run(command, cwd=run.folder, capture_output=True, text=True, env=environment(), timeout=900)
+    return run.darkroom("watch", *arguments, config=False, check=False)
 
 
 def stages(text):
@@ -123,12 +123,42 @@ def test_a_failed_shard_is_shown_with_its_last_error(copy):
     assert log.splitlines()[-1].removeprefix("error: ") == error.partition(" failed: ")[2] != ""
 
 
+def test_a_job_that_was_killed_without_a_word_is_shown_while_the_run_goes_on(tmp_path):
+    run = Run(tmp_path, small_config(shards={"size": 2}, generate={"steps": 30, "true_cfg": 2, "batch_size": 1}))
+    run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(8)])
+    process = start(run, "-j1", "--keep-going")
+    wait_for(lambda: list(run.results.glob(".darkroom/scratch/images/*/*/*.png")), process)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "make_images.py" in " ".join(child.cmdline()):
+            child.kill()
+    views = []
+    wait_for(lambda: views.append(watch(run, "--once").stdout) or " failed: " in views[-1], process)
+    assert re.search(r"^[\d:]+ images/\w+ failed: ended without a word: killed, or out of memory$", views[-1], re.M)
+    assert stages(views[-1])["images"]["failed"] == 1 and stages(views[-1])["images"]["running"] <= 1
+    assert views[-1].splitlines()[-1].startswith("running for ")
+    events = [json.loads(line) for line in (run.results / ".darkroom/events.jsonl").read_text().splitlines()]
+    failed = next(event for event in events if event["event"] == "failed")
+    assert failed["rule"] == "generate_images" and failed["logs"] == [
+        f"logs/generate_images/{failed['wildcards']['shard']}.log"
+    ]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Another run knows nothing of it.
+    run.snakemake("--unlock")
+    process = start(run, "-j1", "--keep-going")
+    wait_for(lambda: json.loads((run.results / ".darkroom/run.json").read_text())["pid"] == process.pid, process)
+    view = watch(run, "--once")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert stages(view.stdout)["images"]["failed"] == 0 and " failed: " not in view.stdout
+
+
 def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):
     run = Run(tmp_path, small_config(shards={"size": 1}))
     rows = run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(10_000)])
     run.planned()
     config = run.config | {"results": str(run.results), "prompts": str(rows)}
-    looking = Watch(open_workflow(None, config, [REPOSITORY]))
+    looking = Watch(Workflow.open(config, planned=True))
     names = [job.name for job in looking.jobs["images"]]
     folder = run.results / "logs/generate_images"
     folder.mkdir(parents=True)

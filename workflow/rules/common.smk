@@ -1,22 +1,23 @@
 # Configuration, plans and paths. Everything here is light, and the same at every parse.
-import inspect
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-# Not workflow.basedir, which is another repository where this workflow is a module of a larger one.
-REPOSITORY = Path(inspect.getfile(inspect.currentframe())).absolute().parents[2]
-if not (REPOSITORY / "scripts/darkroom").is_dir():
+# The library beside this workflow, else one that is installed. (source_path() is of no use here: it copies a single file.)
+LIBRARY = Path(workflow.snakefile).parents[2] / "scripts"
+if (LIBRARY / "darkroom").is_dir():
+    sys.path.insert(0, str(LIBRARY))
+elif find_spec("darkroom") is None:
     sys.exit(
-        f"error: {REPOSITORY}: Darkroom needs its library beside it; clone the repository, and name its Snakefile there"
+        f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
     )
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import refusal
 from darkroom.run import needs
 from darkroom.run.workflow import Workflow
+from snakemake.logging import logger
 
 # A job parses this file again, on a node perhaps. It takes the plan it was submitted with: the user may have edited the rows
 # meanwhile. It knows that it is one from a variable that Snakemake hands on.
@@ -31,9 +32,8 @@ envvars:
 try:
     DARKROOM = Workflow.open(
         config,
-        roots=[Path.cwd(), REPOSITORY],
         planned=IS_JOB,
-        # Which target is asked for is not known yet; fetch_models is what finds the commit.
+        # Which target is asked for is not known yet; `darkroom fetch` is what finds the commit.
         unpinned=True,
     )
     # A job's inputs are there and counted.
@@ -183,9 +183,12 @@ def gallery_files():
     return [path for *_, path in DARKROOM.gallery_files()]
 
 
+# The run's events are recorded by a handler on Snakemake's logger, which gets the same records as a logger plugin. A plugin
+# has to be installed and named by a flag or a profile before any Snakefile is read: a fresh clone, or a run with a profile
+# of the site's, would be without it.
 onstart:
     try:
-        DARKROOM.claim(log)
+        logger.addHandler(DARKROOM.claim())
     except DarkroomError as error:
         sys.exit(f"error: {error}")
     for path in DARKROOM.results("logs").rglob("*.refused"):

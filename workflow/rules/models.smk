@@ -1,6 +1,6 @@
 # REQUIRED INPUTS: none; this rule alone goes to the internet, from the host that snakemake runs on
 # OUTPUTS: {results}/.darkroom/models/{section}.json: says what lies in the hub's cache; the jobs of the section need it
-#   snakemake -j1 fetch_models    every model of the hub that the config names, and the commits to pin
+# `darkroom fetch` brings every model of the hub that the config names, and prints the commits to pin.
 
 
 wildcard_constraints:
@@ -22,17 +22,4 @@ rule fetch_model:
     message:
         "fetch the model of {wildcards.section} from the hub"
     script:
-        "../../scripts/fetch_models.py"
-
-
-rule fetch_models:
-    log:
-        f"{RESULTS}/logs/fetch_models.log",
-    retries: 0
-    localrule: True
-    conda:
-        "../../envs/hub.yaml"
-    message:
-        "fetch models from the hub"
-    script:
-        "../../scripts/fetch_models.py"
+        "../../scripts/fetch_model.py"

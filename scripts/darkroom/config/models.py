@@ -101,7 +101,7 @@ Revision = Annotated[
     str | None,
     Field(
         description="Commit of a hub model, 40 digits. It is part of what decides whether images are made again, so nothing is made"
-        " before it is known: where this names a branch or a tag, or nothing (`main`), `snakemake -j1 fetch_models` looks the"
+        " before it is known: where this names a branch or a tag, or nothing (`main`), `darkroom fetch` looks the"
         " commit up, once for this `results`, and prints the line to put here."
     ),
 ]

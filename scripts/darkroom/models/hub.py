@@ -73,7 +73,7 @@ class HubModel:
         """What to say where the commit is not known."""
         return (
             f"config: {self.section}.revision: images and scores belong to one commit of {self.repo}, and none is named;"
-            " name it, or run `snakemake -j1 fetch_models` (with the same --configfile), which looks it up"
+            " name it, or run `darkroom fetch` (with the same --configfile), which looks it up"
         )
 
     @property
@@ -95,12 +95,12 @@ class HubModel:
         """The folder that holds the model. Raises DarkroomError where it was not fetched, or is there no longer."""
         if not self.fetched:
             raise DarkroomError(
-                f"{self.section}.model: {self.repo} was not fetched; run `snakemake -j1 fetch_models` where there is internet"
+                f"{self.section}.model: {self.repo} was not fetched; run `darkroom fetch` where there is internet"
             )
         if missing := self.missing:
             raise DarkroomError(
-                f"{self.section}.model: {self.repo}: {missing[0]} is not in {self.fetched['folder']}; run `snakemake -j1"
-                f" fetch_models` again, with {self.section}.cache_dir on a disk that this machine sees"
+                f"{self.section}.model: {self.repo}: {missing[0]} is not in {self.fetched['folder']}; run `darkroom fetch`"
+                f" again, with {self.section}.cache_dir on a disk that this machine sees"
             )
         return self.fetched["folder"]
 
@@ -346,7 +346,7 @@ def _explain(error: BaseException, model: HubModel, cache: Path) -> str:
     if _disk_is_full(error):
         return f"no space left in {cache} for {repo}; free some, or set {model.section}.cache_dir; {again}"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{where}: HF_HUB_OFFLINE is set, so {repo} cannot be fetched; unset it for fetch_models"
+        return f"{where}: HF_HUB_OFFLINE is set, so {repo} cannot be fetched; unset it for `darkroom fetch`"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, RevisionNotFoundError):
         return f"{model.section}.revision: {repo} has no revision {model.revision}; name a commit that {page} has"
@@ -370,7 +370,7 @@ def _explain(error: BaseException, model: HubModel, cache: Path) -> str:
         return f"{model.section}.cache_dir: cannot write {error.filename}: {error.strerror}"
     if isinstance(error, httpx2.HTTPError | OSError):
         return (
-            f"{where}: {repo} cannot be fetched from {constants.ENDPOINT} ({line}); run fetch_models on a host with"
+            f"{where}: {repo} cannot be fetched from {constants.ENDPOINT} ({line}); run `darkroom fetch` on a host with"
             f" internet, or set HTTPS_PROXY; {again}"
         )
     return f"{where}: {repo} cannot be fetched: {line}; {again}"

@@ -6,7 +6,7 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,6 +29,7 @@ from darkroom.plan.recipe import image_recipe
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.plan.stages import ROWS, STAGES, Stage, stages_of
 from darkroom.rows.labels import Labels, labels_digest, read_labels
+from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
 from darkroom.run.outputs import Output
@@ -66,18 +67,21 @@ class Workflow:
     def open(
         cls,
         config: dict[str, Any],
-        roots: Sequence[Path] | None = None,
         planned: bool = False,
         unpinned: bool = False,
+        folder: str | Path = ".",
     ) -> "Workflow":
         """Check the config and plan the rows.
 
-        roots: where relative names in the config are looked for; see `load_config`. planned: take the plan that is there, without a
-        look at the rows. unpinned: let hub models pass whose commit is not known;
-        nothing can be made with them.
+        Args:
+            config: as the user wrote it.
+            planned: take the plan that is there, without a look at the rows.
+            unpinned: let hub models pass whose commit is not known; nothing can be made with them.
+            folder: where relative paths of the config are looked for, before `config.home()`.
+
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, roots)
+        config = load_config(config, [Path(folder).absolute(), home()])
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
@@ -113,9 +117,9 @@ class Workflow:
         return cls(config, stages, plans, metrics, groups, recipes, models)
 
     @classmethod
-    def of_job(cls, config: dict[str, Any], scriptdir: str, unpinned: bool = False) -> "Workflow":
-        """The run that a job belongs to, from Snakemake's config and the folder of the job's script."""
-        return cls.open(config, [Path.cwd(), Path(scriptdir).parent], planned=True, unpinned=unpinned)
+    def of_job(cls, config: dict[str, Any], unpinned: bool = False) -> "Workflow":
+        """The run that a job belongs to, with the plan that the job was submitted with."""
+        return cls.open(config, planned=True, unpinned=unpinned)
 
     # ------------------------------------------------------------------------------------- what there is
 
@@ -447,20 +451,25 @@ class Workflow:
         touch_stamp(self.stamp, bool(again))
         return again
 
-    def claim(self, logs: Iterable[str | Path] = ()) -> None:
-        """Lock the results folder for the life of this process, and record the run for `watch`.
+    def hold(self) -> None:
+        """Lock the results folder for the life of this process. Raises DarkroomError where another process holds it."""
+        refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
+        self._lock = hold_results(self.results(), refusal)
 
-        Snakemake locks its working folder alone; two of them may name the same results. logs: Snakemake's own of this run.
-        Raises DarkroomError where another process holds the folder.
+    def claim(self) -> EventWriter:
+        """Lock the results folder for the life of this process and record the run for whoever watches it.
+
+        Snakemake locks its working folder alone; two of them may name the same results. Returns the log handler that
+        records what happens to the run's jobs. Raises DarkroomError where another process holds the folder.
         """
         import psutil
 
-        refusal = f"{self.results()}: another run works on these results; wait for its end, or stop it"
-        self._lock = hold_results(self.results(), refusal)
+        self.hold()
+        events = EventWriter(self.results())
         run = {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-        run |= {"started": time.time(), "folder": str(Path.cwd()), "logs": [os.path.abspath(log) for log in logs]}
-        run["config"] = self.config
+        run |= {"started": time.time(), "folder": str(Path.cwd()), "config": self.config}
         write_json(self.results(".darkroom", "run.json"), run)
+        return events
 
     # ------------------------------------------------------------------------------------- for readers of the results
 

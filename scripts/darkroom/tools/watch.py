@@ -16,6 +16,7 @@ from typing import Any
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
+from darkroom.run.events import Events, events_file
 from darkroom.run.lineage import Step
 from darkroom.run.workflow import Workflow
 from darkroom.store.journal import read_journal
@@ -26,7 +27,7 @@ _TAIL = 16_384
 _START = re.compile(r"^[\d:]+ (\d+) \w+: (\d+) to \w+, \d+ carried over", re.M)
 _PROGRESS = re.compile(r"^[\d:]+ (\d+) of (\d+) images, ([\d.]+) images/s", re.M)
 _ERROR = re.compile(r"^(?:error: |(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b).*", re.M)
-_SAID = re.compile(r"^\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]$")
+_KILLED = "ended without a word: killed, or out of memory"
 
 
 @dataclass
@@ -113,6 +114,7 @@ class _Job:
     name: str
     path: Path
     log: Path
+    log_name: str  # relative to the results folder, as events name it
     images: int
     stale: int | None = None  # mtime of the file that is there and has to be made again
     done: bool = False
@@ -132,11 +134,12 @@ class Watch:
         for step in workflow.lineage.steps():
             for file in workflow.lineage.files(step):
                 path, images = Path(file.path), workflow.step_requests(step, file.name)
-                job = _Job(step, file.name, path, workflow.job_log(step, file.path), images)
+                log = workflow.job_log(step, file.path)
+                job = _Job(step, file.name, path, log, str(log.relative_to(workflow.results())), images)
                 if file.path in workflow.state.again and (made := _time_ns(path)) / 1e9 < self.started:
                     job.stale = made
                 self.jobs.setdefault(step.name, []).append(job)
-        self.failures = _Failures([Path(log) for log in self.run["logs"]] if self.run else [])
+        self.events = Events(workflow.results())
         self.records = {
             stage: list(read_records(self.workflow.history_folder(jobs[0].step))) for stage, jobs in self.jobs.items()
         }
@@ -150,27 +153,21 @@ class Watch:
     def look(self) -> State:
         # First, so that what a run does between this and the look at its files is not missed at its end.
         alive = is_alive(self.run, self._newest())
-        failed = self.failures.read()
+        self.events.read()
         errors: list[tuple[float, str, str]] = []
-        stages = [self._look(name, jobs, alive, failed, errors) for name, jobs in self.jobs.items()]
-        shards = {job.log.absolute() for jobs in self.jobs.values() for job in jobs}
-        for log, (when, rule, told) in failed.items():
-            if log not in shards and _time(log) <= when:
-                errors.append((when, rule, _error(log) or told))
+        stages = [self._look(name, jobs, alive, errors) for name, jobs in self.jobs.items()]
+        shards = {job.log_name for jobs in self.jobs.values() for job in jobs} if self.events.failed else ()
+        for log, failure in self.events.failed.items():
+            if log not in shards:
+                told = _error(self.workflow.results(log)) or failure.message or _KILLED
+                errors.append((failure.time, failure.rule, told))
         self.first = False
         tables = self.workflow.tables
         made = read_manifest(tables.made)
         current = made is not None and made["digest"] == tables.digest and all(map(os.path.exists, tables.files))
         return State(alive, self.run, stages, current, sorted(errors))
 
-    def _look(
-        self,
-        name: str,
-        jobs: list[_Job],
-        alive: bool,
-        failed: dict[Path, tuple[float, str, str]],
-        errors: list[tuple[float, str, str]],
-    ) -> StageState:
+    def _look(self, name: str, jobs: list[_Job], alive: bool, errors: list[tuple[float, str, str]]) -> StageState:
         stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
         files = {folder: _names(folder) for folder in {job.path.parent for job in jobs}}
         logs = {folder: _names(folder) for folder in {job.log.parent for job in jobs}}
@@ -186,19 +183,17 @@ class Watch:
                 stage.ready += job.images
                 continue
             when, said = self._said(job, alive) if job.log.name in logs[job.log.parent] else (0.0, None)
-            crash = failed.get(job.log.absolute())
-            if crash and when > crash[0]:
-                crash = None  # it was started once more
-            if said and said.state == "running" and alive and not crash:
+            failure = self.events.failed.get(job.log_name)
+            if said and said.state == "running" and alive and not failure:
                 stage.running += 1
                 ready = said.ready + said.made
                 rates += [said.rate] if said.rate else []
             else:
                 ready = self._kept(job) if scratch & {job.name, f"{job.name}.jsonl"} else 0
-                if crash or (said and said.state == "failed"):
+                if failure or (said and said.state == "failed"):
                     stage.failed += 1
-                    told = said.error if said else None
-                    errors.append((when or crash[0], f"{name}/{job.name}", told or crash[2]))
+                    told = (said.error if said else None) or (failure.message if failure else None)
+                    errors.append((failure.time if failure else when, f"{name}/{job.name}", told or _KILLED))
             stage.ready += min(ready, job.images)
             waiting += max(job.images - ready, 0)
         stage.rate = sum(rates) if rates else None
@@ -209,10 +204,10 @@ class Watch:
         return job.stale is None or _time_ns(job.path) > job.stale
 
     def _said(self, job: _Job, alive: bool) -> tuple[float, JobLog | None]:
-        """When the job's log was last written, and what it says; None where it is of a run before the one at work."""
+        """When the job's log was last written, and what it says; None where it is of an earlier run, or an earlier try."""
         try:
             stat = job.log.stat()
-            if alive and stat.st_mtime < self.run["started"]:
+            if alive and stat.st_mtime < max(self.started, self.events.submitted.get(job.log_name, 0.0)):
                 return 0.0, None
             if job.seen != (stat.st_size, stat.st_mtime_ns):
                 job.said, job.seen, job.kept = read_log(job.log), (stat.st_size, stat.st_mtime_ns), None
@@ -241,7 +236,7 @@ class Watch:
 
     def _newest(self) -> float:
         """When the run last said something, as far as can be told cheaply."""
-        paths = [Path(log) for log in self.run["logs"]] if self.run else []
+        paths = [events_file(self.workflow.results())]
         paths += [job.log for jobs in self.jobs.values() for job in jobs if job.said and job.said.state == "running"]
         return max(map(_time, paths), default=0.0)
 
@@ -254,58 +249,13 @@ def _time_ns(path: Path) -> int:
         return 0
 
 
-class _Failures:
-    """Which jobs of a run failed, from Snakemake's own logs of it: one that was killed cannot write it into its own."""
-
-    def __init__(self, logs: list[Path]):
-        self.logs, self.places, self.rests = logs, [0] * len(logs), [""] * len(logs)
-        self.found: dict[Path, tuple[float, str, str]] = {}
-        self.when, self.rule, self.told = 0.0, "", ""
-
-    def read(self) -> dict[Path, tuple[float, str, str]]:
-        """log of a job -> (time of its last failure, rule, what Snakemake says of it)."""
-        for place, log in enumerate(self.logs):
-            try:
-                with open(log, "rb") as stream:
-                    stream.seek(self.places[place])
-                    data = stream.read()
-            except OSError:
-                continue
-            self.places[place] += len(data)
-            *lines, self.rests[place] = (self.rests[place] + data.decode("utf-8", "replace")).split("\n")
-            for line in lines:
-                self._add(line, log.parent.parent.parent)
-        return self.found
-
-    def _add(self, line: str, folder: Path) -> None:
-        if said := _SAID.match(line):
-            self.when = time.mktime(time.strptime(said[1], "%b %d %H:%M:%S %Y"))
-        elif line.startswith("Error in rule "):
-            self.rule = line.removeprefix("Error in rule ").partition(",")[0].rstrip(":")
-            self.told = "ended without a word: killed, or out of memory"
-        elif not self.rule:
-            return
-        elif line.startswith("    message: ") and line != "    message: None":
-            self.told = line.removeprefix("    message: ")
-        elif line.startswith("    log: "):
-            for name in line.removeprefix("    log: ").partition(" (")[0].split(", "):
-                # A whole second: what was written in it is the failed job's, too.
-                self.found[(folder / name).absolute()] = self.when + 1, self.rule, self.told
-        elif not line.startswith("    "):
-            self.rule = ""
-
-
 def read_run(results: Path) -> dict[str, Any] | None:
     """What the last run said of itself when it began (`Workflow.claim`), or None."""
     try:
         run = json.loads((results / ".darkroom" / "run.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return (
-        run
-        if isinstance(run, dict) and {"host", "pid", "born", "started", "folder", "logs", "config"} <= set(run)
-        else None
-    )
+    return run if isinstance(run, dict) and {"host", "pid", "born", "started", "folder", "config"} <= set(run) else None
 
 
 def is_alive(run: dict[str, Any] | None, newest: float) -> bool:
@@ -375,15 +325,10 @@ def _error(log: Path) -> str | None:
         return None
 
 
-def open_workflow(results: Path | None, config: dict[str, Any] | None, roots: list[Path]) -> Workflow:
-    """The run to watch: of a config, or the one that last began on the folder `results`.
-
-    Raises DarkroomError where there is no such run, or nothing is planned yet.
-    """
-    if config is None:
-        run = read_run(results)
-        if run is None:
-            raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
-        config = run["config"] | {"results": str(results)}
-        roots = [Path(run["folder"]), *roots]
-    return Workflow.open(config, roots, planned=True, unpinned=True)
+def open_last_run(results: Path) -> Workflow:
+    """The run that last began on a results folder. Raises DarkroomError where there is none, or nothing is planned."""
+    run = read_run(results)
+    if run is None:
+        raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
+    config = run["config"] | {"results": str(results)}
+    return Workflow.open(config, planned=True, unpinned=True, folder=run["folder"])

@@ -1,0 +1,107 @@
+"""What happened to the jobs of a run: `<results>/.darkroom/events.jsonl`, a JSON line for each event.
+
+The process that starts the jobs writes it, so it also tells of a job that was killed and could not say so itself.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class EventWriter(logging.Handler):
+    """Writes an event for each log record that says a job was submitted, finished or failed.
+
+    Such records carry their facts as attributes, as `snakemake_interface_logger_plugins` defines them (`LogEvent`); no
+    message is read. A line holds `event` ("submitted", "finished" or "failed"), `time` (Unix), `job` (a number, which a
+    second try keeps), `rule`, `wildcards` and `logs` (relative to the results folder); for a failure, `message` is what the
+    executor says of it, or None.
+
+    results: the results folder. Events of an earlier run are removed: the file is about the last run alone.
+    """
+
+    def __init__(self, results: Path):
+        super().__init__()
+        self.results = Path(os.path.abspath(results))
+        self.jobs: dict[int, dict[str, Any]] = {}
+        self.stream = open(events_file(results), "w", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts = vars(record)
+        match facts.get("event"):
+            case "job_info":
+                self.jobs[facts["jobid"]] = self._job(facts)
+                self._write("submitted", record, self.jobs[facts["jobid"]])
+            case "job_finished":
+                self._write("finished", record, self.jobs.pop(facts["job_id"], {"job": facts["job_id"]}))
+            case "job_error":
+                job = self.jobs.get(facts["jobid"]) or self._job(facts)
+                self._write("failed", record, job | {"message": facts["rule_msg"]})
+
+    def _job(self, facts: dict[str, Any]) -> dict[str, Any]:
+        logs = [os.path.relpath(log, self.results) for log in facts["log"]]
+        wildcards = dict(facts.get("wildcards", {}))
+        return {"job": facts["jobid"], "rule": facts["rule_name"], "wildcards": wildcards, "logs": logs}
+
+    def _write(self, event: str, record: logging.LogRecord, facts: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # a full disk stops the jobs themselves, with a clearer message
+            self.stream.write(json.dumps({"event": event, "time": record.created} | facts) + "\n")
+            self.stream.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.close()
+        super().close()
+
+
+def events_file(results: str | Path) -> Path:
+    return Path(results, ".darkroom", "events.jsonl")
+
+
+@dataclass
+class Failure:
+    """A job that failed and was not tried again since. time: Unix; message: what the executor said, None where nothing."""
+
+    time: float
+    rule: str
+    message: str | None
+
+
+@dataclass
+class Events:
+    """The events of a run as they come in. Both dicts are by the path of a job's log, relative to the results folder.
+
+    submitted: when the job was last handed to the executor (Unix time); failed: jobs whose last try failed.
+    """
+
+    results: Path
+    submitted: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    _place: int = 0
+
+    def read(self) -> None:
+        """Take in what was written since the last call."""
+        for event in self._new():
+            for log in event.get("logs", ()):
+                self.failed.pop(log, None)
+                if event["event"] == "submitted":
+                    self.submitted[log] = event["time"]
+                elif event["event"] == "failed":
+                    self.failed[log] = Failure(event["time"], event["rule"], event["message"])
+
+    def _new(self) -> Iterator[dict[str, Any]]:
+        try:
+            with open(events_file(self.results), "rb") as stream:
+                stream.seek(self._place)
+                data = stream.read()
+        except OSError:
+            return
+        whole = data.rfind(b"\n") + 1  # a line may be on its way
+        self._place += whole
+        for line in data[:whole].splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)

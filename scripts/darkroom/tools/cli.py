@@ -1,0 +1,277 @@
+"""The command `darkroom`: what can be asked about, or done to, the results of a config.
+
+Each command is a function that takes the parsed arguments and returns the exit code: 0, or 1 where something is wrong.
+What it works with is imported inside it, so that `--help` and `watch` start at once.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from darkroom import __version__
+from darkroom.config import home
+from darkroom.errors import DarkroomError, RowError
+from darkroom.jobs.runtime import job
+
+if TYPE_CHECKING:
+    from darkroom.run.workflow import Workflow
+
+Arguments = argparse.Namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Returns its exit code; a DarkroomError is one line on stderr and exit code 1."""
+    given = _parser().parse_args(arguments)
+    try:
+        with job(None, online=given.run is fetch):
+            # At once, where a job would finish the image in hand; and quietly where the reader of a pipe has gone.
+            for number in (signal.SIGTERM, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            return given.run(given)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def plan(arguments: Arguments) -> int:
+    """Print what a run would do and how long it would take."""
+    from darkroom.tools.forecast import forecast, table
+
+    print(table(forecast(_workflow(arguments))))
+    return 0
+
+
+def watch(arguments: Arguments) -> int:
+    """Print the state of a run, again and again where it changes, until nothing works on the results any more."""
+    import time
+
+    from darkroom.tools.watch import Watch, open_last_run, table
+
+    looking, shown = None, ""
+    while True:
+        if looking is None or looking.superseded:
+            by_config = arguments.configfile or arguments.config
+            looking = Watch(
+                _workflow(arguments, planned=True, unpinned=True) if by_config else open_last_run(arguments.results)
+            )
+        state = looking.look()
+        text = table(state)
+        if sys.stdout.isatty() and shown:
+            sys.stdout.write(f"\x1b[{len(shown.splitlines())}F\x1b[J")
+        elif shown:
+            print()
+        print(text, flush=True)
+        shown = text
+        if arguments.once or not state.alive:
+            return 0
+        time.sleep(arguments.every)
+
+
+def verify(arguments: Arguments) -> int:
+    """Read all results once more and fail where anything is wrong."""
+    from darkroom.tools.verify import report_lines
+    from darkroom.tools.verify import verify as read_again
+
+    report = read_again(_workflow(arguments))
+    print(report_lines(report), flush=True)
+    if report.problems:
+        raise DarkroomError(f"{len(report.problems)} problems, listed above")
+    return 0
+
+
+def prune(arguments: Arguments) -> int:
+    """List, then remove, what is no longer planned."""
+    from darkroom.files import remove, size_of
+    from darkroom.tools.prune import unplanned_files
+
+    workflow = _workflow(arguments)
+    workflow.hold()  # a run may be about to take images over from them
+    files = unplanned_files(workflow)
+    total = sum(map(size_of, files))
+    print("".join(f"{path}\n" for path in files), end="", flush=True)
+    if not arguments.dry_run:
+        for path in files:
+            remove(path)
+    done = "would remove" if arguments.dry_run else "removed"
+    print(f"{done} {len(files)} files and folders that are no longer planned, {total / 10**6:.1f} MB")
+    return 0
+
+
+def replay(arguments: Arguments) -> int:
+    """Make one image again from its own record and compare the pixels; exit code 1 where they differ."""
+    from darkroom.jobs.devices import Devices
+    from darkroom.models.hub import local_section
+    from darkroom.tools.replay import find_record
+    from darkroom.tools.replay import replay as make_again
+
+    workflow = _workflow(arguments, planned=True)
+
+    def open_engine(section: dict[str, Any], name: str) -> Any:
+        Devices().claim(section | {"gpus": 1}, name)
+        from darkroom.engines import diffusion  # torch and diffusers: only after the claim
+
+        return diffusion.open_engine(local_section(section, workflow.models.get(name)), name)
+
+    kinds = [kind for kind in workflow.plans if arguments.kind in (None, kind)]
+    wanted = arguments.key, arguments.row, arguments.item, arguments.sample
+    path, position = find_record(workflow.results(), kinds, *wanted)
+    try:
+        result = make_again(path, position, workflow.config, open_engine)
+    except RowError as error:
+        raise DarkroomError(f"{path}: {error}") from error
+    for name, (then, now) in result.versions.items():
+        print(f"{name}: made with {then}, now {now}")
+    record = result.record
+    print(
+        f"{path}: row {record['row']}, item {record['item']}, sample {record['sample']}, key {record['key']}",
+        flush=True,
+    )
+    if not result.equal:
+        raise DarkroomError(f"{result.pixels} pixels differ, by at most {result.greatest} of 255")
+    print("equal: every pixel is the one that is stored")
+    return 0
+
+
+def failures(arguments: Arguments) -> int:
+    """List every rejected row, failed request and unreadable reply, then how often each reason was given."""
+    from darkroom.jobs.terminal import columns
+    from darkroom.tools.failures import find_failures
+
+    counts: Counter[tuple[str, str]] = Counter()
+    for failure in find_failures(_workflow(arguments, unpinned=True)):
+        print(json.dumps(failure.record(), ensure_ascii=False) if arguments.json else failure.text())
+        counts[failure.reason_class] += 1
+    if not arguments.json:
+        rows = [(f"{stage}: {reason}", str(number)) for (stage, reason), number in counts.most_common()]
+        print("\n" + columns(rows) if rows else "no rejected rows, failed requests or unreadable replies")
+    return 0
+
+
+def summary(arguments: Arguments) -> int:
+    """Print what the results hold: counts, scores, time, and where to look."""
+    from darkroom.views.summary import summary as text
+
+    print(text(_workflow(arguments, planned=True, unpinned=True)))
+    return 0
+
+
+def fetch(arguments: Arguments) -> int:
+    """Bring the models of the hub that the config names into the hub's cache, and print the commits to pin."""
+    from darkroom.models import hub
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, not at the end of a file of many gigabytes
+    models = _workflow(arguments, unpinned=True).models
+    lines = [hub.report_lines(name, hub.fetch(model)) for name, model in models.items()]
+    print("\n".join(lines) or "nothing to fetch: the config names no model of the hub")
+    return 0
+
+
+def _workflow(arguments: Arguments, planned: bool = False, unpinned: bool = False) -> "Workflow":
+    from darkroom.run.workflow import Workflow
+
+    return Workflow.open(read_config(arguments.configfile, arguments.config), planned=planned, unpinned=unpinned)
+
+
+def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
+    """The config that `snakemake --configfile FILES --config SETTINGS` would use.
+
+    files: each is merged over those before it, section by section; without any, config/config.yaml of the repository.
+    settings: "key=value" with the value in YAML, merged over them. Raises DarkroomError.
+    """
+    config: dict[str, Any] = {}
+    default = home() / "config/config.yaml"
+    if not files and not default.exists():
+        raise DarkroomError("name the config: --configfile FILE")
+    for file in files or [default]:
+        try:
+            given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise DarkroomError(f"{file}: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DarkroomError(f"{file}: {' '.join(str(error).split())}") from error
+        if not isinstance(given, dict):
+            raise DarkroomError(f"{file}: expected keys and values, as in config/config.yaml")
+        _merge(config, given)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise DarkroomError(f"--config {setting}: expected KEY=VALUE")
+        try:
+            _merge(config, {key: yaml.safe_load(value)})
+        except yaml.YAMLError as error:
+            raise DarkroomError(f"--config {setting}: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _merge(config: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _merge(config[key], value)
+        else:
+            config[key] = value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="darkroom", description="What there is to do for a set of images, what is being done, and what was done."
+    )
+    parser.add_argument("--version", action="version", version=f"darkroom {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(run: Callable[[Arguments], int]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").rstrip(".")
+        command = commands.add_parser(run.__name__, help=text[0].lower() + text[1:], description=f"{text}.")
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--configfile",
+            "--configfiles",
+            type=Path,
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="FILE",
+            help="the config; of several, each is merged over those before it (default: config/config.yaml)",
+        )
+        command.add_argument(
+            "--config",
+            "-C",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            help="keys that are merged over the config, values in YAML",
+        )
+        return command
+
+    add(plan)
+    command = add(watch)
+    command.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("results"),
+        help="without a config: the results of the run (results)",
+    )
+    command.add_argument("--once", action="store_true", help="look once")
+    command.add_argument("--every", type=float, default=5, metavar="SECONDS", help="between two looks (5)")
+    add(verify)
+    command = add(prune)
+    command.add_argument("-n", "--dry-run", action="store_true", help="list only")
+    command = add(replay)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--key", help="the image's key, as the tables have it")
+    which.add_argument("--row", help="or its row id")
+    command.add_argument("--item", type=int, default=0, help="with --row: which of its prompts (0)")
+    command.add_argument("--sample", type=int, default=0, help="with --row: which sample (0)")
+    command.add_argument("--kind", choices=("images", "edited"), help="where to look; both unless told")
+    command = add(failures)
+    command.add_argument("--json", action="store_true", help="a JSON object per line, without the counts")
+    add(summary)
+    add(fetch)
+    return parser
