@@ -24,8 +24,8 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
     SIGTERM and SIGURG set `stop_requested`, and the body finishes what it has in hand. Slurm sends SIGTERM when a job's
     time is up. SIGURG can be sent to a job's whole process tree before that, because every other process ignores it.
 
-    An error that no retry can cure is also written to the file `refusal(log)`. If that file exists already, the job ends
-    at once with the same line: it is a retry within the same run, since each run removes these files when it begins.
+    An error that no retry can cure is also written to the file `refusal(log)`. If that file exists already, the job
+    ends at once with the same line: it is a retry within the same run, since each run removes these files at its start.
 
     Args:
         log: the file for stdout and stderr; None leaves them as they are.

@@ -144,8 +144,8 @@ def fetch(model: HubModel) -> dict[str, Any]:
     Files that are in the cache are not fetched again; if all are, the hub is not asked.
 
     Raises:
-        DarkroomError: one line that says what is wrong with the name, the revision, the access, the network or the disk,
-            and the remedy.
+        DarkroomError: one line that says what is wrong with the name, the revision, the access, the network or the
+            disk, and the remedy.
     """
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.file_download import repo_folder_name

@@ -14,8 +14,8 @@ _SAMPLES, _SAMPLE = 256, 4096
 def model_identity(section: dict[str, Any]) -> str:
     """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
 
-    A folder's digest covers the file names and sizes, small files whole, and 256 samples spread over each large file. So
-    it is fast for a model of 24 GB and still notices other weights. Model cards do not count.
+    A folder's digest covers the file names and sizes, small files whole, and 256 samples spread over each large file.
+    So it is fast for a model of 24 GB and still notices other weights. Model cards do not count.
     """
     folder = model_folder(section)
     if folder is None:
