@@ -66,6 +66,7 @@ def test_an_extension_brings_sections_and_metrics(upscale, folder):  # noqa: F81
     filled = upscale("{metrics: {aesthetic: , sharpness: {radius: 2}}, select: {upscale: {p_yes: 0.5}}}")
     assert filled["upscale"] == {"factor": 2, "model": "m", "device": "auto"}
     assert filled["metrics"] == {"aesthetic": {"weight": 1}, "sharpness": {"radius": 2}}
+    assert list(upscale("{metrics: {sharpness: , aesthetic: }}")["metrics"]) == ["sharpness", "aesthetic"]
     assert filled["select"] == {"images": {}, "edited": {}, "per_row": None, "upscale": {"p_yes": 0.5}}
     assert filled["extensions"] == [str(folder / "mine/up-scale.py")]
     assert upscale()["metrics"] == {} and upscale()["select"]["upscale"] == {}

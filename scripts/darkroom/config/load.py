@@ -55,7 +55,7 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     except ValidationError as error:
         raise DarkroomError("config: " + explain(error, model)) from None
     checked["extensions"] = found
-    checked["metrics"] = {name: settings for name, settings in checked["metrics"].items() if settings is not None}
+    checked["metrics"] = {name: checked["metrics"][name] for name in config.get("metrics") or {}}  # in the user's order
     checked["results"] = os.path.normpath(checked["results"])  # as Path has it: rules and library name the same files
     _check_stages(checked)
     _find_files(checked, folders)
