@@ -1,6 +1,6 @@
-"""What licence a model has, and whether it limits what may be trained on the pictures the model makes.
+"""What licence a model has, and whether that licence limits what may be trained on the model's pictures.
 
-The licence is read from the model card where the model is a folder, and known by name for some models of the hub.
+If the model is a folder, its licence is read from its model card; for some models of the hub it is known by name.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,13 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class Licence:
-    """name: as model cards have it ("apache-2.0"), or "unknown"; link: where it stands; limits: its own words, or None."""
+    """The licence of a model.
+
+    Attributes:
+        name: as model cards have it ("apache-2.0"), or "unknown".
+        link: where to read it.
+        limits: what it forbids to do with pictures, in its own words, or None.
+    """
 
     name: str
     link: str | None = None
@@ -46,7 +52,13 @@ class Licence:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the config. section: "generate", "edit" or "judge"; name: owner/name, of its folder, or of its family."""
+    """A model of the config.
+
+    Attributes:
+        section: "generate", "edit" or "judge".
+        name: owner/name, or the name of its folder.
+        licence: its licence.
+    """
 
     section: str
     name: str
@@ -81,7 +93,7 @@ def _of_families() -> Iterable[Mapping[str, str]]:
 
 
 def _of_card(card: Path) -> dict[str, str]:
-    """The texts in the header of a model card; nothing where there is none that can be read."""
+    """The texts in the header of a model card; empty if it cannot be read."""
     try:
         with open(card, encoding="utf-8", errors="replace") as stream:
             text = stream.read(_MOST_BYTES)
@@ -105,7 +117,7 @@ def models_of(config: dict[str, Any]) -> list[Model]:
 
 
 def check_licences(config: dict[str, Any], training: tuple[str, ...]) -> None:
-    """Raise DarkroomError where an export of a format in `training` needs a licence to be acknowledged that is not."""
+    """Raise DarkroomError if an export in one of the formats `training` needs a licence acknowledged, and it is not."""
     export = config["export"]
     wanted = [name for name in export["formats"] if name in training]
     acknowledged = {name.lower() for name in export["acknowledge_licences"]}

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from darkroom.config import home
 from darkroom.config.load import load_config, used_sections
 from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
