@@ -147,6 +147,14 @@ def flat_colour():
     del FAMILIES["flat-colour"], sys.modules[extensions.module_name(FLAT_COLOUR)]
 
 
+def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Any]:
+    """The requests of the lines of a shard of rows; rejected rows have none."""
+    from darkroom.plan.requests import expand
+
+    rows = [row for row in map(json.loads, lines.splitlines()) if "rejected" not in row]
+    return [request for row in rows for request in expand(row, section, seed, samples)]
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 

@@ -15,10 +15,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from conftest import read_requests
 from darkroom.config.options import IMAGE_OPTIONS
 from darkroom.engines.work import ShardJob
 from darkroom.errors import DarkroomError
-from darkroom.make import make_shard, read_requests
+from darkroom.make import make_shard
 from darkroom.plan.shards import make_plan
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import iter_records
@@ -364,7 +365,7 @@ def take_given(folder, names):
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
     section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"} | IMAGE_OPTIONS
-    stage = ShardJob("generate", section, recipe, "digest", folder, folder, Scratch(folder / "scratch"))
+    stage = ShardJob("generate", section, recipe, "digest", folder, "generate_images", Scratch(folder / "scratch"))
     records = []
     for name in plan.names:
         counts = make_shard(
@@ -372,7 +373,7 @@ def take_given(folder, names):
             folder / f"{name}.parquet",
             stage,
             [],
-            lambda row: False,
+            [],
             no_engine,
         )
         made = list(iter_records(folder / f"{name}.parquet"))

@@ -16,7 +16,7 @@ from darkroom.models.licences import models_of
 from darkroom.plan.recipe import image_recipe
 from darkroom.plan.requests import expand, request_key
 from darkroom.rows.read import parse_row
-from test_config import SCHEMA, folder  # noqa: F401
+from test_config import folder  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("folder")
 ROWS = {"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"model": "./model", "rubric": "rubric.yaml"}}
@@ -24,7 +24,7 @@ CACHED = {"quantization": "int8", "cache": "taylorseer", "cache_interval": 3, "d
 
 
 def loaded(name, kind, **options):
-    return load_config(ROWS | {name: {"family": kind} | options}, SCHEMA)
+    return load_config(ROWS | {name: {"family": kind} | options})
 
 
 def key(section, recipe, source=None, **fields):

@@ -50,7 +50,7 @@ def test_a_job_decodes_a_source_twice_however_it_is_stored(tmp_path, decoded, na
     (tmp_path / "other.png").write_bytes(FILES["plain.png"])
     (tmp_path / name).write_bytes(FILES[name])
     reference = {"path": name}
-    found = Sources(tmp_path, {}, Scratch(tmp_path / "scratch"))
+    found = Sources(tmp_path, [], Scratch(tmp_path / "scratch"))
 
     def read(sha256):
         found.read({"path": "other.png"})  # what neighbours share is not what is tried here
@@ -69,7 +69,7 @@ def test_a_job_decodes_a_source_twice_however_it_is_stored(tmp_path, decoded, na
     assert first.image.tobytes() == again.image.tobytes()
     # Another process, and a job that looks at it for the first time, see the same.
     for spool in (Scratch(tmp_path / "scratch"), None):
-        other = Sources(tmp_path, {}, spool)
+        other = Sources(tmp_path, [], spool)
         assert other.read(reference, first.sha256).image.tobytes() == first.image.tobytes()
         assert other.stored(reference, first.sha256) == stored
 
@@ -77,7 +77,7 @@ def test_a_job_decodes_a_source_twice_however_it_is_stored(tmp_path, decoded, na
 def test_neighbours_share_what_is_decoded(tmp_path, decoded):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(FILES["plain.png"])
-    found = Sources(tmp_path, {})
+    found = Sources(tmp_path, [])
     for name in ("a.png", "a.png", "b.png", "b.png", "b.png", "a.png"):
         found.read({"path": name})
     assert decoded == ["a.png", "b.png", "a.png"]
@@ -86,11 +86,11 @@ def test_neighbours_share_what_is_decoded(tmp_path, decoded):
 @pytest.mark.parametrize("name", ["plain.png", "grey.png"])
 def test_a_file_that_changes_meanwhile_is_not_taken_for_what_it_was(tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name])
-    before = Sources(tmp_path, {}).read({"path": name})
+    before = Sources(tmp_path, []).read({"path": name})
     (tmp_path / name).write_bytes(saved(picture(9), "PNG"))
     for read in ("read", "stored"):
         with pytest.raises(RowError, match=f"^image {name} changed while the job ran; run again$"):
-            getattr(Sources(tmp_path, {}), read)({"path": name}, before.sha256)
+            getattr(Sources(tmp_path, []), read)({"path": name}, before.sha256)
 
 
 def test_row_groups_of_neighbours_are_read_once(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_row_groups_of_neighbours_are_read_once(tmp_path, monkeypatch):
         records[7] |= {"image": None, "error": "all black"}
         paths[shard] = tmp_path / f"{shard}.parquet"
         write_shard(paths[shard], IMAGE_COLUMNS, records, {"digest": "d", "rule": "generate_images"})
-    found = Sources(tmp_path, paths)
+    found = Sources(tmp_path, list(paths.values()))
     groups, read = [], pq.ParquetFile.read_row_group
 
     def counted(file, group, **options):

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, read_requests
 from darkroom.config import options
 from darkroom.engines import fitting, open_engine
 from darkroom.errors import DarkroomError
-from darkroom.make import read_requests
 from darkroom.metrics import judge, vlm
 from darkroom.metrics.rubric import load_rubric
 from darkroom.tools.replay import replay

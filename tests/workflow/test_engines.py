@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import FLUX, JUDGE, small_config
+from conftest import FLUX, JUDGE, read_requests, small_config
 from darkroom.engines import open_engine
 from darkroom.engines.work import ShardJob
 from darkroom.jobs import runtime
-from darkroom.make import make_shard, read_requests
+from darkroom.make import make_shard
 from darkroom.metrics import judge, vlm
 from darkroom.metrics.rubric import load_rubric
 from darkroom.plan.recipe import image_recipe
@@ -39,8 +39,9 @@ def stage_for(section, name, tmp_path):
         recipe=image_recipe(section),
         digest="d",
         folder=tmp_path,
-        outputs=tmp_path,
+        rule="edit_images" if name == "edit" else "generate_images",
         scratch=Scratch(tmp_path / "scratch"),
+        edits=name == "edit",
     )
 
 
@@ -50,7 +51,7 @@ def lines(*rows):
 
 
 def make(stage, data, path):
-    counts = make_shard(read_requests(data, stage.section, 0, 1), path, stage, [], lambda row: None)
+    counts = make_shard(read_requests(data, stage.section, 0, 1), path, stage, [], [])
     return counts, list(iter_records(path))
 
 
@@ -271,9 +272,7 @@ def test_sigterm_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
 
     try:
         with pytest.raises(Interrupted, match="interrupted, 2 of 6 kept"):
-            make_shard(
-                read_requests(rows, stage.section, 0, 1), path, stage, [], lambda row: None, engine_that_is_told_to_stop
-            )
+            make_shard(read_requests(rows, stage.section, 0, 1), path, stage, [], [], engine_that_is_told_to_stop)
     finally:
         runtime.stop_requested.clear()
     counts, _ = make(stage, rows, path)

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-from conftest import FLAT_COLOUR, Run, environment, shards, small_config
+from conftest import FLAT_COLOUR, Run, environment, read_requests, shards, small_config
 from darkroom.engines.work import ShardJob
 from darkroom.jobs.spread import spread
-from darkroom.make import identify, read_requests
+from darkroom.make import identify
 from darkroom.plan.recipe import image_recipe
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import iter_records, read_meta
@@ -58,12 +58,12 @@ def test_worker_processes_load_the_extension(tmp_path, flat_colour):
         recipe=image_recipe(section),
         digest="d",
         folder=tmp_path,
-        outputs=tmp_path,
+        rule="generate_images",
         scratch=Scratch(tmp_path / "scratch"),
         extensions=(str(FLAT_COLOUR),),
     )
     requests = read_requests(data, section, 0, 1)
-    sizes = identify(requests, job, Sources(tmp_path, {}), {})
+    sizes = identify(requests, job, Sources(tmp_path, []), {})
     held = {device: os.open(tmp_path / device, os.O_CREAT | os.O_RDWR) for device in ("0", "1")}
     reports = list(spread("darkroom.engines.work:work", (job, requests, sizes), "generate", held))
     for lock in held.values():

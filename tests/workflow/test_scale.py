@@ -210,16 +210,15 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 from darkroom.engines.work import ShardJob
-from darkroom.make import make_shard, read_requests
+from darkroom.make import make_shard
+from darkroom.plan.requests import expand
 from darkroom.plan.recipe import image_recipe
 from darkroom.store.scratch import Scratch
 folder, number, section = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-lines = b"".join(
-    json.dumps({"id": f"r{n}", "options": {"seed": n}, "row": {}, "items": [{"prompt": "a red circle"}]}).encode() + b"\\n"
-    for n in range(number)
-)
-stage = ShardJob("generate", section, image_recipe(section), "d", folder, folder, Scratch(folder / "scratch"))
-counts = make_shard(read_requests(lines, section, 0, 1), folder / "shard.parquet", stage, [], lambda row: None)
+rows = [{"id": f"r{n}", "options": {"seed": n}, "row": {}, "items": [{"prompt": "a red circle"}]} for n in range(number)]
+requests = [request for row in rows for request in expand(row, section, 0, 1)]
+stage = ShardJob("generate", section, image_recipe(section), "d", folder, "generate_images", Scratch(folder / "scratch"))
+counts = make_shard(requests, folder / "shard.parquet", stage, [], [])
 assert counts["made"] == number
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

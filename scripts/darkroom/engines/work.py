@@ -127,7 +127,7 @@ def _results(
 ) -> Iterator[tuple[Request, "Image | Failure"]]:
     """An image of the request's own size, or the reason why not, for each request of a batch."""
     pictures = None
-    if job.name == "edit":
+    if job.edits:
         pictures, there = [], []
         for request in batch:
             try:

@@ -102,7 +102,7 @@ def replay(
     engine = engines.open_engine(local_section(section, (models or {}).get(name)), name)
     engine.prepare([request])
     size = engine.work_size(request.width, request.height)
-    source = open_picture(record["source"]["bytes"], record["source_name"]).image if name == "edit" else None
+    source = open_picture(record["source"]["bytes"], record["source_name"]).image if record.get("source") else None
     ((_, image),) = engine.make([request], size, [source] if source else None)
     if isinstance(image, Failure):
         raise DarkroomError(f"{path}: row {record['row']}: {image.reason}")
