@@ -6,7 +6,7 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -83,17 +83,21 @@ class Workflow:
 
     @classmethod
     def open(
-        cls, config: dict[str, Any], planned: bool = False, unpinned: bool = False, folder: str | Path = "."
+        cls,
+        config: dict[str, Any],
+        roots: Sequence[Path] | None = None,
+        planned: bool = False,
+        unpinned: bool = False,
     ) -> "Workflow":
         """Check the config and plan the rows.
 
         config: as the user wrote it.
+        roots: where relative names in the config are looked for; the working folder, then `home()`, unless given.
         planned: take the plan that is there, without a look at the rows.
         unpinned: let hub models pass whose commit is not known; nothing can be made with them.
-        folder: where relative paths of the config are looked for, before `home()`.
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, home() / "workflow/schemas/config.schema.yaml", [Path(folder).absolute(), home()])
+        config = load_config(config, home() / "workflow/schemas/config.schema.yaml", roots or [Path.cwd(), home()])
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
         _check_selection(config["select"], rubric)

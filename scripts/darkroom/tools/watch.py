@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darkroom.config import home
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
@@ -333,4 +334,4 @@ def open_last_run(results: Path) -> Workflow:
     if run is None:
         raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
     config = run["config"] | {"results": str(results)}
-    return Workflow.open(config, planned=True, unpinned=True, folder=run["folder"])
+    return Workflow.open(config, [Path(run["folder"]), home()], planned=True, unpinned=True)
