@@ -1,17 +1,21 @@
+# make quick: lint, types and the unit tests that need no models, in a light environment of its own (.venv-quick); a minute or so.
 # make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
 # make test: everything that is tested, also on a Slurm cluster of its own where it may have one (root on Debian).
 # make test-all: the same at full size, for an hour or two.
 PYTHON ?= python3
 VENV ?= .venv
+QUICK_VENV ?= .venv-quick
 CORES ?= 2
 # The CPU builds of torch and torchvision; where this index cannot be reached, pip's own index has to do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := -m pip --disable-pip-version-check --quiet
+QUICK := $(QUICK_VENV)/bin
+QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all test-quick lint plan verify prune watch failures report train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -24,8 +28,20 @@ test: $(READY)
 test-all: $(READY)
 	DARKROOM_TEST_ALL=1 $(BIN)/python -m pytest
 
-test-quick: $(READY)
-	$(BIN)/python -m pytest tests/unit
+quick: lint types unit
+
+unit: $(QUICK_READY)
+	$(QUICK)/python -m pytest -n $(CORES) --dist loadfile -q tests/unit
+
+types: $(QUICK_READY)
+	$(QUICK)/mypy
+
+lint: $(QUICK_READY)
+	$(QUICK)/ruff check .
+	$(QUICK)/ruff format --check .
+	$(QUICK)/snakefmt --check Snakefile workflow
+	$(QUICK)/codespell
+	$(QUICK)/snakemake --lint
 
 # Commands on results/, or on the results of the config file named with CONFIG=my.yaml; watch: until the run ends.
 plan verify prune watch failures: $(READY)
@@ -35,21 +51,24 @@ plan verify prune watch failures: $(READY)
 report: $(READY)
 	@$(BIN)/snakemake --report report.zip $(if $(CONFIG),--configfile $(CONFIG))
 
-lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/snakemake --lint
+PYTHON_CHECK = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
+
+$(QUICK_READY): envs/quick.lock
+	$(PYTHON_CHECK)
+	@echo "Installing into $(QUICK_VENV) (some 700 MB, a minute) ..."
+	@$(PYTHON) -m venv $(QUICK_VENV)
+	@$(QUICK)/python $(PIP) install --no-deps -r $<
+	@touch $@
 
 # The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out. The checkout
 # itself is installed as it lies here, for the command darkroom.
 $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
+	$(PYTHON_CHECK)
 	@echo "Installing into $(VENV) (some 3 GB, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
-	@$(PIP) install --no-deps -r envs/cpu.lock
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python $(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
+	@$(BIN)/python $(PIP) install --no-deps -r envs/cpu.lock
+	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
@@ -87,9 +106,13 @@ bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
 
-# A smaller sample, for continuous integration; allows for its sampling error.
-bench-models-quick: $(READY)
+# A smaller sample, for continuous integration; allows for its sampling error. make -j2 takes both at once.
+bench-models-quick: bench-generator-quick bench-judge-quick
+
+bench-generator-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux --quick
+
+bench-judge-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --quick
 
 # What planning costs: a million rows, a job's start, the dry run of ten thousand shards beside a bare workflow's.
@@ -101,4 +124,4 @@ bench-gallery: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
 
 clean:
-	rm -rf $(VENV) .snakemake results .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(QUICK_VENV) .snakemake results .pytest_cache .ruff_cache .mypy_cache

@@ -1,10 +1,12 @@
 """Draw the plots of the report from the final tables and the records of the jobs (rule draw_plots)."""
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.jobs.runtime import job, say
 from darkroom.run.workflow import Workflow
+from darkroom.store.manifest import write_manifest
 from darkroom.views import plots
 from darkroom.views.report import read_table, read_times
 
@@ -16,21 +18,23 @@ with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config)
     rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
-    kinds = read_table(table, rejected, workflow.rubric, workflow.config["select"], rows)
-    times = read_times(workflow.record_folders())
+    kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
+    times = read_times(workflow.history_folders())
+    files = {kind.name: kind for kind in workflow.kinds()}
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
-        "examples": lambda kind: plots.example_sheet(kinds[kind], workflow.results(kind)),
+        "examples": lambda kind: plots.example_sheet(kinds[kind], files[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
         "time": lambda _: plots.job_times(times),
     }
-    for plot in workflow.plots():
+    for plot in workflow.figures:
         if plot.page:
-            plots.RecipePage(workflow.settings(), workflow.rubric.questions).write(plot.path)
+            questions = {kind: workflow.catalogue.questions(kind) for kind in workflow.catalogue.kinds}
+            plots.RecipePage(workflow.settings(), questions).write(plot.path)
         else:
             plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
-    workflow.write_mark(workflow.plots_mark, workflow.plots_digest())
-    say(f"drawn: {len(workflow.plots())} plots of {sum(kind.requests for kind in kinds.values())} images")
+    write_manifest(Path(snakemake.output.manifest), workflow.plots.manifest())
+    say(f"drawn: {len(workflow.figures)} plots of {sum(kind.requests for kind in kinds.values())} images")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.jobs.runtime import job, say
+from darkroom.run.jobs import contents
 from darkroom.run.workflow import Workflow
 from darkroom.views.gallery import write_shard
 
@@ -18,6 +19,6 @@ with job(snakemake.log[0]):
         shard,
         workflow.config["gallery"],
         Path(snakemake.output[0]),
-        {"digest": snakemake.params.digest, "failures": workflow.shard_failures(kind, shard)},
+        {"digest": workflow.lineage.shown_id, "made_from": contents(workflow.gallery_inputs(kind, shard))},
     )
     say(", ".join(f"{number} {name}" for name, number in counts.items()))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.jobs.runtime import job, say
 from darkroom.run.workflow import Workflow
+from darkroom.store.manifest import write_manifest
 from darkroom.tables.merge import merge_scores, write_rejected
 
 if TYPE_CHECKING:
@@ -15,14 +16,15 @@ with job(snakemake.log[0]):
     output, labels = snakemake.output, workflow.labels()
     counts = merge_scores(
         workflow.kinds(),
-        workflow.rubric,
+        workflow.catalogue,
         workflow.config["select"],
         Path(output.scores),
         Path(output.table),
-        {"digest": snakemake.params.digest, "failures": workflow.failures_digest()},
+        workflow.tables_meta(),
         labels,
     )
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
+    write_manifest(Path(output.manifest), workflow.tables.manifest())
     for line in labels.left() if labels else ():
         say(f"warning: {workflow.config['labels']}, line {line['line']}: {line['reason']}")
     say(", ".join(f"{name}: {number}" for name, number in counts.items()))

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake.log[0]):
-    plan = Workflow.of_job(snakemake.config).plans[snakemake.params.kind]
+    workflow = Workflow.of_job(snakemake.config)
+    plan = workflow.row_plans[snakemake.params.rows]
+    workflow.check_planned(snakemake.output[0], snakemake.params.rows, snakemake.wildcards.shard)
     shard = plan.shards[snakemake.wildcards.shard]
     with replacing(snakemake.output[0]) as temporary:
         temporary.write_bytes(plan.read(shard.name))

@@ -22,6 +22,7 @@ FLUX = REPOSITORY / "resources/models/shapes-flux"
 JUDGE = REPOSITORY / "resources/models/shapes-judge"
 
 
+FLAT_COLOUR = REPOSITORY / "tests/extensions/flat_colour.py"
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
 PROMPTS = [
     {"id": f"p{n}", "prompt": f"a {COLOURS[n % 6]} circle on a pink background", "group": n // 4, "note": f"nr {n}"}
@@ -90,7 +91,7 @@ class Run:
         return [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")),
             *("--directory", str(self.folder), "--configfile", str(path), "--workflow-profile", "none"),
-            *("--rerun-triggers", "params", "--rerun-incomplete", "--cores", "2", *arguments),
+            *("--rerun-triggers", "mtime", "--rerun-incomplete", "--cores", "2", *arguments),
         ]
 
     def snakemake(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -135,6 +136,17 @@ class Run:
         return counts
 
 
+@pytest.fixture
+def flat_colour():
+    """The family flat-colour, which an extension brings; it is gone after the test."""
+    from darkroom.config import extensions
+    from darkroom.engines import FAMILIES
+
+    extensions.load([FLAT_COLOUR])
+    yield FAMILIES["flat-colour"]
+    del FAMILIES["flat-colour"], sys.modules[extensions.module_name(FLAT_COLOUR)]
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
@@ -149,9 +161,9 @@ def shards(run):
     kinds = (
         "prompts/*",
         "edits/*",
-        "images/*",
-        "edited/*",
-        "scores/*/*",
+        "images/**/*.*",
+        "edited/**/*.*",
+        "scores/**/*.*",
         "scores.*",
         "rejected.jsonl",
         "dataset/**/*.*",
@@ -168,7 +180,9 @@ def shards(run):
 def made(run):
     """Images that the jobs of the last run say they made."""
     return sum(
-        int(n) for p in run.results.glob("logs/*_images/*.log") for n in re.findall(r"done: (\d+) made", p.read_text())
+        int(n)
+        for p in run.results.glob("logs/*_images/*/*.log")
+        for n in re.findall(r"done: (\d+) made", p.read_text())
     )
 
 

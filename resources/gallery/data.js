@@ -8,7 +8,8 @@ window.gallery = (() => {
   const AT_ONCE = 6;
   const PAGE = 100000; // entries loaded without being asked for more
   const CACHE = (navigator.deviceMemory || 4) * 32e6; // characters of pictures kept in memory
-  const OURS = /^(images|edited)\/[0-9a-f]{12}x*(\.js\?[0-9a-f]{8}|\/[0-9a-f]{16}-[tp]\d+\.js)$/;
+  const OURS =
+    /^[a-z]\w*\/([0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
 
   const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [] };
   const byName = new Map();
@@ -41,9 +42,9 @@ window.gallery = (() => {
 
   function index(data) {
     Object.assign(set, { set: data.set, title: data.title, kinds: data.kinds, labels: data.labels });
-    for (const [kind, name, count, version, selected] of data.shards) {
+    for (const [kind, name, count, version, selected, file] of data.shards) {
       const bits = Uint8Array.from(atob(selected), (c) => c.charCodeAt(0));
-      const shard = { kind, name, count, version, bits, base: set.total, number: set.shards.length, data: null };
+      const shard = { kind, name, count, version, file, bits, base: set.total, number: set.shards.length, data: null };
       set.total += count;
       set.shards.push(shard);
       byName.set(`${kind}/${name}`, shard);
@@ -78,7 +79,7 @@ window.gallery = (() => {
       while (next < set.shards.length && set.shards[next].base < limit) {
         const one = set.shards[next++];
         if (one.data || !one.count) continue;
-        await load(`${one.kind}/${one.name}.js?${one.version}`).catch(() => set.failed.push(one));
+        await load(`${one.kind}/${one.file}?${one.version}`).catch(() => set.failed.push(one));
         onEntries();
       }
     };

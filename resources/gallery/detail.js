@@ -76,6 +76,8 @@ window.detail = (() => {
     pictures(value);
     scores(kind, value);
     siblings();
+    // Metrics that ask a model: the judge, and whichever else has one.
+    const models = Object.fromEntries(Object.entries(data.metrics).map(([name, { model }]) => [name, model]));
     const facts = {
       row: value("row"),
       sample: value("sample"),
@@ -89,13 +91,13 @@ window.detail = (() => {
       source: value("source_name"),
       origin: value("origin"),
       model: data.recipe.model,
-      judge: data.judge.model,
+      ...models,
       "your fields": value("fields") === "{}" ? null : value("fields"),
       key: value("key"),
       shard,
     };
     list(part("facts"), facts);
-    const recipe = { [kind]: data.recipe, judge: data.judge, versions: data.versions };
+    const recipe = { [kind]: data.recipe, ...data.metrics, versions: data.versions };
     part("recipe").textContent = JSON.stringify(recipe, null, 1);
     const original = part("original");
     original.hidden = !gallery.selected(entry);

@@ -1,8 +1,7 @@
-"""The library behind Darkroom's rules. It knows nothing of Snakemake: every function can be called from a test.
+"""The library behind Darkroom's rules. It does not use Snakemake: every function can be called from a test.
 
-Importing the package, and the modules that the Snakefile needs at parse time (`config`, `plan`, `recipe`,
-`rubric`), loads nothing heavy: torch, diffusers, transformers and vLLM are imported inside the functions that
-use them.
+Importing what the Snakefile needs to plan a run loads nothing heavy: torch, diffusers, transformers and vLLM are
+imported only by the modules and functions that run a model. docs/architecture.md shows the rooms.
 """
 
 __version__ = "0.1.0"

@@ -2,25 +2,26 @@
 
 
 class DarkroomError(Exception):
-    """A stop with a clear message: bad configuration, a broken environment, a stale file.
+    """Stops a job or a run with one line for the user: bad configuration, a broken environment, a stale file.
 
-    curable: whether the same job can succeed when it is run once more, with more time or memory.
+    Attributes:
+        retryable: whether the same job can succeed if it is run once more, with more time or memory.
     """
 
-    curable = False
+    retryable = False
 
 
 class RowError(Exception):
-    """One row or request that cannot be used; the message is the recorded reason. Never stops a shard."""
+    """One row or request cannot be used; the message is the reason that is recorded. It never stops a shard."""
 
 
 class Interrupted(DarkroomError):
-    """The job was asked to stop (SIGTERM, SIGURG) and has kept what it had finished."""
+    """The job was asked to stop (SIGTERM, SIGURG); what it had finished is kept."""
 
-    curable = True
+    retryable = True
 
 
 class OutOfMemory(DarkroomError):
-    """The memory of the host, or of the device, did not suffice."""
+    """The host or the device ran out of memory."""
 
-    curable = True
+    retryable = True

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever their writer is killed."""
+"""Write files so that each is either complete or absent, even if the writer is killed."""
 
 import contextlib
 import os
@@ -12,12 +12,19 @@ _APART = ".part"
 
 @contextlib.contextmanager
 def replacing(path: str | Path, apart: bool = True, sync: bool = True) -> Iterator[Path]:
-    """A temporary path to write a file to, which takes the place of `path` where the block ends without an error.
+    """Yield a temporary path to write to; when the block ends without an error, it replaces `path`.
 
-    apart: a folder of its own beside `path` holds the temporary file, so that what a killed writer left there goes with
-    the next one that ends well, without a look through a folder of 100 000 shards. False, for files that several
-    processes may write at once, or whose folder is cleared anyway, puts it beside `path`. sync: have the content on the
-    disk before it gets its name. Raises OSError, and removes the temporary file whatever is raised.
+    The temporary file is removed if anything is raised.
+
+    Args:
+        path: the file to write; its folder is made.
+        apart: put the temporary file into a folder of its own beside `path`. The next writer that finishes removes that
+            folder, with what a killed writer left in it, and need not search a folder of 100 000 shards. Use False for
+            files that several processes may write at once, or whose folder is cleared anyway.
+        sync: have the content on the disk before the file gets its name.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = Path(path)
     writer = f"{socket.gethostname()}-{os.getpid()}"  # a job that was started anew elsewhere may not be the only one
@@ -40,8 +47,8 @@ def replacing(path: str | Path, apart: bool = True, sync: bool = True) -> Iterat
         raise
 
 
-def meant(path: Path) -> Path:
-    """The file that a killed writer's folder was left beside; of any other path, itself."""
+def target_of(path: Path) -> Path:
+    """The file that a killed writer was about to make, if `path` is the folder it left behind; else `path` itself."""
     left = path.suffix == _APART and path.name.startswith(".")
     return path.with_name(path.stem.removeprefix(".")) if left else path
 

@@ -26,8 +26,13 @@ def digest(value: Any, length: int = KEY_LENGTH) -> str:
 def request_seed(root: int, row: str, item: int, sample: int, own: int | None = None) -> int:
     """The seed of one request, below 2**53: a hash of (root seed, row id, sample), never of a position or a time.
 
-    `item` counts the prompts or the source images of a row and enters only where there are several. A row's
-    `own` seed is taken as it is for its first image and replaces root seed and row id for the others.
+    Args:
+        root: the seed of the config.
+        row: the row id.
+        item: which prompt or source image of the row, from 0; it is hashed only if it is not 0.
+        sample: which sample, from 0.
+        own: the row's own seed, if it has one. The row's first image uses it unchanged; for the others it replaces the
+            root seed and the row id.
     """
     if own is not None and item == 0 and sample == 0:
         return own

@@ -7,32 +7,24 @@ memory does not grow with the shard.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from darkroom.config.options import packages
-from darkroom.engines.work import ShardJob, work
+from darkroom.engines.work import OpenEngine, ShardJob, work
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.devices import Devices
-from darkroom.jobs.runtime import Progress, device_kind, say, versions
+from darkroom.jobs.runtime import Progress, device_kind, limit_threads, say, versions
 from darkroom.jobs.spread import WorkerDied, spread
-from darkroom.plan.requests import Request, expand, request_key
+from darkroom.plan.requests import Request, request_key
 from darkroom.rows.read import MAX_SIDE, further_fields
-from darkroom.store.carry import carry_over
-from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
+from darkroom.store.carry import Images, find_images, take_over
+from darkroom.store.manifest import write_shard_with_manifest
+from darkroom.store.shardfile import IMAGE_COLUMNS
 from darkroom.store.sources import Sources, source_name
 
-if TYPE_CHECKING:
-    from darkroom.engines.diffusion import Engine
-
-PACKAGES = ("torch", "diffusers", "transformers", "pillow")
-
-
-def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Request]:
-    """The requests of a prompts file's lines (see `expand`); rejected rows have none."""
-    rows = [json.loads(line) for line in lines.splitlines()]
-    return [request for row in rows if "rejected" not in row for request in expand(row, section, seed, samples)]
+_SAMPLER = ("seed", "steps", "guidance", "true_cfg")
 
 
 def make_shard(
@@ -40,36 +32,41 @@ def make_shard(
     path: Path,
     job: ShardJob,
     old_files: list[Path],
-    moved: Callable[[str], str | None],
-    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    neighbours: list[str],
+    open_engine: OpenEngine | None = None,
     devices: Devices | None = None,
+    threads: int | None = None,
 ) -> dict[str, float]:
     """Write the shard file of `requests` and return the counts requests, made, carried, given and failed.
 
     And "working", the seconds spent on making images, without imports and the loading of models.
 
-    old_files: shard files that may hold images under these keys. moved: the other shard that a row id
-    belongs to now, if that one still needs its images from this shard's old file. open_engine is called only
-    where something is to be made, and so are `devices` claimed: with several of them worker processes share the work, each
-    with an engine of its own that `diffusion` opens. Raises DarkroomError where the environment is broken (no model, no memory), and
+    old_files: shard files that may hold images under these keys. neighbours: shards that held these rows before, in whose
+    scratch folders their images may wait. An engine is opened (by `open_engine`, or as
+    the family does) only where something is to be made, and so are `devices` claimed: with several of them worker processes
+    share the work, each with an engine of its own. threads: those that an engine's libraries may start, as they are by default.
+    Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
-    sources = Sources(job.folder, job.images)
+    sources = Sources(job.folder, job.images, job.scratch)
     failures: dict[int, str] = {}
     sizes = identify(requests, job, sources, failures)
-    wanted = {request.key: place for place, request in enumerate(requests) if place not in failures}
-    carry_over(wanted, path, old_files, job.scratch, moved)
+    wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
+    kept = Images(find_images(wanted, old_files))
+    take_over((key for key in wanted if key not in kept), job.scratch, neighbours)
     given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
     todo: dict[str, int] = {}
     for place, request in enumerate(requests):
-        if place not in failures and not request.given and not job.scratch.has(request.key):
-            todo.setdefault(request.key, place)
+        if place in failures or request.given or request.key in kept or job.scratch.has(request.key):
+            continue
+        todo.setdefault(request.key, place)
     carried = len(requests) - len(failures) - given - len(todo)
     say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
     broken: dict[str, str] = {}
     working = 0.0
     if todo:
-        working = _make([requests[place] for place in todo.values()], sizes, job, sources, broken, open_engine, devices)
+        wanted_now = [requests[place] for place in todo.values()]
+        working = _make(wanted_now, sizes, job, sources, broken, open_engine, devices, threads)
     for place, request in enumerate(requests):
         if request.key in broken:
             failures.setdefault(place, broken[request.key])
@@ -79,14 +76,15 @@ def make_shard(
     counts = {"made": len(todo) - len(broken), "carried": carried, "given": given, "failed": len(failures)}
     meta = {
         "digest": job.digest,
-        "rule": "edit_images" if job.name == "edit" else "generate_images",
+        "rule": job.rule,
         "recipe": job.recipe,
-        "versions": versions(*PACKAGES, *packages(job.section)),
+        "versions": _versions(job),
         "device": device_kind(job.section["device"]),
         "failed": len(failures),
     }
-    write_shard(path, job.columns, _records(requests, failures, job, sources), meta)
-    job.scratch.clear()
+    records = _records(requests, failures, job, sources, kept)
+    write_shard_with_manifest(path, job.columns, records, meta, job.made_from)
+    job.scratch.clear(wanted | sources.spooled)
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return {"requests": len(requests), **counts, "working": round(working, 3)}
 
@@ -129,15 +127,19 @@ def _make(
     job: ShardJob,
     sources: Sources,
     broken: dict[str, str],
-    open_engine: Callable[[dict[str, Any], str], "Engine"],
+    open_engine: OpenEngine | None,
     devices: Devices | None,
+    threads: int | None,
 ) -> float:
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = job.section
-    say(f"model {job.recipe['model']} ({section['model']}, revision {section['revision']})")
-    found = versions(*PACKAGES, *packages(section))
-    say("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
-    held = devices.claim(section, job.name, most=len(todo)) if devices else {}
+    named = f" ({section['model']}, revision {section['revision']})" if job.family.needs_model else ""
+    say(f"model {job.recipe['model']}{named}")
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in _versions(job).items()))
+    # Both before the engine's libraries are imported.
+    if threads is not None:
+        limit_threads(threads, section["device"])
+    held = devices.claim(section, job.name, most=len(todo)) if devices and job.family.local else {}
     if len(held) > 1:
         reports = spread("darkroom.engines.work:work", (job, todo, sizes), job.name, held)
     else:
@@ -161,34 +163,44 @@ def _make(
     return progress.seconds
 
 
+def _versions(job: ShardJob) -> dict[str, str]:
+    """The packages that decide pixels, with their versions."""
+    return versions(*job.family.packages, "pillow", *packages(job.section))
+
+
 def _records(
-    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources
+    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources, kept: Images
 ) -> Iterator[dict[str, Any]]:
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
+        record |= {name: None for name in _SAMPLER if name not in job.family.settings}
         record["origin"] = "given" if request.given else "generated"
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
-        if job.name == "edit":
+        if job.edits:
             record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
         if place not in failures:
             try:
-                record |= _pictures(request, job, sources)
+                record |= _pictures(request, job, sources, kept)
             except RowError as error:
                 record["error"] = str(error)
         yield record
 
 
-def _pictures(request: Request, job: ShardJob, sources: Sources) -> dict[str, Any]:
+def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -> dict[str, Any]:
     """The columns of a record that hold pictures, and their hashes."""
     columns: dict[str, Any] = {}
     if request.source:
-        picture = sources.read(request.source, request.source_sha256)
-        columns["source"] = {"bytes": picture.data, "path": f"{request.key}.source.png"}
-        columns["source_sha256"] = picture.sha256
-    given = sources.read(request.given, request.given_sha256) if request.given else None
-    data = given.data if given else job.scratch.get(request.key)
+        columns["source"] = {
+            "bytes": sources.stored(request.source, request.source_sha256),
+            "path": f"{request.key}.source.png",
+        }
+        columns["source_sha256"] = request.source_sha256
+    given = sources.stored(request.given, request.given_sha256) if request.given else None
+    data = given or kept.get(request.key) or job.scratch.get(request.key)
+    if data is None:
+        raise DarkroomError(f"{job.scratch.path(request.key)}: gone while the job ran; run again")
     columns["image"] = {"bytes": data, "path": f"{request.key}.png"}
     columns["sha256"] = hashlib.sha256(data).hexdigest()
     return columns

@@ -5,12 +5,12 @@ import io
 import json
 from pathlib import Path
 
-from darkroom.metrics.judge import score_columns
 from darkroom.metrics.rubric import load_rubric
+from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import make_plan
 from darkroom.store.shardfile import IMAGE_COLUMNS
 from darkroom.store.shardfile import write_shard as write_file
-from darkroom.tables.kind import Kind
+from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from darkroom.views.gallery import write_index, write_shard
 from PIL import Image
@@ -56,11 +56,13 @@ def make_set(folder: Path, number: int, side: int = 64, size: int = 100, hostile
             scores.append(known | {"image_key": key, "sha256": sha256, "p_yes": p, "reason": f"because {done}"})
             done += 1
         write_file(folder / "images" / f"{name}.parquet", IMAGE_COLUMNS, images, meta)
-        write_file(folder / "scores/images" / f"{name}.parquet", score_columns(rubric, "images"), scores, meta)
+        write_file(
+            folder / "scores/images/judge" / f"{name}.parquet", score_columns(rubric.columns("images")), scores, meta
+        )
     digests = dict.fromkeys(plan.names, "d")
     members = {name: [name] for name in plan.names}
-    folders = folder / "prompts", folder / "images", folder / "scores/images"
-    return Kind("images", plan, 1, digests, digests, *folders, members), {"images": digests}
+    files = ShardFiles.below(folder / "prompts", folder / "images", folder / "scores/images")
+    return Kind("images", plan, 1, files, digests, {"judge": digests}, members), {"images": digests}
 
 
 def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
@@ -69,9 +71,9 @@ def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
     for name in kind.plan.names:
         write_shard(kind, name, OPTIONS, folder / "gallery/images" / f"{name}.js", {"digest": "d"})
     table = folder / "scores.parquet"
-    merge_scores([kind], rubric, SELECT, table, folder / "scores.csv", {"digest": "t"})
+    merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
     about = {"title": "rows.jsonl", "set": "synthetic"}
-    write_index([kind], rubric, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
+    write_index([kind], rubric.catalogue, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
     return folder / "gallery/index.html"
 
 

@@ -22,7 +22,7 @@ from darkroom.make import make_shard, read_requests
 from darkroom.plan.shards import make_plan
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import iter_records
-from darkroom.tables.kind import Kind
+from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import write_rejected
 from PIL import Image
 
@@ -158,7 +158,7 @@ def test_rejected_jsonl_tells_line_and_reason_of_every_bad_line(lines, tmp_path)
     plan = lines[1]
     for name in plan.names:
         (tmp_path / f"{name}.jsonl").write_bytes(plan.read(name))
-    kind = Kind("images", plan, 1, {}, {}, tmp_path, tmp_path, tmp_path, {})
+    kind = Kind("images", plan, 1, ShardFiles.below(tmp_path, tmp_path, tmp_path), {}, {}, {})
     bad = [(2 * n + 2, reason) for n, (_, reason) in enumerate(LINES.values()) if reason]
     assert write_rejected([kind], tmp_path / "rejected.jsonl") == len(bad)
     told = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().split(b"\n")[:-1]]

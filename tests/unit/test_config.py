@@ -1,14 +1,17 @@
 """Configurations: defaults, and one line that names key and remedy for everything that is wrong."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from darkroom.config.load import is_folder_name, load_config
+from darkroom.config import home
+from darkroom.config.load import is_folder_name, load_config, read_config_file
+from darkroom.config.models import Config
+from darkroom.config.values import sections_of
 from darkroom.errors import DarkroomError
-
-SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/config.schema.yaml"
 
 
 @pytest.fixture
@@ -31,36 +34,42 @@ def config(text="{}"):
 
 def test_defaults_are_filled_in_and_the_given_config_is_left_alone(folder):
     given = config()
-    filled = load_config(given, SCHEMA)
+    filled = load_config(given)
     assert given == config()
-    properties = yaml.safe_load(SCHEMA.read_text())["properties"]
-    for key, sub in properties.items():
-        assert key in filled
-        if "properties" in sub:
-            assert list(sub["properties"]) != [] and set(filled[key]) == set(sub["properties"])
+    assert set(filled) == set(Config.model_fields)
+    for key, section in sections_of(Config).items():
+        assert set(filled[key]) == set(section.model_fields)
     assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 100)
 
 
 def test_every_key_has_a_default_and_a_description():
-    def check(where, sub):
-        for name, value in sub.get("properties", {}).items():
-            assert "default" in value, f"{where}{name}"
-            assert value["type"] == "object" if "properties" in value else "description" in value, f"{where}{name}"
-            check(f"{where}{name}.", value)
+    def check(where, model):
+        sections = sections_of(model)
+        for name, field in model.model_fields.items():
+            assert not field.is_required(), f"{where}{name}"
+            assert name in sections or field.description, f"{where}{name}"
+        for name, section in sections.items():
+            check(f"{where}{name}.", section)
 
-    check("", yaml.safe_load(SCHEMA.read_text()))
+    check("", Config)
+
+
+def test_a_checked_config_passes_the_check_as_it_is(folder):
+    """A run writes it down, and `watch` reads it again."""
+    filled = load_config(config("{edits: rows.jsonl, judge: {engine_args: {max_num_seqs: 8}, resources: {gpu: 2}}}"))
+    assert load_config(filled) == filled
 
 
 def test_an_empty_section_is_all_defaults(folder):
-    assert load_config(config("shards:"), SCHEMA)["shards"] == {"size": 100}
-    export = load_config(config("export:"), SCHEMA)["export"]
+    assert load_config(config("shards:"))["shards"] == {"size": 100}
+    export = load_config(config("export:"))["export"]
     assert (export["formats"], export["preferences"]["margin"]) == (["folder"], 0)
     export["formats"].append("parquet")  # a default is nobody's own
-    assert load_config(config("export:"), SCHEMA)["export"]["formats"] == ["folder"]
+    assert load_config(config("export:"))["export"]["formats"] == ["folder"]
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
-    filled = load_config(config("{samples_per_prompt: 2.0, generate: {width: 512.0}}"), SCHEMA)
+    filled = load_config(config("{samples_per_prompt: 2.0, generate: {width: 512.0}}"))
     found = filled["samples_per_prompt"], filled["generate"]["width"]
     assert found == (2, 512) and all(type(value) is int for value in found)
 
@@ -121,14 +130,123 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(folder, text, message):
     with pytest.raises(DarkroomError) as error:
-        load_config(config(text), SCHEMA)
+        load_config(config(text))
     assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("generate: {width: '8'}", "generate.width: must be at least 16, got 8"),
+        ("generate: {steps: '1.5'}", "generate.steps: expected a whole number, got '1.5'"),
+        ("generate: {guidance: '.nan'}", "generate.guidance: expected a finite number, got nan"),
+        ("strict: '1'", "strict: expected true or false, got '1'"),
+        ("judge: {engine_args: {max_model_len: '.inf'}}", "judge.engine_args.max_model_len: expected a whole number"),
+        ("generate: {resources: {gpu: -1}}", "generate.resources.gpu: expected a whole number of at least 0, got -1"),
+        ("judge: {resources: {threads: many}}", "judge.resources.threads: expected a whole number of at least 1, got"),
+        ("edit: {resources: {slurm extra: x}}", "edit.resources.slurm extra: a resource is named with letters,"),
+        ("edit: {resources: {slurm_extra: ''}}", "edit.resources.slurm_extra: must not be empty, got ''"),
+        ("edit: {resources: {runtime: 1.5}}", "edit.resources.runtime: expected a whole number or text, got 1.5"),
+        ("edit: {resources: {runtime: true}}", "edit.resources.runtime: expected a whole number or text, got True"),
+        ("edit: {resources: [a]}", "edit.resources: expected a section, got ['a']"),
+        ("metrics: {aesthetic: {}}", "unknown key metrics.aesthetic; name the file that brings it under `extensions`"),
+        ("extensions: gone.py", "extensions: expected a list, got 'gone.py'"),
+        ("extensions: [gone.py]", "extensions.0: no such file: gone.py"),
+        ("extensions: [model]", "extensions.0: not a file: model"),
+        ("extensions: [1]", "extensions.0: expected text, got 1"),
+        ("generate: {family: flux-kontext}", "generate.family: flux-kontext edits images; use flux or auto"),
+        ("edit: {family: flux}", "edit.family: flux makes images from text alone; use flux-kontext or auto"),
+        ("generate: {steps: '" + "[" * 5000 + "'}", "generate.steps: expected a whole number, got '[[["),
+        ("{generate: {width: 1}, promts: x}", "unknown key promts; did you mean prompts?"),
+    ],
+)
+def test_values_as_text_extensions_and_resources_are_checked_too(folder, text, message):
+    test_a_wrong_config_is_one_line_that_names_the_key(folder, text, message)
+
+
+def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
+    """Snakemake hands over what is below a section on its command line as text."""
+    given = """
+    edits: 'null'
+    seed: '7'
+    strict: 'true'
+    generate: {steps: '40', width: '512.0', guidance: '2', true_cfg: '1.5', compile: 'false', cache: 'null', revision: ''}
+    edit: {width: '64', height: 'null'}
+    judge: {engine_args: {max_num_seqs: '16', quantization: fp8}, resources: {mem_mb: '4000', runtime: 2h}}
+    select: {images: {p_yes: '0.5'}, per_row: '2'}
+    export: {name: '2024', formats: [folder], preferences: {margin: '0.1'}}
+    """
+    filled = load_config(config(given))
+    assert (filled["edits"], filled["seed"], filled["strict"]) == (None, 7, True)
+    generate = {"steps": 40, "width": 512, "guidance": 2, "true_cfg": 1.5, "compile": False, "cache": None}
+    assert {key: filled["generate"][key] for key in generate} == generate and filled["generate"]["revision"] is None
+    assert [type(filled["generate"][key]) for key in ("steps", "width", "guidance")] == [int, int, int]
+    assert (filled["edit"]["width"], filled["edit"]["height"]) == (64, None)
+    assert filled["judge"]["engine_args"] == {"max_num_seqs": 16, "quantization": "fp8"}
+    assert filled["judge"]["resources"] == {"mem_mb": 4000, "runtime": "2h"}
+    assert filled["select"] == {"images": {"p_yes": 0.5}, "edited": {}, "per_row": 2}
+    assert (filled["export"]["name"], filled["export"]["preferences"]["margin"]) == ("2024", 0.1)
+
+
+def test_numbers_stay_as_they_are_written(folder):
+    """2 and 2.0 are two recipes; a check must not turn one into the other."""
+    filled = load_config(config("{generate: {guidance: 2, true_cfg: 2.0}, select: {images: {p_yes: 1}}}"))
+    found = filled["generate"]["guidance"], filled["generate"]["true_cfg"], filled["select"]["images"]["p_yes"]
+    assert [type(value) for value in found] == [int, float, int]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: 1\nb: [1, 2\nc: 3\n", "my.yaml, line 3: not valid YAML: expected ',' or ']'"),
+        (b"a: 1\n\tb: 2\n", "my.yaml, line 2: not valid YAML: found character '\\t' that cannot start any token"),
+        (b"a: b: c\n", "my.yaml, line 1: not valid YAML: mapping values are not allowed here"),
+        (b"a: {[1]: 2}\n", "my.yaml, line 1: not valid YAML: found unhashable key"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "my.yaml, line 1: not valid YAML: could not determine a con"),
+        (b"a: 2024-13-45\n", "my.yaml: not valid YAML: month must be in 1..12"),
+        (b"a: \x00\n", "my.yaml: not valid YAML: unacceptable character #x0000"),
+        (b"a: \xff\n", "my.yaml: not UTF-8 text; save it as UTF-8"),
+        (b"[" * 3000, "my.yaml: not valid YAML: "),
+        (b"- a\n- b\n", "my.yaml: expected keys with values, such as `prompts: rows.jsonl`"),
+        (b"", "my.yaml: expected keys with values, such as `prompts: rows.jsonl`"),
+        (None, "my.yaml: No such file or directory"),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_one_line_with_its_line(folder, content, message):
+    if content is not None:
+        Path("my.yaml").write_bytes(content)
+    with pytest.raises(DarkroomError) as error:
+        read_config_file("my.yaml")
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_config_file_is_read_as_it_stands(folder):
+    Path("my.yaml").write_text("prompts: rows.jsonl\ngenerate:\n  steps: 3\n")
+    assert read_config_file("my.yaml") == {"prompts": "rows.jsonl", "generate": {"steps": 3}}
+
+
+def test_what_comes_with_darkroom_is_found_from_any_folder(folder):
+    assert (home() / "config/rubrics/default.yaml").is_file() and (home() / "resources/gallery").is_dir()
+    given = config()
+    del given["judge"]["rubric"]
+    assert load_config(given)["judge"]["rubric"] == str(home() / "config/rubrics/default.yaml")
+
+
+def test_reading_the_config_is_cheap_at_parse_time():
+    code = "import time; import darkroom.config.load as load; import sys; "
+    code += (
+        "heavy = {'torch', 'numpy', 'pandas', 'pyarrow', 'jsonschema'} & set(sys.modules); assert not heavy, heavy; "
+    )
+    code += "print(time.process_time())"
+    env = os.environ | {"PYTHONPATH": str(home() / "scripts")}
+    runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.4
+
+
 def test_what_is_not_used_need_not_be_there(folder):
-    load_config(config("edit: {model: ./gone}"), SCHEMA)
+    load_config(config("edit: {model: ./gone}"))
     with pytest.raises(DarkroomError, match=r"edit\.model: no such folder"):
-        load_config(config("{edits: rows.jsonl, edit: {model: ./gone}}"), SCHEMA)
+        load_config(config("{edits: rows.jsonl, edit: {model: ./gone}}"))
 
 
 def test_files_are_found_in_the_first_root_that_has_them(folder, tmp_path):
@@ -136,7 +254,7 @@ def test_files_are_found_in_the_first_root_that_has_them(folder, tmp_path):
         (tmp_path / root / "model").mkdir(parents=True)
         (tmp_path / root / "rubric.yaml").touch()
     (tmp_path / "two" / "rows.jsonl").touch()
-    filled = load_config(config(), SCHEMA, [tmp_path / "one", tmp_path / "two"])
+    filled = load_config(config(), [tmp_path / "one", tmp_path / "two"])
     assert filled["prompts"] == str(tmp_path / "two/rows.jsonl")
     assert filled["generate"]["model"] == str(tmp_path / "one/model")
 

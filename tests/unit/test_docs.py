@@ -1,6 +1,7 @@
 """What the documents say of files, columns and keys is so, and the configurations they show pass the check."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from darkroom.config.load import load_config
-from darkroom.metrics.judge import score_columns
+from darkroom.config.models import Config
+from darkroom.config.reference import schema_text, with_tables
+from darkroom.config.values import sections_of
 from darkroom.metrics.rubric import load_rubric
+from darkroom.metrics.score import score_columns
 from darkroom.store.shardfile import EDITED_COLUMNS
 from darkroom.tables.kind import TABLE_COLUMNS
+from jsonschema import Draft202012Validator
 
-SCHEMA = REPOSITORY / "workflow/schemas/config.schema.yaml"
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
+PRESETS = sorted((REPOSITORY / "config/presets").glob("*.yaml"))
 # A block that begins with the comment `# profiles/...` is a profile's.
 SNIPPETS = [
     pytest.param(block, id=f"{path.name}-{number}")
@@ -30,9 +35,7 @@ def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monke
     for name in ("prompts.jsonl", "edits.jsonl"):
         Path(name).write_text('{"prompt": "a"}\n')
     Path("labels.csv").write_text("key,label\n")
-    load_config(
-        {"prompts": "prompts.jsonl", "edits": "edits.jsonl"} | yaml.safe_load(snippet), SCHEMA, [".", REPOSITORY]
-    )
+    load_config({"prompts": "prompts.jsonl", "edits": "edits.jsonl"} | yaml.safe_load(snippet), [".", REPOSITORY])
 
 
 def test_there_are_some():
@@ -41,10 +44,24 @@ def test_there_are_some():
 
 def test_every_key_has_its_line_in_the_reference():
     text = (REPOSITORY / "config/README.md").read_text()
-    properties = yaml.safe_load(SCHEMA.read_text())["properties"]
-    keys = {key for section in properties.values() for key in section.get("properties", {})} | set(properties)
-    sections = {name for name, section in properties.items() if "properties" in section}
-    assert {key for key in keys - sections if not re.search(rf"`(\w+\.)?{key}`", text)} == set()
+    sections = sections_of(Config)
+    keys = {key for section in sections.values() for key in section.model_fields} | set(Config.model_fields)
+    assert {key for key in keys - set(sections) if not re.search(rf"`(\w+\.)?{key}`", text)} == set()
+
+
+def test_the_reference_and_the_schema_are_made_from_the_models():
+    written = (REPOSITORY / "config/README.md").read_text()
+    remedy = "PYTHONPATH=scripts python -m darkroom.config.reference writes them"
+    assert with_tables(written) == written, remedy
+    assert (REPOSITORY / "config/schema.json").read_text() == schema_text(), remedy
+
+
+@pytest.mark.parametrize("name", ["config.yaml", *(f"presets/{path.name}" for path in PRESETS)])
+def test_the_schema_for_editors_lets_the_configs_through_that_come_with_darkroom(name):
+    check = Draft202012Validator(json.loads((REPOSITORY / "config/schema.json").read_text()))
+    config = yaml.safe_load((REPOSITORY / "config" / name).read_text())
+    check.validate(config)
+    assert not check.is_valid(config | {"promts": "x"}) and not check.is_valid(config | {"generate": {"steps": 0}})
 
 
 def test_every_column_is_explained():
@@ -53,7 +70,7 @@ def test_every_column_is_explained():
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
     columns = set(EDITED_COLUMNS) | set(TABLE_COLUMNS) | {"selected", "label"}
     for kind in ("images", "edited"):
-        columns |= set(score_columns(rubric, kind))
+        columns |= set(score_columns(rubric.columns(kind)))
     suffixed = {name for name in columns if re.search("_(mass|reply|error)$", name)}
     assert columns - suffixed <= named
     assert {name.rsplit("_", 1)[0] for name in suffixed} <= named

@@ -11,12 +11,18 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "scripts"
-ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "report.yaml", "tables.yaml", "darkroom.def")
+UNIT = REPOSITORY / "tests/unit"
+ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "report.yaml", "tables.yaml", "darkroom.def", "quick.lock")
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 # On purpose not as in the lock, which is for the CPU: (where, package).
 OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
 OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
 OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
+# What checks style and types is in the quick environment alone, with what it needs itself.
+CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}
+CHECKERS |= {"snakefmt", "black", "shfmt-py", "pytokens"}
+OTHER |= {("quick.lock", name) for name in CHECKERS}
+HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
 # Imported by functions that only other stages call, or the run itself (psutil).
 ELSEWHERE = {
     "tables.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2", "psutil"},
@@ -107,7 +113,8 @@ def test_what_a_rules_script_imports_is_in_its_environment(script, env):
     distributions, there = packages_distributions(), pins(env)
 
     def without(modules):
-        names = {module: {normal(d).removesuffix("-cpu") for d in distributions[module]} for module in modules}
+        # A module that is not installed where the test runs is taken for the package of that name.
+        names = {m: {normal(d).removesuffix("-cpu") for d in distributions.get(m, [m])} for m in modules}
         return {module for module, packages in names.items() if not packages & set(there)}
 
     assert without(needs(script, lazy=False)) == set()
@@ -116,3 +123,15 @@ def test_what_a_rules_script_imports_is_in_its_environment(script, env):
 
 def test_rules_name_every_environment():
     assert {env for _, env in rules()} == set(ELSEWHERE)
+
+
+def test_the_quick_environment_has_nothing_heavy():
+    assert not HEAVY & set(pins("quick.lock"))
+
+
+@pytest.mark.parametrize("path", sorted(UNIT.glob("*.py")), ids=lambda path: path.name)
+def test_a_unit_test_imports_nothing_heavy(path):
+    """Those that do belong into tests/heavy, which `make quick` leaves out."""
+    modules = {module.split(".")[0] for module in imports(path, lazy=True)} | needs(path, lazy=False)
+    assert not modules & HEAVY
+    assert not re.search(r"importorskip\(", path.read_text())

@@ -22,13 +22,13 @@ from darkroom.exports.base import Export, runs, wrong_files
 from darkroom.exports.provenance import CREATED, EDITED, SOURCE_TYPES, with_text, xmp_packet
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
-from darkroom.metrics.judge import score_columns
 from darkroom.metrics.rubric import Question, Rubric
+from darkroom.metrics.score import score_columns
 from darkroom.models.licences import Licence, Model
 from darkroom.plan.shards import make_plan
 from darkroom.store.images import encode_png
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, write_shard
-from darkroom.tables.kind import Kind
+from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from PIL import Image
 
@@ -88,16 +88,22 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
                 folder / kind / f"{shard}.parquet",
                 columns,
                 _records(kind, plan.read(shard), samples, side, distinct, made, given),
-                {"digest": "i", "rule": "r", "recipe": {"model": "owner/name@abc"}, "versions": {"diffusers": "1.2"}},
+                {
+                    "digest": "i",
+                    "rule": "r",
+                    "recipe": {"model": "owner/name@abc"},
+                    "versions": {"diffusers": "1.2"},
+                    "failed": 0,
+                },
             )
             scores = [_score(kind, record) for record in iter_records(folder / kind / f"{shard}.parquet")]
-            path = folder / "scores" / kind / f"{shard}.parquet"
-            write_shard(path, score_columns(RUBRIC, kind), scores, {"digest": "s", "rule": "r"})
-        digests = dict.fromkeys(plan.names, "i"), dict.fromkeys(plan.names, "s")
-        folders = folder / name, folder / kind, folder / "scores" / kind
-        kinds.append(Kind(kind, plan, samples, *digests, *folders, {shard: [shard] for shard in plan.names}))
+            path = folder / "scores" / kind / "judge" / f"{shard}.parquet"
+            write_shard(path, score_columns(RUBRIC.columns(kind)), scores, {"digest": "s", "rule": "r", "recipe": {}})
+        digests = dict.fromkeys(plan.names, "i"), {"judge": dict.fromkeys(plan.names, "s")}
+        files = ShardFiles.below(folder / name, folder / kind, folder / "scores" / kind)
+        kinds.append(Kind(kind, plan, samples, files, *digests, {shard: [shard] for shard in plan.names}))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
-    merge_scores(kinds, RUBRIC, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
+    merge_scores(kinds, RUBRIC.catalogue, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
 
     def export(format, to="exports", **changes):
         return Export(
@@ -106,7 +112,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             kinds=kinds,
             table=folder / "scores.parquet",
             table_digest="d",
-            rubric=RUBRIC,
+            catalogue=RUBRIC.catalogue,
             settings=SETTINGS | settings | changes,
             select=select,
             models=MODELS,

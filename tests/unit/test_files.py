@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 from darkroom.exports.base import replace_files
-from darkroom.files import meant, replacing, size_of
+from darkroom.files import replacing, size_of, target_of
 
 KILLED = """
 import os, signal, sys
@@ -36,7 +36,7 @@ def test_what_killed_writers_left_goes_with_the_next(tmp_path, before):
         kill_a_writer(path)
     assert (path.read_text() if path.exists() else None) == before
     (left,) = (other for other in path.parent.iterdir() if other != path)
-    assert meant(left) == path and size_of(left) == 2 * len("half")
+    assert target_of(left) == path and size_of(left) == 2 * len("half")
     write(path, "new")
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
@@ -63,7 +63,7 @@ def test_a_writer_that_fails_spares_the_file_of_another(tmp_path):
 
 def test_what_is_no_folder_of_a_killed_writer_is_what_it_is(tmp_path):
     for name in ("3cd978ff64ca.parquet", ".hidden", "video.part"):
-        assert meant(tmp_path / name) == tmp_path / name
+        assert target_of(tmp_path / name) == tmp_path / name
 
 
 def test_an_export_removes_what_a_killed_one_left(tmp_path):

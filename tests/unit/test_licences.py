@@ -16,8 +16,7 @@ def checked(tmp_path, stages=("prompts",), model="black-forest-labs/FLUX.1-dev",
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     config = small_config(generate={"model": model}, edit={"model": "black-forest-labs/FLUX.1-Kontext-dev"})
     config |= {"prompts": None, "edits": None} | dict.fromkeys(stages, str(tmp_path / "rows.jsonl"))
-    schema = REPOSITORY / "workflow/schemas/config.schema.yaml"
-    config = load_config(config | {"export": export}, schema, [tmp_path, REPOSITORY])
+    config = load_config(config | {"export": export}, [tmp_path, REPOSITORY])
     check_licences(config, TRAINING)
     return config
 

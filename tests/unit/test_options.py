@@ -9,13 +9,12 @@ from darkroom.plan.recipe import image_recipe, judge_recipe
 from darkroom.plan.requests import expand, request_key
 from darkroom.rows.read import parse_row
 from darkroom.run.needs import memory_mb
-from test_config import SCHEMA, config, folder  # noqa: F401
+from test_config import config, folder  # noqa: F401
 
 
 def load(generate="{}", edit="{}", judge="{}"):
     return load_config(
         config(f"{{prompts: rows.jsonl, edits: rows.jsonl, generate: {generate}, edit: {edit}, judge: {judge}}}"),
-        SCHEMA,
     )
 
 
@@ -34,7 +33,7 @@ def key(section):
 
 def test_recipes_and_keys_of_a_config_without_options_are_what_they_were(folder):  # noqa: F811
     """Digests written down before there were options: results of then stay good."""
-    filled = load_config({"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"rubric": "rubric.yaml"}}, SCHEMA)
+    filled = load_config({"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"rubric": "rubric.yaml"}})
     assert digest(image_recipe(filled["generate"])) == "220a4aa9b09f246f44007971cec14fc4"
     assert digest(image_recipe(filled["edit"])) == "d10c4e25ed4fb18da6b4d357acde14a8"
     assert digest(judge_recipe(filled["judge"], "rubric")) == "0f5f4ba00dd10da194ec607ed01cb5cb"

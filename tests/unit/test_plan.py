@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import random
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,6 +261,92 @@ def test_earlier_shards_name_every_shard_that_held_a_row(tmp_path_factory, seed,
     assert plan.shard_of_row("no such row") is None
 
 
+def lines_held(plan):
+    """Line without its number -> the shard that holds it; rejected rows are told apart by how often they came."""
+    seen, held = Counter(), {}
+    for shard, row in plan.rows():
+        name = row.get("id") or row["text"]
+        seen[name] += 1
+        held[name, seen[name]] = shard
+    return held
+
+
+@settings(stable, max_examples=25)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(2, 12),
+    changes=st.lists(
+        st.sampled_from(
+            ["insert", "delete", "swap", "edit", "break", "duplicate", "replace", "reverse", "shuffle", "none"]
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    forced_cut=st.booleans(),
+)
+def test_earlier_shards_are_those_that_a_look_at_every_kept_plan_finds(
+    tmp_path_factory, seed, size, changes, forced_cut
+):
+    folder, rng = tmp_path_factory.mktemp("plan"), random.Random(seed)
+    rows = prompt_rows(60, seed, ids=bool(seed % 2))
+    if forced_cut:
+        _, threshold = _spacing(size)
+        ids = (f"plain {n}" for n in itertools.count())
+        plain = itertools.islice((i for i in ids if _hash64(i.encode()) >= threshold), 6 * size)
+        rows[30:30] = [{"id": i, "prompt": i} for i in plain]
+    histories = {}  # plan id -> its lines, the plan that was made last at the end
+    for kind in [*changes, "none"]:
+        plan = plan_of(folder, rows, size)
+        histories.pop(plan.id, None)
+        histories[plan.id] = lines_held(plan), plan.names
+        os.utime(plan.folder / f"{plan.id}.places", ns=(len(histories), plan_of.clock * 10**9))
+        if kind in ("reverse", "shuffle"):
+            rows = rows[::-1] if kind == "reverse" else rng.sample(rows, len(rows))
+        elif kind != "none":
+            rows = change(rows, kind, rng.randrange(len(rows) - 1), rng)
+    mine, names = histories.pop(plan.id)
+    older = list(reversed(histories.values()))
+
+    def naive(*shards):
+        wanted, found = {line for line, shard in mine.items() if shard in shards}, dict.fromkeys(shards)
+        for held, order in older:
+            hit = {held[line] for line in wanted if line in held}
+            found |= dict.fromkeys(name for name in order if name in hit)
+        return list(found)
+
+    for shard in names:  # each as a job asks, and all in turn, which are looked up together
+        alone = load_plan(folder / "results", "prompts")
+        assert alone.earlier_shards(shard) == plan.earlier_shards(shard) == naive(shard)
+    together = rng.sample(names, min(len(names), 4))
+    assert plan.earlier_shards(*together) == alone.earlier_shards(*together) == naive(*together)
+    ids = [row["id"] for _, row in plan.rows() if "id" in row]
+    asked = rng.sample(ids, len(ids)) + ["no such row"]
+    assert plan.shards_of_rows(asked) == [mine.get((name, 1)) for name in asked]
+    assert plan.shards_of_rows([]) == []
+
+
+def test_a_few_questions_and_many_get_the_same_answers_when_every_row_moved(tmp_path):
+    rows = prompt_rows(400)
+    for number in range(4):
+        old = plan_of(tmp_path, rows + prompt_rows(number, 1), 10)
+    plan = plan_of(tmp_path, rows[::-1], 10)
+    first = {name: load_plan(tmp_path / "results", "prompts").earlier_shards(name) for name in plan.names}
+    assert {name: plan.earlier_shards(name) for name in plan.names} == first
+    assert set().union(*first.values()) >= set(old.names)
+
+
+def test_a_damaged_record_of_where_rows_were_is_said_in_one_line(tmp_path):
+    old = plan_of(tmp_path, prompt_rows(30), 5)
+    plan = plan_of(tmp_path, prompt_rows(31), 5)
+    path = plan.folder / f"{old.id}.places"
+    for data in (path.read_bytes()[:-3], b"{}\n", b""):
+        path.write_bytes(data)
+        with pytest.raises(DarkroomError, match=r"places is damaged; delete it and run again"):
+            plan.earlier_shards(plan.names[0])
+    path.unlink()
+    assert plan.earlier_shards(plan.names[0]) == plan.names[:1]
+
+
 BAD = [
     b"{",
     b"[1]",
@@ -369,7 +457,7 @@ def test_an_edit_of_an_image_of_this_run_depends_on_that_row_alone(tmp_path):
     edits = [{"id": f"e{n}", "prompt": "redder", "images": [{"row": row["id"]}]} for n, row in enumerate(rows)]
 
     def references(plan):
-        return {name: shard.references for name, shard in plan.shards.items()}
+        return {name: plan.references(name) for name in plan.names}
 
     old = plan_of(tmp_path, edits, 5, "edits", prompts=plan_of(tmp_path, rows, 5))
     changed = plan_of(tmp_path, change(rows, "edit", 30, random.Random(0)), 5)
@@ -380,6 +468,7 @@ def test_an_edit_of_an_image_of_this_run_depends_on_that_row_alone(tmp_path):
         if [r[:3] + r[4:] for r in found] != [r[:3] + r[4:] for r in references(old)[name]]
     }
     assert stale == {new.shard_of_row("e30")}
+    assert stale == {name for name in new.names if new.shards[name].referenced != old.shards[name].referenced}
     assert all(changed.shard_of_row(r[0]) == r[3] for found in references(new).values() for r in found)
 
 

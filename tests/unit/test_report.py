@@ -30,9 +30,9 @@ def report(folder, records):
     table["error"] = table["error"].astype(object).where(table["error"].notna(), None)
     table.to_parquet(folder / "t.parquet", row_group_size=7)
     (folder / "rejected.jsonl").write_text('{"file": "prompts", "line": 3, "reason": "no prompt"}\n')
-    return read_table(folder / "t.parquet", folder / "rejected.jsonl", RUBRIC, SELECT, {"images": len(records)})[
-        "images"
-    ]
+    return read_table(
+        folder / "t.parquet", folder / "rejected.jsonl", RUBRIC.catalogue, SELECT, {"images": len(records)}
+    )["images"]
 
 
 record = st.fixed_dictionaries(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.metrics.judge import SCORE_COLUMNS
-from darkroom.metrics.rubric import TAKEN, Question, load_rubric
+from darkroom.metrics.base import TAKEN
+from darkroom.metrics.rubric import Question, load_rubric
+from darkroom.metrics.score import SCORE_COLUMNS
 from darkroom.store.shardfile import EDITED_COLUMNS
 from darkroom.tables.kind import TABLE_COLUMNS
 from hypothesis import given, settings
@@ -26,10 +27,10 @@ def rubric(tmp_path, text):
 
 
 def test_the_default_rubric_makes_the_promised_scores():
-    rubric = load_rubric(DEFAULT)
-    assert rubric.scores("images") == ["p_yes", "prompt_alignment", "visual_quality"]
-    assert rubric.scores("edited") == ["p_followed", "p_preserved", "instruction_followed", "content_preserved"]
-    assert {"p_yes_mass", "p_yes_reply", "p_yes_error", "rating_reply", "reason"} <= set(rubric.columns("images"))
+    rubric = load_rubric(DEFAULT).catalogue
+    assert rubric.score_names("images") == ["p_yes", "prompt_alignment", "visual_quality"]
+    assert rubric.score_names("edited") == ["p_followed", "p_preserved", "instruction_followed", "content_preserved"]
+    assert {"p_yes_mass", "p_yes_reply", "p_yes_error", "rating_reply", "reason"} <= set(rubric.types("images"))
 
 
 def test_the_digest_follows_what_is_asked_and_not_how_the_file_is_written(tmp_path):

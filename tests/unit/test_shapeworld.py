@@ -1,16 +1,11 @@
 """The world of shapes: rendering, captions, edits, hold-out rule, and the scorer on good and bad pictures."""
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
-
 from shapeworld import scorer, world
 from shapeworld.world import Scene, Thing
 

@@ -6,11 +6,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from darkroom.errors import DarkroomError
-from darkroom.metrics.judge import score_columns
 from darkroom.metrics.rubric import Question, Rubric
+from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import make_plan
 from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
-from darkroom.tables.kind import Kind
+from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import select_rows
 
@@ -32,24 +32,16 @@ def build(folder, rows, samples=2):
                 images.append(dict.fromkeys(IMAGE_COLUMNS) | known | {"sha256": key, "fields": json.dumps(own)})
                 scores.append(known | {"image_key": key, "sha256": key, "p": 0.4 + 0.3 * sample})
         write_shard(folder / "images" / f"{name}.parquet", IMAGE_COLUMNS, images, {"digest": "i", "rule": "r"})
-        columns = score_columns(RUBRIC, "images")
-        write_shard(folder / "scores" / f"{name}.parquet", columns, scores, {"digest": "s", "rule": "r"})
-    digests = dict.fromkeys(plan.names, "i"), dict.fromkeys(plan.names, "s")
-    return Kind(
-        "images",
-        plan,
-        samples,
-        *digests,
-        folder / "prompts",
-        folder / "images",
-        folder / "scores",
-        {name: [name] for name in plan.names},
-    )
+        columns = score_columns(RUBRIC.columns("images"))
+        write_shard(folder / "scores/judge" / f"{name}.parquet", columns, scores, {"digest": "s", "rule": "r"})
+    digests = dict.fromkeys(plan.names, "i"), {"judge": dict.fromkeys(plan.names, "s")}
+    files = ShardFiles.below(folder / "prompts", folder / "images", folder / "scores")
+    return Kind("images", plan, samples, files, *digests, {name: [name] for name in plan.names})
 
 
 def merged(folder, rows):
     counts = merge_scores(
-        [build(folder, rows)], RUBRIC, SELECT, folder / "t.parquet", folder / "t.csv", {"digest": "d"}
+        [build(folder, rows)], RUBRIC.catalogue, SELECT, folder / "t.parquet", folder / "t.csv", {"digest": "d"}
     )
     with open(folder / "t.csv", newline="", encoding="utf-8") as stream:
         return counts, pq.read_table(folder / "t.parquet").to_pylist(), list(csv.DictReader(stream))
@@ -84,10 +76,10 @@ def test_no_table_is_made_from_stale_missing_or_foreign_shards(tmp_path):
     rows = [{"id": f"r{n}", "prompt": f"fox {n}"} for n in range(9)]
     kind = build(tmp_path, rows)
     first = kind.plan.names[0]
-    arguments = RUBRIC, SELECT, tmp_path / "t.parquet", tmp_path / "t.csv", {"digest": "d"}
-    scores = kind.scores / f"{first}.parquet"
+    arguments = RUBRIC.catalogue, SELECT, tmp_path / "t.parquet", tmp_path / "t.csv", {"digest": "d"}
+    scores = kind.score_file("judge", first)
     whole = scores.read_bytes()
-    columns = score_columns(RUBRIC, "images")
+    columns = score_columns(RUBRIC.columns("images"))
     foreign = [{"image_key": "other", "sha256": "other"}] * (2 * kind.plan.shards[first].rows)
     for made, digest, message in (
         (foreign, "s", "scores are of another picture"),

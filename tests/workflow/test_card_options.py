@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from darkroom.config import options
-from darkroom.engines import diffusion
+from darkroom.engines import fitting, open_engine
 from darkroom.errors import DarkroomError
 from darkroom.make import read_requests
 from darkroom.metrics import judge, vlm
@@ -30,7 +30,7 @@ if os.environ.get("DARKROOM_TEST_ALL"):  # the compiler takes a minute
 
 def engine_of(name, tmp_path, **section):
     """(engine, requests, sources): two requests of a stage, prepared."""
-    engine = diffusion.open_engine(filled({"steps": STEPS} | section, name, tmp_path), name)
+    engine = open_engine(filled({"steps": STEPS} | section, name, tmp_path), name)
     items = [{"prompt": f"make it {c}" if engine.edits else f"a {c} circle"} for c in ("red", "blue")]
     requests = read_requests(lines(*({"items": [item]} for item in items)), engine.section, 0, 1)
     engine.prepare(requests)
@@ -107,14 +107,14 @@ def test_shards_repeat_have_keys_of_their_own_and_replay_by_their_record(tmp_pat
         assert files[0].read_bytes() == files[1].read_bytes()
         keys.append(records[0]["key"])
         sections = {"generate": filled({"offload": "none"}, "generate", tmp_path)}  # says nothing of the option
-        assert replay(files[0], 0, sections, diffusion.open_engine).equal
+        assert replay(files[0], 0, sections).equal
     assert keys[0] != keys[1]
 
 
 def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(tmp_path):
     build_stable_diffusion(tmp_path / "sd")
     section = filled({"model": str(tmp_path / "sd"), "family": "auto", "quantization": "int8"}, "generate", tmp_path)
-    engine = diffusion.open_engine(section, "generate")
+    engine = open_engine(section, "generate")
     kinds = {type(p).__name__ for part in (engine.pipe.unet, engine.pipe.text_encoder) for p in part.parameters()}
     assert kinds == {"Parameter", "Int8Tensor"}
     counts, _ = make(
@@ -123,13 +123,13 @@ def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(t
     assert counts["made"] == 1
     engine.section["compile"], engine.pipe.unet._repeated_blocks = True, ["NoSuchBlock"]
     with pytest.raises(DarkroomError, match="generate: UNet2DConditionModel cannot be used so: Regional compilation"):
-        diffusion.fitting.fit(engine.pipe, engine.section, "generate", engine.device)
+        fitting.fit(engine.pipe, engine.section, "generate", engine.torch_device)
 
 
 def test_what_this_machine_cannot_do_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
     section = filled({"device": "auto", "offload": "model"}, "generate", tmp_path)  # right on a machine with a GPU
     with pytest.raises(DarkroomError, match=r"^generate\.offload: model moves weights between host and GPU"):
-        diffusion.open_engine(section, "generate")
+        open_engine(section, "generate")
     plain = section | {"offload": "none"}
     for option, remedy in (
         ({"quantization": "nf4"}, "pip install bitsandbytes"),

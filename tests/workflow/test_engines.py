@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FLUX, JUDGE, small_config
-from darkroom.engines import diffusion
+from darkroom.engines import open_engine
 from darkroom.engines.work import ShardJob
 from darkroom.jobs import runtime
 from darkroom.make import make_shard, read_requests
@@ -29,7 +29,7 @@ def filled(section, name, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("{}\n")
     config = small_config(prompts=str(tmp_path / "prompts.jsonl"))
     config[name] |= section
-    return load_config(config, REPOSITORY / "workflow/schemas/config.schema.yaml", [REPOSITORY])[name]
+    return load_config(config, [REPOSITORY])[name]
 
 
 def stage_for(section, name, tmp_path):
@@ -50,9 +50,7 @@ def lines(*rows):
 
 
 def make(stage, data, path):
-    counts = make_shard(
-        read_requests(data, stage.section, 0, 1), path, stage, [], lambda row: None, diffusion.open_engine
-    )
+    counts = make_shard(read_requests(data, stage.section, 0, 1), path, stage, [], lambda row: None)
     return counts, list(iter_records(path))
 
 
@@ -119,7 +117,7 @@ def test_batches_do_not_change_pixels(tmp_path):
 @pytest.mark.parametrize("name", ["generate", "edit"])
 def test_every_picture_of_a_batch_is_that_of_its_own_request(tmp_path, name):
     """What a GPU does with batches above 1: the pictures alone, but for rounding."""
-    engine = diffusion.open_engine(filled({}, name, tmp_path), name)
+    engine = open_engine(filled({}, name, tmp_path), name)
     colours = ("red", "green", "blue")
     items = [{"prompt": f"make it {c}" if engine.edits else f"a {c} circle"} for c in colours]
     stage = stage_for(engine.section, name, tmp_path)
@@ -250,7 +248,7 @@ def test_cuda_where_there_is_none_is_one_clear_sentence(tmp_path):
     from darkroom.errors import DarkroomError
 
     with pytest.raises(DarkroomError, match="device is cuda, but torch sees no GPU"):
-        diffusion.open_engine(filled({"device": "cuda"}, "generate", tmp_path), "generate")
+        open_engine(filled({"device": "cuda"}, "generate", tmp_path), "generate")
 
 
 def test_sigterm_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
@@ -261,7 +259,7 @@ def test_sigterm_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
     stage, path = stage_for(section, "generate", tmp_path), tmp_path / "s.parquet"
 
     def engine_that_is_told_to_stop(section, name):
-        engine = diffusion.open_engine(section, name)
+        engine = open_engine(section, name)
         run = engine.run
 
         def run_and_stop(*arguments):

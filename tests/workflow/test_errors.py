@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import REPOSITORY
 
 WRONG = {
     "unknown key": ({"promts": "x.jsonl"}, "unknown key promts; did you mean prompts?"),
@@ -52,3 +53,37 @@ def test_a_folder_that_is_no_model_stops_the_job_with_one_sentence(run, section)
     done = run.snakemake("--show-failed-logs", check=False)
     assert done.returncode == 1
     assert f"error: {section}.model: cannot load" in done.stdout + done.stderr
+
+
+def test_values_on_the_command_line_go_into_the_sections_of_the_config_file(run):
+    """Snakemake gives what is below a section as text, and merges it into the section that the file has."""
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    run.config["gallery"] = {"enabled": True, "thumbnail": 64}
+    run.config["edits"] = "none.jsonl"
+    # The whole workflow, and then the config as its rules have it.
+    (run.folder / "Snakefile").write_text(
+        f"include: {str(REPOSITORY / 'Snakefile')!r}\n"
+        'import json\n(Path.cwd() / "filled.json").write_text(json.dumps(DARKROOM.config))\n'
+    )
+    values = [
+        "gallery={enabled: false}",
+        "generate={steps: 40, guidance: 2.5}",
+        "generate={compile: false, height: null}",
+    ]
+    values += ["select={images: {p_yes: 0.5}}", "export={formats: [folder, parquet]}", "strict=true", "edits=null"]
+    done = run.snakemake("all", "-n", "--snakefile", str(run.folder / "Snakefile"), "--config", *values)
+    assert "gallery_index" not in done.stdout and "export_dataset" in done.stdout
+    filled = json.loads((run.folder / "filled.json").read_text())
+    assert filled["gallery"] == {"enabled": False, "thumbnail": 64, "preview": 1024}
+    changed = {"steps": 40, "guidance": 2.5, "compile": False, "height": None}
+    same = {key: run.config["generate"][key] for key in run.config["generate"].keys() - changed.keys()}
+    assert {key: filled["generate"][key] for key in changed | same} == changed | same
+    assert filled["select"]["images"] == {"p_yes": 0.5}
+    assert (filled["strict"], filled["edits"], filled["export"]["formats"]) == (True, None, ["folder", "parquet"])
+
+
+def test_a_wrong_value_on_the_command_line_is_one_line_too(run):
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    done = run.snakemake("-n", "--config", "generate={steps: many}", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: config: generate.steps: expected a whole number, got 'many'" in done.stderr.splitlines()

@@ -97,7 +97,7 @@ def test_a_shard_on_two_gpus_is_byte_for_byte_that_of_one_whatever_happens_to_it
         while len(counter.read_text().split()) < asked + 5:
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.05)
-        workers = processes(two, r"darkroom\.workers [0-9]+$")
+        workers = processes(two, r"darkroom\.jobs\.spread [0-9]+$")
         assert len(workers) == 2
         jobs = processes(two, r"scripts/\w+\.make_images\.py")
         os.kill(workers[1] if stop == signal.SIGKILL else jobs[0], stop)
@@ -105,7 +105,7 @@ def test_a_shard_on_two_gpus_is_byte_for_byte_that_of_one_whatever_happens_to_it
         found = re.search(line, text)
         assert process.returncode == 1 and found, text
         assert scratch(two) - before == int(found.group(1)) >= 3, text
-        assert not processes(two, r"darkroom\.workers [0-9]+$")
+        assert not processes(two, r"darkroom\.jobs\.spread [0-9]+$")
         lost += stop == signal.SIGKILL
     assert 6 <= scratch(two) < 24
     subprocess.run(two.command("--cores", "1"), env=env, check=True, capture_output=True, timeout=600)

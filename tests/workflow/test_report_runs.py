@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_the_table(copy):
     images = copy.results / "labelled.parquet"
     table.assign(label=labels).to_parquet(images)
     for path, labelled in ((copy.results / "scores.parquet", 0), (images, 1)):
-        kinds = read_table(path, copy.results / "rejected.jsonl", rubric, select, {"images": 10, "edited": 4})
+        kinds = read_table(path, copy.results / "rejected.jsonl", rubric.catalogue, select, {"images": 10, "edited": 4})
         for name, kind in kinds.items():
             part = table[table["kind"] == name]
             made = part[part["error"].isna()]
@@ -136,7 +136,7 @@ def test_the_numbers_are_those_of_the_table(copy):
                 made[f"{question.name}_error"].notna().sum() for question in rubric.questions[name]
             )
             assert kind.labelled == labelled * labels[made.index].notna().sum()
-            for score in rubric.scores(name):
+            for score in rubric.catalogue.score_names(name):
                 assert kind.scores[score].number == made[score].notna().sum()
                 assert kind.scores[score].mean == pytest.approx(made[score].mean(), nan_ok=True)
             best = made.sort_values(kind.by, ascending=False, kind="stable").drop_duplicates("row")

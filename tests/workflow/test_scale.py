@@ -209,7 +209,6 @@ def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(tmp_path):
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from darkroom.engines import diffusion
 from darkroom.engines.work import ShardJob
 from darkroom.make import make_shard, read_requests
 from darkroom.plan.recipe import image_recipe
@@ -220,9 +219,7 @@ lines = b"".join(
     for n in range(number)
 )
 stage = ShardJob("generate", section, image_recipe(section), "d", folder, folder, Scratch(folder / "scratch"))
-counts = make_shard(
-    read_requests(lines, section, 0, 1), folder / "shard.parquet", stage, [], lambda row: None, diffusion.open_engine
-)
+counts = make_shard(read_requests(lines, section, 0, 1), folder / "shard.parquet", stage, [], lambda row: None)
 assert counts["made"] == number
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 from conftest import BAD, PROMPTS, shards, write_inputs
-from darkroom.files import meant
+from darkroom.files import target_of
 from darkroom.jobs.history import read_records
 from darkroom.store.shardfile import iter_records, read_meta, write_shard
 
@@ -128,7 +128,7 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert {f"results/{name}" for name in gone} <= set(text.split())
     left = {path.stem for path in copy.results.glob("images/*.parquet")}
     assert left == {path.stem for path in copy.results.glob("prompts/*.jsonl")}
-    assert left == {meant(path).stem for path in copy.results.glob("images/.*.part")}
+    assert left == {target_of(path).stem for path in copy.results.glob("images/.*.part")}
     scores = pd.read_parquet(copy.results / "scores.parquet")
     assert set(scores[scores["kind"] == "images"]["shard"]) <= left
     copy.darkroom("verify")
@@ -181,7 +181,7 @@ def test_failures_lists_what_came_to_nothing_and_why(copy):
 
 
 def test_rows_are_checked_before_anything_is_made(run):
-    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, *BAD])
+    run.write_rows("prompts.jsonl", [{"id": "p1", "prompt": "a red circle"}, *BAD])
     text = run.darkroom("failures").stdout
     assert text.count("prompts.jsonl, line ") == 3
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])

@@ -1,5 +1,5 @@
-# Configuration, plans and digests. Everything here is light, and the same at every parse.
-import inspect
+# Configuration, plans and paths. Everything here is light, and the same at every parse.
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,28 +8,41 @@ from pathlib import Path
 LIBRARY = Path(workflow.snakefile).parents[2] / "scripts"
 if (LIBRARY / "darkroom").is_dir():
     sys.path.insert(0, str(LIBRARY))
+    # Scripts inherit it. Snakemake puts their folder at the end of the path only, where an installed library would win.
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(LIBRARY) not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(LIBRARY), *filter(None, inherited)])
 elif find_spec("darkroom") is None:
     sys.exit(
         f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
     )
 
-from darkroom.run import needs
-from darkroom.jobs.devices import visible_devices
 from darkroom.errors import DarkroomError
-from darkroom.views.gallery import site_files
 from darkroom.jobs.runtime import refusal
+from darkroom.run import needs
 from darkroom.run.workflow import Workflow
-from snakemake.jobs import Job
 from snakemake.logging import logger
+
+# A job parses this file again, on a node perhaps. It takes the plan it was submitted with: the user may have edited the rows
+# meanwhile. It knows that it is one from a variable that Snakemake hands on.
+IS_JOB = "DARKROOM_RUN" in os.environ
+os.environ.setdefault("DARKROOM_RUN", str(os.getpid()))
+
+
+envvars:
+    "DARKROOM_RUN",
+
 
 try:
     DARKROOM = Workflow.open(
         config,
-        # A job on a node takes the plan it was submitted with: the user may have edited the rows meanwhile.
-        planned=not workflow.is_main_process,
+        planned=IS_JOB,
         # Which target is asked for is not known yet; `darkroom fetch` is what finds the commit.
         unpinned=True,
     )
+    # A job's inputs are there and counted.
+    AGAIN = set() if IS_JOB else DARKROOM.mark_again()
+    SETTLED = set() if IS_JOB else DARKROOM.state.settled
 except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
     sys.exit(f"error: {error}")
@@ -40,52 +53,63 @@ if DARKROOM.config["container"]:
 
 
 RESULTS = DARKROOM.config["results"]
-KINDS = list(DARKROOM.plans)
-ROWS = {"images": "prompts", "edited": "edits"}
-TABLES = [
-    f"{RESULTS}/scores.parquet",
-    f"{RESULTS}/scores.csv",
-    f"{RESULTS}/rejected.jsonl",
-]
-EXPORTS = {
-    format: [str(path) for path in files]
-    for format, files in DARKROOM.export_files().items()
-}
-GALLERY = (
-    [f"{RESULTS}/gallery/{name}" for name in [*site_files(), "index.js"]]
-    if DARKROOM.config["gallery"]["enabled"]
-    else []
+LINEAGE = DARKROOM.lineage
+STAGES = {stage.name: stage for stage in DARKROOM.stages}
+STAMP = str(DARKROOM.stamp)
+IMAGE_SHARD = f"{RESULTS}/{{kind}}/{{recipe}}/{{shard}}-{{rows}}"
+SCORE_SHARD = (
+    f"{RESULTS}/scores/{{metric}}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}"
 )
-PLOTS = [str(path) for path in DARKROOM.plot_files()]
+GALLERY_SHARD = f"{RESULTS}/gallery/{{kind}}/{{shown}}-{{recipe}}/{{shard}}-{{rows}}"
 
 
 wildcard_constraints:
     shard="[0-9a-f]{12}x*",
     group="[0-9a-f]{12}x*",
-    kind="images|edited",
+    rows="[0-9a-f]{8}",
+    recipe="[0-9a-f]{8}",
+    scores="[0-9a-f]{8}",
+    shown="[0-9a-f]{8}",
+    kind="|".join(STAGES),
+    metric="|".join(LINEAGE.metrics),
     format="imagefolder|parquet|webdataset|preferences",
 
 
-def shard_files(kind):
-    """Every file of every shard of a kind."""
-    files = [
-        f"{RESULTS}/{ROWS[kind]}/{{shard}}.jsonl",
-        f"{RESULTS}/{kind}/{{shard}}.parquet",
-    ]
-    return expand(files, shard=DARKROOM.plans[kind].names) + expand(
-        f"{RESULTS}/scores/{kind}/{{group}}.parquet",
-        group=DARKROOM.groups[kind].members,
+def again(makes):
+    """The stamp, as an input of the job that makes the file `makes`: newer than that file where it has to be made again.
+
+    makes: a path, or a pattern that the rule's wildcards fill in.
+    """
+    if not AGAIN:
+        return ancient(STAMP)
+    return lambda wildcards: (
+        STAMP if makes.format(**dict(wildcards.items())) in AGAIN else ancient(STAMP)
     )
 
 
-def score_file(kind, shard):
-    """The file that holds the scores of an image shard."""
-    return str(DARKROOM.score_file(kind, shard))
+def timed(paths, makes):
+    """Inputs of the job that makes the file `makes` whose times count, unless they say what they said when it was made.
+
+    paths: patterns, or a function of the wildcards that returns paths; makes: as in `again`.
+    """
+    if not SETTLED and not callable(paths):
+        return paths
+
+    def found(wildcards):
+        values = dict(wildcards.items())
+        files = (
+            paths(wildcards)
+            if callable(paths)
+            else [path.format(**values) for path in paths]
+        )
+        settled = makes.format(**values) in SETTLED
+        return [ancient(file) for file in files] if settled else files
+
+    return found
 
 
-def gallery_files():
-    """Every shard's file of the gallery, where one is wanted."""
-    return [str(path) for *_, path in DARKROOM.gallery_files()] if GALLERY else []
+def manifests(files):
+    return [str(Path(file).with_suffix(".manifest")) for file in files]
 
 
 def gpus(section):
@@ -104,19 +128,11 @@ def job_threads(section):
     return 4 * workers(section) if gpus(section) else 1
 
 
-def quick(function):
-    """The function with its signature at hand: Snakemake looks that up several times per job, for tens of thousands of jobs."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
 def memory(section):
     copies, held = workers(section), DARKROOM.held_bytes(section)
     size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return quick(
-        lambda wildcards, attempt: needs.memory_mb(
-            size * copies, attempt, processes, held
-        )
+    return lambda wildcards, attempt: needs.memory_mb(
+        size * copies, attempt, processes, held
     )
 
 
@@ -128,55 +144,18 @@ def image_minutes(kind, section):
         share = -(-requests // workers(section))
         return needs.image_minutes(size, share, steps, pixels, attempt)
 
-    return quick(minutes)
+    return minutes
 
 
 def judge_minutes():
     size = DARKROOM.model_bytes("judge")
-    return quick(
-        lambda wildcards, attempt: needs.judge_minutes(
-            size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
-        )
+    return lambda wildcards, attempt: needs.judge_minutes(
+        size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
     )
 
 
-# What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
-CURRENT, AGAIN = set(), set()
-if workflow.is_main_process:
-    CURRENT, AGAIN = DARKROOM.sorted_files()
-    if DARKROOM.config["retry_failed"]:
-        AGAIN |= {str(path) for path in DARKROOM.failed_files()}
-    AGAIN |= {str(path) for path in DARKROOM.outdated_models(AGAIN)}
-    CURRENT -= AGAIN
-
-
-def reads(paths, makes):
-    """Input files of the job that makes the file `makes`: their times count only where that is to be made anyway.
-
-    Without ancient() a touched shard of more than a megabyte would make all that follows stale; with it always, Snakemake
-    would pass over a stale file whose input is made anew in the same run.
-    """
-    return [ancient(path) for path in paths] if makes in CURRENT else paths
-
-
-def reads_one(path, makes, jobs):
-    """As `reads`, where every job reads one file: patterns, and the wildcard values of all jobs.
-
-    An input function costs as much as all else about a job, so it is one only where some jobs have to run and some have not.
-    """
-    current = sum(makes.format(**job) in CURRENT for job in jobs)
-    if not current:
-        return path
-    if current == len(jobs):
-        return ancient(path)
-    return lambda wildcards: reads(
-        [path.format(**dict(wildcards.items()))],
-        makes.format(**dict(wildcards.items())),
-    )[0]
-
-
-def model(section, makes):
-    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder."""
+def model(section):
+    """Input of the jobs that work with the model of a section: none where that lies in a folder."""
     if section not in DARKROOM.models:
         return []
     wanted = DARKROOM.models[section]
@@ -184,32 +163,28 @@ def model(section, makes):
     def marker(wildcards):
         if wanted.commit is None:
             sys.exit(f"error: {wanted.unpinned}")
-        return reads([str(wanted.marker)], makes.format(**dict(wildcards.items())))
+        return [ancient(str(wanted.marker))]
 
     return marker
 
 
-def all_files(wildcards):
-    """Every file of every shard; an input function, for only when the DAG is built it can be told what to make again."""
-    if workflow.is_main_process:
-        # The same as --forcerun, which is read before the Snakefile is.
-        workflow.dag.forcefiles.update(AGAIN)
-        if workflow.local_exec and "gpu" not in workflow.global_resources:
-            # The same as --resources gpu=N, without which Snakemake takes GPUs to be endless. Jobs wait for a device of
-            # their own in any case, but each of them that waits is a process.
-            if number := len(visible_devices()):
-                workflow.global_resources["gpu"] = number
-    return [path for kind in KINDS for path in shard_files(kind)] + gallery_files()
+def rows_files():
+    """Every file of rows."""
+    return [
+        LINEAGE.rows_file(rows, shard)
+        for rows, plan in DARKROOM.row_plans.items()
+        for shard in plan.names
+    ]
 
 
-def retries(job):
-    """How often a job is run again; Snakemake knows no failure that another try cannot cure, but our jobs say so."""
-    refused = any(refusal(path).exists() for path in job.log)
-    return 0 if refused else job.rule.restart_times
+def shard_files():
+    """Every file of pictures and scores."""
+    return [file.path for step in LINEAGE.steps() for file in LINEAGE.files(step)]
 
 
-if workflow.is_main_process:
-    Job.restart_times = property(retries)
+def gallery_files():
+    """Every shard's file of the gallery, where one is wanted."""
+    return [path for *_, path in DARKROOM.gallery_files()]
 
 
 # The run's events are recorded by a handler on Snakemake's logger, which gets the same records as a logger plugin. A plugin

@@ -2,13 +2,16 @@
 # OUTPUTS: {results}/dataset/ (the user's rows and PNG files), {results}/exports/{format}/
 
 
-if "folder" in EXPORTS:
+if "folder" in DARKROOM.exports:
 
     rule write_dataset:
         input:
-            reads(TABLES, makes=EXPORTS["folder"][0]),
+            tables=[ancient(path) for path in DARKROOM.tables.files],
+            manifest=timed([DARKROOM.tables.made], DARKROOM.exports["folder"].made),
+            again=again(DARKROOM.exports["folder"].made),
         output:
-            EXPORTS["folder"],
+            files=DARKROOM.exports["folder"].files,
+            manifest=DARKROOM.exports["folder"].made,
         log:
             f"{RESULTS}/logs/write_dataset.log",
         benchmark:
@@ -19,22 +22,23 @@ if "folder" in EXPORTS:
             mem_mb=2000,
             runtime=120,
         params:
-            digest=DARKROOM.export_digest("folder"),
             format="folder",
         message:
-            "write {output}"
+            "write {output.files}"
         script:
             "../../scripts/write_export.py"
 
 
 rule export_dataset:
     input:
-        lambda wildcards: reads(
-            TABLES,
-            makes=f"{RESULTS}/exports/{wildcards.format}/SHA256SUMS",
+        tables=[ancient(path) for path in DARKROOM.tables.files],
+        manifest=timed(
+            [DARKROOM.tables.made], f"{RESULTS}/.darkroom/made/{{format}}.manifest"
         ),
+        again=again(f"{RESULTS}/.darkroom/made/{{format}}.manifest"),
     output:
-        f"{RESULTS}/exports/{{format}}/SHA256SUMS",
+        files=f"{RESULTS}/exports/{{format}}/SHA256SUMS",
+        manifest=f"{RESULTS}/.darkroom/made/{{format}}.manifest",
     log:
         f"{RESULTS}/logs/export_dataset/{{format}}.log",
     benchmark:
@@ -45,7 +49,6 @@ rule export_dataset:
         mem_mb=2000,
         runtime=240,
     params:
-        digest=lambda wildcards: DARKROOM.export_digest(wildcards.format),
         format=lambda wildcards: wildcards.format,
     message:
         "export as {wildcards.format}"

@@ -1,58 +1,53 @@
-# REQUIRED INPUTS: image and score shards, {results}/scores.parquet
+# REQUIRED INPUTS: image and score shards with their manifests, {results}/scores.parquet
 # OUTPUTS: {results}/gallery/: index.html, and a file for each shard
-#
-# update(): where the pictures are the old ones, new scores leave the thumbnails as they are.
 
-if GALLERY:
+if DARKROOM.gallery:
 
-    # Where each shard is judged by itself, patterns do: see reads_one.
-    if DARKROOM.config["judge"]["shards_per_job"] == 1:
-        wanted = {
-            "makes": f"{RESULTS}/gallery/{{kind}}/{{shard}}.js",
-            "jobs": [
-                {"kind": k, "shard": s} for k in KINDS for s in DARKROOM.plans[k].names
-            ],
-        }
-        shown = {
-            "images": reads_one(f"{RESULTS}/{{kind}}/{{shard}}.parquet", **wanted),
-            "scores": reads_one(
-                f"{RESULTS}/scores/{{kind}}/{{shard}}.parquet", **wanted
-            ),
-        }
+    # Where each shard is scored by itself, and all stages alike, patterns do: an input function for each of ten thousand
+    # jobs takes its time.
+    scored = {
+        metric: set(ids.values())
+        for metric, ids in LINEAGE.score_ids.items()
+        if len(ids) == len(STAGES)
+    }
+    alike = len(scored) == len(LINEAGE.score_ids) and all(
+        len(ids) == 1 for ids in scored.values()
+    )
+    if alike and DARKROOM.config["judge"]["shards_per_job"] == 1:
+        shown = [IMAGE_SHARD] + [
+            SCORE_SHARD.replace("{metric}", metric)
+            .replace("{scores}", *ids)
+            .replace("{group}", "{shard}")
+            for metric, ids in scored.items()
+        ]
+        shown_files = [ancient(f"{path}.parquet") for path in shown]
+        shown_manifests = [f"{path}.manifest" for path in shown]
     else:
-        shown = {
-            "files": lambda wildcards: reads(
-                [
-                    f"{RESULTS}/{wildcards.kind}/{wildcards.shard}.parquet",
-                    score_file(wildcards.kind, wildcards.shard),
-                ],
-                makes=f"{RESULTS}/gallery/{wildcards.kind}/{wildcards.shard}.js",
-            )
-        }
+        shown_files = lambda wildcards: [
+            ancient(file)
+            for file in DARKROOM.gallery_inputs(wildcards.kind, wildcards.shard)
+        ]
+        shown_manifests = lambda wildcards: manifests(
+            DARKROOM.gallery_inputs(wildcards.kind, wildcards.shard)
+        )
 
     rule gallery_shard:
         input:
-            **shown,
+            files=shown_files,
+            manifests=timed(shown_manifests, f"{GALLERY_SHARD}.js"),
+            again=again(f"{GALLERY_SHARD}.js"),
         output:
-            update(f"{RESULTS}/gallery/{{kind}}/{{shard}}.js"),
+            update(f"{GALLERY_SHARD}.js"),
         log:
-            f"{RESULTS}/logs/gallery_shard/{{kind}}/{{shard}}.log",
+            f"{RESULTS}/logs/gallery_shard/{{kind}}/{{shown}}-{{recipe}}/{{shard}}-{{rows}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/gallery_shard/{{kind}}/{{shard}}.tsv"
+            f"{RESULTS}/benchmarks/gallery_shard/{{kind}}/{{shown}}-{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/tables.yaml"
         resources:
             mem_mb=1000,
-            runtime=quick(
-                lambda wildcards, attempt: needs.gallery_minutes(
-                    DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
-                )
-            ),
-        params:
-            digest=quick(
-                lambda wildcards: DARKROOM.gallery_digests[wildcards.kind][
-                    wildcards.shard
-                ]
+            runtime=lambda wildcards, attempt: needs.gallery_minutes(
+                DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
             ),
         message:
             "gallery of {wildcards.kind}, shard {wildcards.shard}"
@@ -61,12 +56,12 @@ if GALLERY:
 
     rule gallery_index:
         input:
-            reads(
-                gallery_files() + [f"{RESULTS}/scores.parquet"],
-                makes=f"{RESULTS}/gallery/index.js",
-            ),
+            files=[ancient(path) for path in gallery_files() + DARKROOM.tables.files],
+            manifest=timed([DARKROOM.tables.made], DARKROOM.gallery.made),
+            again=again(DARKROOM.gallery.made),
         output:
-            GALLERY,
+            files=DARKROOM.gallery.files,
+            manifest=DARKROOM.gallery.made,
         log:
             f"{RESULTS}/logs/gallery_index.log",
         benchmark:
@@ -76,8 +71,6 @@ if GALLERY:
         resources:
             mem_mb=2000,
             runtime=60,
-        params:
-            digest=DARKROOM.gallery_digest(),
         message:
             f"index of the gallery: {RESULTS}/gallery/index.html"
         script:

@@ -1,24 +1,24 @@
-# REQUIRED INPUTS: {results}/prompts/{shard}.jsonl, {results}/edits/{shard}.jsonl
-# OUTPUTS: {results}/images/{shard}.parquet, {results}/edited/{shard}.parquet: the images of each shard
+# REQUIRED INPUTS: {results}/prompts/{shard}-{rows}.jsonl, {results}/edits/{shard}-{rows}.jsonl
+# OUTPUTS: {results}/images/{recipe}/{shard}-{rows}.parquet, {results}/edited/{recipe}/{shard}-{rows}.parquet: the images of each
+# shard, and beside each file a manifest, which says by hash what it holds
 #
-# update(): the old shard file stays while the job runs, so that every image that is still good is carried over.
+# update(): where a file has to be made again, the old one stays while the job runs, so that what is still good is carried over.
 
-if "images" in KINDS:
+
+if "images" in STAGES:
 
     rule generate_images:
         input:
-            rows=reads_one(
-                f"{RESULTS}/prompts/{{shard}}.jsonl",
-                makes=f"{RESULTS}/images/{{shard}}.parquet",
-                jobs=[{"shard": name} for name in DARKROOM.plans["images"].names],
-            ),
-            model=model("generate", makes=f"{RESULTS}/images/{{shard}}.parquet"),
+            rows=ancient(f"{RESULTS}/prompts/{{shard}}-{{rows}}.jsonl"),
+            again=again(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            model=model("generate"),
         output:
-            update(f"{RESULTS}/images/{{shard}}.parquet"),
+            images=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            manifest=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.manifest"),
         log:
-            f"{RESULTS}/logs/generate_images/{{shard}}.log",
+            f"{RESULTS}/logs/generate_images/{{recipe}}/{{shard}}-{{rows}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/generate_images/{{shard}}.tsv"
+            f"{RESULTS}/benchmarks/generate_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
         threads: job_threads("generate")
@@ -27,39 +27,43 @@ if "images" in KINDS:
             mem_mb=memory("generate"),
             runtime=image_minutes("images", "generate"),
         params:
-            digest=quick(
-                lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard]
-            ),
-            kind="images",
+            stage="images",
         message:
             "generate images, shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"
 
 
-if "edited" in KINDS:
+def source_manifests(kind):
+    """Manifests of the pictures of this run that a shard starts from."""
+    return lambda wildcards: manifests(LINEAGE.sources(kind, wildcards.shard))
+
+
+def source_images(kind):
+    return lambda wildcards: [
+        ancient(file) for file in LINEAGE.sources(kind, wildcards.shard)
+    ]
+
+
+if "edited" in STAGES:
 
     rule edit_images:
         input:
-            rows=reads_one(
-                f"{RESULTS}/edits/{{shard}}.jsonl",
-                makes=f"{RESULTS}/edited/{{shard}}.parquet",
-                jobs=[{"shard": name} for name in DARKROOM.plans["edited"].names],
+            rows=ancient(f"{RESULTS}/edits/{{shard}}-{{rows}}.jsonl"),
+            images=source_images("edited"),
+            manifests=timed(
+                source_manifests("edited"),
+                f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet",
             ),
-            images=lambda wildcards: reads(
-                [
-                    f"{RESULTS}/images/{name}.parquet"
-                    for name in DARKROOM.source_shards(wildcards.shard)
-                ],
-                makes=f"{RESULTS}/edited/{wildcards.shard}.parquet",
-            ),
-            model=model("edit", makes=f"{RESULTS}/edited/{{shard}}.parquet"),
+            again=again(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            model=model("edit"),
         output:
-            update(f"{RESULTS}/edited/{{shard}}.parquet"),
+            images=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            manifest=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.manifest"),
         log:
-            f"{RESULTS}/logs/edit_images/{{shard}}.log",
+            f"{RESULTS}/logs/edit_images/{{recipe}}/{{shard}}-{{rows}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/edit_images/{{shard}}.tsv"
+            f"{RESULTS}/benchmarks/edit_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
         threads: job_threads("edit")
@@ -68,11 +72,49 @@ if "edited" in KINDS:
             mem_mb=memory("edit"),
             runtime=image_minutes("edited", "edit"),
         params:
-            digest=quick(
-                lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard]
-            ),
-            kind="edited",
+            stage="edited",
         message:
             "edit images, shard {wildcards.shard}"
+        script:
+            "../../scripts/make_images.py"
+
+
+# Stages of extensions, which make one picture from each picture of another stage.
+for stage in [stage for stage in STAGES.values() if stage.every]:
+
+    rule:
+        name:
+            stage.rule
+        input:
+            rows=ancient(f"{RESULTS}/{stage.rows}/{{shard}}-{{rows}}.jsonl"),
+            images=source_images(stage.name),
+            manifests=timed(
+                source_manifests(stage.name),
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet",
+            ),
+            again=again(f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            model=model(stage.section),
+        output:
+            images=update(
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"
+            ),
+            manifest=update(
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.manifest"
+            ),
+        log:
+            f"{RESULTS}/logs/{stage.rule}/{{recipe}}/{{shard}}-{{rows}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{stage.rule}/{{recipe}}/{{shard}}-{{rows}}.tsv"
+        conda:
+            "../../envs/generate.yaml"
+        threads: job_threads(stage.section)
+        resources:
+            gpu=gpus(stage.section),
+            mem_mb=memory(stage.section),
+            runtime=image_minutes(stage.name, stage.section),
+        params:
+            stage=stage.name,
+        message:
+            "{params.stage}, shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"

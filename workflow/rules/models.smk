@@ -4,11 +4,13 @@
 
 
 wildcard_constraints:
-    section="generate|edit|judge",
+    section="|".join(DARKROOM.models) or "none",
 
 
 # update(): the marker remembers the commit of a revision that names none, also where a fetch fails.
 rule fetch_model:
+    input:
+        again=again(f"{RESULTS}/.darkroom/models/{{section}}.json"),
     output:
         update(f"{RESULTS}/.darkroom/models/{{section}}.json"),
     log:
@@ -17,8 +19,6 @@ rule fetch_model:
     localrule: True
     conda:
         "../../envs/hub.yaml"
-    params:
-        digest=lambda wildcards: DARKROOM.models[wildcards.section].digest,
     message:
         "fetch the model of {wildcards.section} from the hub"
     script:

@@ -2,11 +2,13 @@
 # OUTPUTS: {results}/plots/: what `snakemake --report report.zip` shows, each plot as SVG and PNG
 
 
-if PLOTS:
+if DARKROOM.plots:
 
     rule draw_plots:
         input:
-            reads(TABLES, makes=PLOTS[0]),
+            tables=[ancient(path) for path in DARKROOM.tables.files],
+            manifest=timed([DARKROOM.tables.made], DARKROOM.plots.made),
+            again=again(DARKROOM.plots.made),
         output:
             [
                 report(
@@ -15,9 +17,10 @@ if PLOTS:
                     labels={"images": plot.images, "figure": plot.figure},
                     caption=f"../report/{plot.name}.rst",
                 )
-                for plot in DARKROOM.plots()
+                for plot in DARKROOM.figures
             ],
-            [str(path) for plot in DARKROOM.plots() for path in plot.files[1:]],
+            [str(path) for plot in DARKROOM.figures for path in plot.files[1:]],
+            manifest=DARKROOM.plots.made,
         log:
             f"{RESULTS}/logs/draw_plots.log",
         benchmark:
@@ -27,8 +30,6 @@ if PLOTS:
         resources:
             mem_mb=2000,
             runtime=60,
-        params:
-            digest=DARKROOM.plots_digest(),
         message:
             f"draw the plots of {RESULTS}/scores.parquet"
         script:

@@ -4,14 +4,14 @@
 
 rule merge_scores:
     input:
-        reads(
-            [path for kind in KINDS for path in shard_files(kind)],
-            makes=f"{RESULTS}/scores.parquet",
-        ),
+        files=[ancient(path) for path in rows_files() + shard_files()],
+        manifests=timed(DARKROOM.tables.inputs, DARKROOM.tables.made),
+        again=again(DARKROOM.tables.made),
     output:
         scores=f"{RESULTS}/scores.parquet",
         table=f"{RESULTS}/scores.csv",
         rejected=f"{RESULTS}/rejected.jsonl",
+        manifest=DARKROOM.tables.made,
     log:
         f"{RESULTS}/logs/merge_scores.log",
     benchmark:
@@ -21,8 +21,6 @@ rule merge_scores:
     resources:
         mem_mb=2000,
         runtime=60,
-    params:
-        digest=DARKROOM.merge_digest,
     message:
         "merge all shards into {output.scores} and {output.table}"
     script:

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-
 
 def home() -> Path:
-    """The folder that holds `config/rubrics` and `resources/gallery`.
+    """The folder with the files that come with Darkroom: below it are config/rubrics and resources/gallery.
 
-    That is the repository, where the library lies in one; an installed library brings its own copies along.
+    That is the repository where the library lies in one, else the library's own copy.
     """
-    repository = _PACKAGE.parents[1]
-    return repository if (repository / "config/rubrics").is_dir() else _PACKAGE / "_home"
+    library = Path(__file__).resolve().parents[1]
+    repository = library.parents[1]
+    return repository if (repository / "config/rubrics").is_dir() else library / "_home"

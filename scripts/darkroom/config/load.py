@@ -1,7 +1,5 @@
-"""Check a configuration against the schema and fill in its defaults."""
+"""Read a config, check it against the models and find the files that it names."""
 
-import copy
-import difflib
 import math
 import os
 import re
@@ -10,36 +8,71 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from darkroom.config.options import judge_refusal, refusal
+from darkroom.config import extensions, home
+from darkroom.config.models import config_model
+from darkroom.config.options import check_family, judge_refusal, refusal
+from darkroom.config.values import explain
+from darkroom.engines import family
 from darkroom.errors import DarkroomError
 
 STAGES = ("prompts", "edits")
 
 
-def load_config(config: dict[str, Any], schema: str | Path, roots: Sequence[str | Path] = (".",)) -> dict[str, Any]:
-    """A copy of `config`, checked against the JSON schema in the YAML file `schema`, every default filled in.
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """What a config file says, unchecked. Raises DarkroomError, one line with file and line, where it is no YAML."""
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DarkroomError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DarkroomError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}" if mark else ""
+        raise DarkroomError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DarkroomError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(given, dict):
+        raise DarkroomError(f"{path}: expected keys with values, such as `prompts: rows.jsonl`")
+    return given
 
-    Files and folders that it names must exist; relative ones are looked for in `roots` in turn (the working folder,
-    then the workflow's own) and replaced by where they were found. Raises DarkroomError: one line that names the
-    key and says what is expected.
+
+def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = None) -> dict[str, Any]:
+    """A copy of `config`, checked, every default filled in; what `extensions` names is loaded first.
+
+    roots: folders in which relative files and folders that it names are looked for in turn; they are replaced by where
+    they were found. None: the working folder, then what comes with Darkroom.
+    Raises DarkroomError: one line that names the key and says what is expected.
     """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    schema = yaml.safe_load(Path(schema).read_text(encoding="utf-8"))
-    config = copy.deepcopy(config)
-    for name, sub in schema["properties"].items():  # `generate:` with nothing under it is an empty section
-        if sub.get("type") == "object" and config.get(name, ...) is None:
-            config[name] = {}
+    folders = [Path(root) for root in roots or (Path.cwd(), home())]
     _check_values(config, "")
-    if error := best_match(Draft202012Validator(schema).iter_errors(config)):
-        raise DarkroomError("config: " + _explain(error))
-    _fill(config, schema)
-    config["results"] = os.path.normpath(config["results"])  # as Path has it: rules and library name the same files
-    _find_files(config, [Path(root) for root in roots])
-    _check_stages(config)
-    return config
+    found = load_extensions(config, folders)
+    model = config_model()
+    try:
+        checked = model.model_validate(config).model_dump()
+    except ValidationError as error:
+        raise DarkroomError("config: " + explain(error, model)) from None
+    checked["extensions"] = found
+    checked["metrics"] = {name: settings for name, settings in checked["metrics"].items() if settings is not None}
+    checked["results"] = os.path.normpath(checked["results"])  # as Path has it: rules and library name the same files
+    _check_stages(checked)
+    _find_files(checked, folders)
+    return checked
+
+
+def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
+    """Run the files that `extensions` of an unchecked config names, and return where they were found.
+
+    Does nothing where `extensions` is no list of names; the check then says so.
+    """
+    given = config.get("extensions")
+    if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
+        return []
+    found = [_find(name, roots, f"extensions.{number}", "file") for number, name in enumerate(given)]
+    extensions.load(found)
+    return found
 
 
 def _check_values(value: dict[Any, Any], where: str) -> None:
@@ -51,46 +84,6 @@ def _check_values(value: dict[Any, Any], where: str) -> None:
             _check_values(item, f"{where}{key}.")
         elif isinstance(item, float) and not math.isfinite(item):
             raise DarkroomError(f"config: {where}{key}: expected a finite number, got {item}")
-
-
-def _fill(value: dict[str, Any], schema: dict[str, Any]) -> None:
-    for name, sub in schema.get("properties", {}).items():
-        if name not in value and "default" in sub:
-            default = sub["default"]
-            value[name] = copy.copy(default)
-        if isinstance(value.get(name), float) and "integer" in sub.get("type", ()):
-            value[name] = int(value[name])  # the schema lets 512.0 pass for a whole number
-        if isinstance(value.get(name), dict):
-            _fill(value[name], sub)
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        known = sorted(error.schema["properties"])
-        unknown = sorted(set(error.instance) - set(known))[0]
-        name = f"{where}.{unknown}" if where else unknown
-        near = difflib.get_close_matches(unknown, known, n=1)
-        return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
-    got = "null" if error.instance is None else repr(error.instance)
-    got = got if len(got) <= 60 else got[:57] + "..."
-    expected = {
-        "type": lambda: "expected " + _either(error.validator_value),
-        "enum": lambda: "expected one of " + ", ".join("null" if one is None else one for one in error.validator_value),
-        "minimum": lambda: f"must be at least {error.validator_value}",
-        "maximum": lambda: f"must be at most {error.validator_value}",
-        "exclusiveMinimum": lambda: f"must be above {error.validator_value}",
-        "minLength": lambda: "must not be empty",
-        "uniqueItems": lambda: "must not name anything twice",
-        "pattern": lambda: "may hold letters, digits, . _ and -, at most 96 characters",
-    }.get(error.validator, lambda: error.message)()
-    return f"{where}: {expected}, got {got}"
-
-
-def _either(types: str | list[str]) -> str:
-    names = {"object": "a section", "string": "text", "integer": "a whole number", "number": "a number"}
-    names |= {"boolean": "true or false", "null": "null", "array": "a list"}
-    return " or ".join(names[name] for name in ([types] if isinstance(types, str) else types))
 
 
 def is_folder_name(model: str) -> bool:
@@ -105,27 +98,34 @@ def model_folder(section: dict[str, Any]) -> str | None:
 
 def used_sections(config: dict[str, Any]) -> list[str]:
     """The sections whose models a run with this config loads, in the order they run."""
-    used = {"generate": config["prompts"], "edit": config["edits"], "judge": True}
-    return [name for name, use in used.items() if use]
+    rows = {"generate": config["prompts"], "edit": config["edits"]}
+    return [name for name, use in rows.items() if use and family(config[name]["family"]).loads_model] + ["judge"]
 
 
 def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where the name is too long)
+    return os.path.exists(path)
+
+
+def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "") -> str:
+    """The path of a file or folder (`what`) in the first of the roots that has it; where: the key that names it."""
+    found = next((root / name for root in roots if _exists(root / name)), None)
+    if found is None:
+        raise DarkroomError(f"config: {where}: no such {what}: {name}{hint}")
+    if not (found.is_dir() if what == "folder" else found.is_file()):
+        raise DarkroomError(f"config: {where}: not a {what}: {name}")
+    return str(found)
 
 
 def _check_stages(config: dict[str, Any]) -> None:
-    """What one key alone cannot tell: families and numbers of GPUs that do not fit their stage."""
-    if config["generate"]["family"] == "flux-kontext":
-        raise DarkroomError("config: generate.family: flux-kontext edits images; use flux or auto")
-    if config["edit"]["family"] == "flux":
-        raise DarkroomError("config: edit.family: flux makes images from text alone; use flux-kontext or auto")
+    """What one key alone cannot tell: families and options that do not fit their stage or each other."""
     for name in ("generate", "edit"):
+        try:
+            check_family(config[name], name)
+        except DarkroomError as error:
+            raise DarkroomError(f"config: {error}") from None
         if reason := refusal(config[name], config[name]["device"]):
             raise DarkroomError(f"config: {name}.{reason}")
-    judge = config["judge"]
-    if judge["engine"] == "transformers" and judge["device"] != "cpu" and judge["gpus"] > 1:
-        raise DarkroomError("config: judge.gpus: engine transformers uses one GPU; use vllm, or more, smaller shards")
-    if reason := judge_refusal(judge):
+    if reason := judge_refusal(config["judge"]):
         raise DarkroomError(f"config: judge.{reason}")
 
 
@@ -139,12 +139,7 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
 
     def find(section: dict[str, Any], key: str, where: str, what: str, hint: str = "") -> None:
-        found = next((root / section[key] for root in roots if _exists(root / section[key])), None)
-        if found is None:
-            raise DarkroomError(f"config: {where}: no such {what}: {section[key]}{hint}")
-        if not (found.is_dir() if what == "folder" else found.is_file()):
-            raise DarkroomError(f"config: {where}: not a {what}: {section[key]}")
-        section[key] = str(found)
+        section[key] = _find(section[key], roots, where, what, hint)
 
     results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if _exists(path))
     if not results.is_dir():
@@ -158,6 +153,8 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
         find(config, "container", "container", "file", " (an address has a ://)")
     for name in used_sections(config):
         section = config[name]
+        if section["model"] is None:  # of a family that needs none
+            continue
         if section.get("local_dir"):
             find(section, "local_dir", f"{name}.local_dir", "folder")
         elif is_folder_name(section["model"]) or _in_a_folder_of(section["model"], roots):

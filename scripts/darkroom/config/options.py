@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from darkroom.engines import FAMILIES, family, one_of
+from darkroom.errors import DarkroomError
+
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
 # and keys only where they differ from that.
 IMAGE_OPTIONS: dict[str, Any] = {"quantization": None, "attention": "native", "compile": False, "cache": None}
@@ -85,6 +88,23 @@ def judge_options(section: dict[str, Any]) -> dict[str, Any]:
     return {"engine_args": args} if args else {}
 
 
+def check_family(section: dict[str, Any], name: str) -> None:
+    """Raise DarkroomError ("name.key: reason") where the family of `generate` or `edit` is none, or not for this.
+
+    Takes out of the section what such a family makes moot: the model where it needs none, the devices where nothing is computed
+    here. So whoever reads the section does what is right without a look at the family.
+    """
+    kind = family(section["family"], f"{name}.family")
+    if reason := kind.refusal(name):
+        raise DarkroomError(f"{name}.{reason}")
+    if not kind.local:
+        if section["device"] == "cuda":
+            raise DarkroomError(f"{name}.device: family {kind.name} uses no GPU of the job's; leave it out")
+        section["device"] = "cpu"
+    if not kind.needs_model:
+        section["model"] = section["revision"] = section["local_dir"] = None
+
+
 def refusal(section: dict[str, Any], device: str) -> str | None:
     """Why options of `generate` or `edit` do not go together, "key: reason", or None; device: cpu, cuda or auto."""
     return next(_refusals(section, device), None)
@@ -92,7 +112,15 @@ def refusal(section: dict[str, Any], device: str) -> str | None:
 
 def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
     offload, quantization, attention = section["offload"], section["quantization"], section["attention"]
-    cache, compiled = section["cache"], section["compile"]
+    cache, compiled, kind = section["cache"], section["compile"], family(section["family"])
+    for option, unused in (IMAGE_OPTIONS | {"offload": "none"}).items():
+        if section[option] != unused and not kind.takes(option, section[option]):
+            able = [other.name for other in FAMILIES.values() if other.takes(option, section[option])]
+            yield (
+                f"{option}: works with the families {one_of(able, 'and')}"
+                if able
+                else f"{option}: works with no family"
+            )
     if device == "cpu":
         if offload != "none":
             yield f"offload: {offload} moves weights between host and GPU; there is no GPU with device: cpu"
@@ -109,10 +137,8 @@ def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
             yield "offload: sequential moves weights within what compile holds together; use offload: model"
     if offload == "model" and compiled and quantization == "int8":
         yield "offload: compiled code holds on to int8 weights, so that they cannot be moved; leave out offload or compile"
-    if cache and section["family"] == "auto":
-        yield "cache: works with the families flux and flux-kontext"
-    if cache and section["family"] == "flux-kontext" and section["true_cfg"] > 1:
-        yield "cache: FLUX Kontext's pipeline does not tell a cache the two passes of true_cfg apart; use true_cfg: 1"
+    if reason := kind.conflict(section):
+        yield reason
     if cache == "first_block" and section["batch_size"] > 1:
         yield (
             "cache: first_block decides by a mean over the whole batch, so that an image would depend on its neighbours;"
@@ -141,8 +167,10 @@ def packages(section: dict[str, Any]) -> list[str]:
 
 
 def judge_refusal(section: dict[str, Any]) -> str | None:
-    """Why an argument in `judge.engine_args` is not passed on, "engine_args.key: reason", or None."""
+    """Why options of `judge` do not go together, "key: reason", or None."""
     args = section["engine_args"]
+    if section["engine"] == "transformers" and section["device"] != "cpu" and section["gpus"] > 1:
+        return "gpus: engine transformers uses one GPU; use vllm, or more, smaller shards"
     if args and section["engine"] != "vllm":
         return f"engine_args: they are vLLM's, and engine is {section['engine']}"
     for name, value in args.items():

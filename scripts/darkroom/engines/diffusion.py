@@ -1,24 +1,26 @@
 """Make images with diffusers: FLUX, FLUX Kontext, and any other pipeline that takes prompts and generators as lists.
 
-The engines take batches whose requests share size, steps and guidance, and return one float array per request.
-They never see shards or files.
+All that needs torch is in here and in `darkroom.engines.fitting`.
 """
 
+import contextlib
 import gc
 import inspect
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from darkroom.config import options
 from darkroom.engines import fitting
+from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.jobs.runtime import say
 from darkroom.plan.requests import Request
@@ -46,58 +48,88 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def batch_key(request: Request, size: tuple[int, int]) -> tuple[Any, ...]:
-    """What the requests of one batch have in common; size: (width, height) worked at, in pixels."""
-    return (*size, request.steps, request.guidance, request.true_cfg, request.negative_prompt is None)
-
-
-class Engine:
-    """A diffusers pipeline behind one call.
+class DiffusionEngine(Engine):
+    """A diffusers pipeline behind one call, `run`.
 
     section: `generate` or `edit` of the config, its model a folder (`darkroom.models.hub.local_section`); name: which of the two.
     """
 
+    multiple: int  # the model's grid: sides worked at are multiples of so many pixels
+
     def __init__(self, section: dict[str, Any], name: str):
         self.section, self.name = section, name
-        self.device = resolve_device(section["device"], name)
-        self.dtype = resolve_dtype(section["dtype"], self.device)
-        if reason := options.refusal(section, self.device.type) or options.missing(section, self.device.type):
+        self.torch_device = resolve_device(section["device"], name)
+        self.torch_dtype = resolve_dtype(section["dtype"], self.torch_device)
+        self.device, self.dtype = str(self.torch_device), str(self.torch_dtype)
+        if reason := options.refusal(section, self.device) or options.missing(section, self.device):
             raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name == "edit"
         # Becomes less where the memory does not suffice. On the CPU one by one: in a batch the last bits of a picture
         # depend on its neighbours (some 2e-6, which now and then rounds to another pixel value).
-        self.batch_limit = 1 if self.device.type == "cpu" else section["batch_size"]
+        self.batch_limit = 1 if self.device == "cpu" else section["batch_size"]
 
     def load(self, cls: Any, **parts: Any) -> Any:
         """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
         folder = self.section["local_dir"] or self.section["model"]
         try:
-            quantization = fitting.quantization_config(self.section, self.dtype, parts, cls)
+            quantization = fitting.quantization_config(self.section, self.torch_dtype, parts)
             how = {"quantization_config": quantization} if quantization else {}
-            pipe = cls.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **how, **parts)
+            pipe = cls.from_pretrained(folder, dtype=self.torch_dtype, use_safetensors=True, **how, **parts)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DarkroomError(f"{self.name}.model: cannot load {folder}: {reason}") from error
         pipe.set_progress_bar_config(disable=True)
         try:
-            return fitting.fit(pipe, self.section, self.name, self.device)
+            return fitting.fit(pipe, self.section, self.name, self.torch_device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"{self.name}: the model does not fit into the memory of {device_name(self.device)}"
+                f"{self.name}: the model does not fit into the memory of {device_name(self.torch_device)}"
             ) from error
 
-    def prepare(self, requests: list[Request]) -> None:
-        """Called once with all requests before the first batch."""
-
     def work_size(self, width: int, height: int) -> tuple[int, int]:
-        """The (width, height) worked at for an image of this size: what the model's grid allows, at least as large."""
+        """The size worked at for an image of this one: what the model's grid allows, at least as large."""
         multiple = self.multiple
         return -(-width // multiple) * multiple, -(-height // multiple) * multiple
 
-    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
-        """float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: PIL images of `size`."""
+    def batch_key(self, request: Request, size: tuple[int, int]) -> Hashable:
+        return (*size, request.steps, request.guidance, request.true_cfg, request.negative_prompt is None)
+
+    def make(
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[Request, Image.Image | Failure]]:
+        def attempt(part: slice) -> np.ndarray | None:
+            return self._arrays(list(batch[part]), size, None if sources is None else sources[part])
+
+        for requests, arrays in self.in_parts(batch, size, attempt):
+            for request, array in zip(requests, arrays, strict=True):
+                yield request, finish_image(array, (request.width, request.height), self.edits)
+
+    def _arrays(
+        self, requests: list[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+    ) -> np.ndarray | None:
+        """What `run` makes at `size`, of sources of any size; None where the memory did not suffice.
+
+        Raises DarkroomError where the model makes another size.
+        """
+        pictures = None if sources is None else [one.resize(size, Image.Resampling.LANCZOS) for one in sources]
+        arrays = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            arrays = self.run(requests, size, pictures)
+        if arrays is None:  # not within an except clause, where the traceback keeps the failed call's memory
+            gc.collect()
+            torch.cuda.empty_cache()
+            return None
+        if tuple(arrays.shape[1:3]) != (size[1], size[0]):
+            raise DarkroomError(
+                f"{self.name}.model: returns {arrays.shape[2]} x {arrays.shape[1]} pixels where {size[0]} x {size[1]}"
+                " are asked for; set width and height to what it makes"
+            )
+        return arrays
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Image.Image] | None) -> np.ndarray:
+        """One call: float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: images of `size`."""
         raise NotImplementedError
 
     def generators(self, requests: list[Request]) -> list[torch.Generator]:
@@ -105,14 +137,16 @@ class Engine:
         return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
 
 
-class FluxEngine(Engine):
-    """FluxPipeline or FluxKontextPipeline in two halves: all prompts are encoded, the encoders freed, then denoised."""
+class FluxEngine(DiffusionEngine):
+    """FLUX in two halves: all prompts are encoded, the encoders freed, then denoised."""
+
+    pipeline: ClassVar[str] = "FluxPipeline"
 
     def __init__(self, section: dict[str, Any], name: str):
         super().__init__(section, name)
-        from diffusers import FluxKontextPipeline, FluxPipeline
+        import diffusers  # not above: the judge takes `resolve_device` from here, where there is no diffusers
 
-        self.cls = FluxKontextPipeline if section["family"] == "flux-kontext" else FluxPipeline
+        self.pipeline_class = getattr(diffusers, self.pipeline)
         self.multiple = 2 * self._vae_scale()
 
     def _vae_scale(self) -> int:
@@ -123,17 +157,17 @@ class FluxEngine(Engine):
         except (OSError, ValueError, KeyError):
             return 8  # loading the model says what is wrong with it
 
-    def prepare(self, requests: list[Request]) -> None:
+    def prepare(self, requests: Sequence[Request]) -> None:
         texts = {request.prompt for request in requests}
         texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
         self._encode(sorted(texts))
         nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        self.pipe = self.load(self.cls, **nothing)
-        say(f"{self.name}: transformer and VAE on {device_name(self.device)} as {self.dtype}")
+        self.pipe = self.load(self.pipeline_class, **nothing)
+        say(f"{self.name}: transformer and VAE on {device_name(self.torch_device)} as {self.dtype}")
 
     def _encode(self, texts: list[str]) -> None:
         """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
-        pipe = self.load(self.cls, transformer=None, vae=None)
+        pipe = self.load(self.pipeline_class, transformer=None, vae=None)
         self.places = {text: place for place, text in enumerate(texts)}
         self.embeds = self.pooled = None
         length = self.section["max_sequence_length"]
@@ -142,18 +176,18 @@ class FluxEngine(Engine):
             for place, text in enumerate(texts):
                 cut += len(pipe.tokenizer_2(text, truncation=False).input_ids) > length
                 embeds, pooled, _ = pipe.encode_prompt(
-                    prompt=text, prompt_2=None, device=self.device, max_sequence_length=length
+                    prompt=text, prompt_2=None, device=self.torch_device, max_sequence_length=length
                 )
                 if self.embeds is None:
                     self.embeds = self._spool(len(texts), *embeds.shape[1:])
-                    self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.dtype)
+                    self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.torch_dtype)
                 self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
         say(f"{self.name}: {len(texts)} prompts encoded")
         if cut:
             say(f"{self.name}: {cut} prompts are longer than max_sequence_length {length} tokens and were cut")
         del pipe
         gc.collect()
-        if self.device.type == "cuda":
+        if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _spool(self, *shape: int) -> torch.Tensor:
@@ -164,19 +198,12 @@ class FluxEngine(Engine):
         size = math.prod(shape)
         with tempfile.NamedTemporaryFile(prefix="darkroom-prompts-") as file:
             # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
-            os.posix_fallocate(file.fileno(), 0, size * self.dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=size, dtype=self.dtype).view(shape)
+            os.posix_fallocate(file.fileno(), 0, size * self.torch_dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=self.torch_dtype).view(shape)
 
     def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         places = [self.places[text] for text in texts]
-        return self.embeds[places].to(self.device), self.pooled[places].to(self.device)
-
-    def work_size(self, width: int, height: int) -> tuple[int, int]:
-        if self.edits and width * height > KONTEXT_AREA:
-            scale = (KONTEXT_AREA / (width * height)) ** 0.5
-            width, height = int(width * scale), int(height * scale)
-            return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
-        return super().work_size(width, height)
+        return self.embeds[places].to(self.torch_device), self.pooled[places].to(self.torch_device)
 
     def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
@@ -201,7 +228,20 @@ class FluxEngine(Engine):
             ).images
 
 
-class AutoEngine(Engine):
+class KontextEngine(FluxEngine):
+    """FLUX Kontext, which edits."""
+
+    pipeline: ClassVar[str] = "FluxKontextPipeline"
+
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        if width * height <= KONTEXT_AREA:
+            return super().work_size(width, height)
+        scale = (KONTEXT_AREA / (width * height)) ** 0.5
+        width, height = int(width * scale), int(height * scale)
+        return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
+
+
+class AutoEngine(DiffusionEngine):
     """Any diffusers pipeline that takes a list of prompts and a list of generators."""
 
     def __init__(self, section: dict[str, Any], name: str):
@@ -213,8 +253,10 @@ class AutoEngine(Engine):
         needs = ["prompt", "generator"] + (["image"] if self.edits else [])
         if missing := [part for part in needs if part not in self.takes]:
             raise DarkroomError(f"{name}.model: {type(self.pipe).__name__} takes no {missing[0]}; use another model")
-        self.multiple = getattr(self.pipe, "vae_scale_factor", 8) * 2
-        say(f"{name}: {type(self.pipe).__name__} on {device_name(self.device)} as {self.dtype}")
+        self.multiple = math.lcm(
+            8, getattr(self.pipe, "vae_scale_factor", 8) * 2
+        )  # pipelines refuse what 8 does not divide
+        say(f"{name}: {type(self.pipe).__name__} on {device_name(self.torch_device)} as {self.dtype}")
 
     def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
@@ -237,7 +279,17 @@ class AutoEngine(Engine):
             return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
 
 
-def open_engine(section: dict[str, Any], name: str) -> Engine:
-    """The engine for `generate` or `edit` of the config, its model loaded as far as it can be."""
-    engines: dict[str, Callable[..., Engine]] = {"flux": FluxEngine, "flux-kontext": FluxEngine, "auto": AutoEngine}
-    return engines[section["family"]](section, name)
+def finish_image(array: np.ndarray, size: tuple[int, int], edited: bool) -> Image.Image | Failure:
+    """[height, width, 3] floats 0..1 as an image of exactly `size`, or what is wrong with them."""
+    if not np.isfinite(array).all():
+        return Failure("the model returned NaN (a numerical overflow; try another dtype)")
+    pixels = (array * 255).round().astype("uint8")
+    if not pixels.any():
+        return Failure("the model returned an all-black image")
+    image = Image.fromarray(pixels)
+    if image.size == size:
+        return image
+    if edited:  # the work was done at a size of the model's grid: back to the source's own
+        return image.resize(size, Image.Resampling.LANCZOS)
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))

@@ -5,29 +5,27 @@ from typing import Any
 
 import torch
 
+from darkroom.engines import family
 from darkroom.errors import DarkroomError
 
 # Where a pipeline holds nearly all of its weights; names that it does not have are left out.
 _DENOISERS = ("transformer", "transformer_2", "unet")
-_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-_FLUX_PARTS = ("transformer", "text_encoder_2")  # CLIP is a hundredth of T5
 _SIZES = 1000  # image sizes in one job; far more than there will be
 
 
-def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict[str, Any], cls: Any) -> Any:
+def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict[str, Any]) -> Any:
     """diffusers' PipelineQuantizationConfig for the parts of a pipeline that are loaded, or None.
 
-    parts: components that are left out (None); cls: the pipeline's class. Only weights are quantized, so that no image of a
-    batch depends on another.
+    parts: components that are left out (None). Only weights are quantized, so that no image of a batch depends on another.
     """
     if section["quantization"] is None:
         return None
-    from diffusers import BitsAndBytesConfig, DiffusionPipeline, PipelineQuantizationConfig, TorchAoConfig
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
     from transformers import BitsAndBytesConfig as EncoderBitsAndBytesConfig
     from transformers import TorchAoConfig as EncoderTorchAoConfig
 
     def config(name: str) -> Any:
-        encoder = name in _ENCODERS
+        encoder = name.startswith("text_encoder")
         if section["quantization"] == "int8":
             from torchao.quantization import Int8WeightOnlyConfig
 
@@ -36,7 +34,7 @@ def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
 
-    wanted = (*_DENOISERS, *_ENCODERS) if cls is DiffusionPipeline else _FLUX_PARTS
+    wanted = family(section["family"]).quantized
     return PipelineQuantizationConfig(quant_mapping={name: config(name) for name in wanted if name not in parts})
 
 

@@ -17,7 +17,7 @@ from darkroom.errors import DarkroomError
 from darkroom.exports import SUMS
 from darkroom.exports.provenance import Marker
 from darkroom.files import remove, replacing
-from darkroom.metrics.rubric import Rubric
+from darkroom.metrics.base import Catalogue
 from darkroom.models.licences import Model
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.store.shardfile import RecordReader, check_digest
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 class Export:
     """One export: where it goes, and what it is made from.
 
-    table: the final table of all images (scores.parquet), made for table_digest; settings: `export` of the config;
+    table: the final table of all images (scores.parquet), made for table_digest; catalogue: the columns of scores; settings: `export` of the config;
     select: `select` of the config; models: those that made and judged the images; rows: kind -> file of the user's rows
     (folder export); digest: what the export is made for.
     """
@@ -45,7 +45,7 @@ class Export:
     kinds: list[Kind]
     table: Path
     table_digest: str
-    rubric: Rubric
+    catalogue: Catalogue
     settings: dict[str, Any]
     select: dict[str, Any]
     models: list[Model]
@@ -73,8 +73,8 @@ class Export:
 
         A column that has the name of one that exports add is called row_<name>.
         """
-        other = {c for name in ("images", "edited") if name != kind.name for c in self.rubric.columns(name)}
-        left_out = {*_NOT_EXPORTED, *(other - set(self.rubric.columns(kind.name)))} - self.own_columns
+        other = {c for name in ("images", "edited") if name != kind.name for c in self.catalogue.types(name)}
+        left_out = {*_NOT_EXPORTED, *(other - set(self.catalogue.types(kind.name)))} - self.own_columns
         if kind.name == "images":
             left_out |= {"source_name", "source_sha256"}
         named: dict[str, tuple[str, str]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
-from darkroom.metrics.rubric import Rubric
+from darkroom.metrics.base import Catalogue
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -44,14 +44,14 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
     lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
     for ((shard, row), group), (_, line) in zip(by_row, lines, strict=True):
         if row != line["id"]:
-            raise AssertionError(f"{kind.prompts}/{shard}.jsonl: row {line['id']} where row {row} was made")
+            raise AssertionError(f"{kind.rows_file(shard)}: row {line['id']} where row {row} was made")
         kept, paths = [], []
         for _, place, record in group:
             if record["selected"]:
                 kept.append(record)
                 paths.append(put_pictures(pictures, kind.name, marker, stored.read(shard, place, record)))
         if kept:
-            yield _filled(line["row"], kept, paths, kind.name, export.rubric, export.reply_column)
+            yield _filled(line["row"], kept, paths, kind.name, export.catalogue, export.reply_column)
 
 
 def put_pictures(pictures: PngFolder, name: str, marker: Marker, image: Image) -> tuple[str, str | None]:
@@ -70,7 +70,7 @@ def _filled(
     records: list[dict[str, Any]],
     paths: list[tuple[str, str | None]],
     kind: str,
-    rubric: Rubric,
+    catalogue: Catalogue,
     reply_column: str,
 ) -> dict[str, Any]:
     filled = dict(row)
@@ -84,13 +84,11 @@ def _filled(
     else:
         single = isinstance(row.get("images"), str) and len(images) == 1
         filled["images"] = images[0] if single else images
-    questions = rubric.questions[kind]
-    if questions:
-        asked = next((question for question in questions if question.type == "json"), questions[0])
-        replies = [record[f"{asked.name}_reply"] for record in records]
+    if said := catalogue.main_reply(kind):
+        replies = [record[said] for record in records]
         filled[reply_column] = replies[0] if len(replies) == 1 else replies
     # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
-    names = ["item", "sample", *rubric.scores(kind)]
+    names = ["item", "sample", *catalogue.score_names(kind)]
     filled["scores"] = {name: [record[name] for record in records] for name in names}
     return filled
 

@@ -64,9 +64,11 @@ def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
 
 
 def deciding_score(export: Export, kind: Kind) -> str | None:
-    """The score that pairs are told by: the config's, else the first threshold's, else the rubric's first."""
+    """The score that pairs are told by: the config's, else the first threshold's, else the first there is."""
     wanted = export.settings["preferences"][kind.name]
-    return next(iter([*filter(None, [wanted]), *export.select[kind.name], *export.rubric.scores(kind.name)]), None)
+    return next(
+        iter([*filter(None, [wanted]), *export.select[kind.name], *export.catalogue.score_names(kind.name)]), None
+    )
 
 
 def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:

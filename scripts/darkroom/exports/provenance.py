@@ -105,8 +105,8 @@ class Marker:
         if self.kind.name != "edited" or self.images is None:
             return
         wanted: dict[str, set[tuple[str, int, int]]] = {}
-        for row, item, sample, name, *_ in self.kind.plan.shards[shard].references:
-            wanted.setdefault(name, set()).add((row, item, sample))
+        for reference in self.kind.plan.references(shard):
+            wanted.setdefault(reference.shard, set()).add(reference[:3])
         columns = ["key", "row", "item", "sample", "prompt", "seed", "sha256", "origin", *_SETTINGS]
         for name, places in wanted.items():
             path = self.images.image_file(name)

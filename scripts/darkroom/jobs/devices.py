@@ -1,8 +1,8 @@
-"""GPUs of a host, handed out one job at a time: every job has devices of its own until it ends.
+"""The GPUs of a host, shared out among jobs: each device belongs to one job at a time, until that job ends.
 
-Snakemake and Slurm count GPUs, but on one host, or within one allocation, nobody says which job has which. Here a job holds a
-file lock for each of its devices, which the kernel frees when the job ends, in whatever way. Jobs that have to wait queue up,
-so that one that wants several devices is not passed over for ever by others that want one.
+Schedulers count GPUs, but on one host, or within one allocation, they do not say which job has which device. Here a
+job holds a file lock for each of its devices. The kernel frees the lock when the job ends, even if it is killed.
+Waiting jobs queue, so that a job that wants several devices is not overtaken again and again by jobs that want one.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ _POLL, _BUSY, _REMIND = 1.0, 0.05, 600.0  # seconds
 
 
 def visible_devices() -> list[str]:
-    """The devices this process may use: what CUDA_VISIBLE_DEVICES names, where it is not set the ordinals of the host's.
+    """The devices that this process may use: those in CUDA_VISIBLE_DEVICES, or all of the host's if it is not set.
 
-    Numbers, GPU-UUIDs and MIG names stay as they stand. As CUDA does, it reads no further than the first other entry.
+    Numbers, GPU-UUIDs and MIG names are returned unchanged. Like CUDA, it stops at the first entry of any other form.
     """
     named = os.environ.get(VARIABLE)
     if named is None:
@@ -43,10 +43,16 @@ def visible_devices() -> list[str]:
 
 
 def wanted_devices(section: dict[str, Any], name: str) -> tuple[list[str], int]:
-    """(devices to choose from, how many of them) for a stage; section: of the config, name: its name.
+    """(devices to choose from, how many of them to take) for a stage.
 
-    No devices where the stage is for the CPU, or `auto` and there are none. Raises DarkroomError, which names the key to change,
-    where there are fewer than `gpus`.
+    There are none to take if the stage runs on the CPU, or if its device is `auto` and the host has none.
+
+    Args:
+        section: the stage's section of the config.
+        name: the name of that section.
+
+    Raises:
+        DarkroomError: the host has fewer devices than `gpus`; the message names the key to change.
     """
     gpus = section["gpus"]
     if section["device"] == "cpu":
@@ -65,9 +71,10 @@ def wanted_devices(section: dict[str, Any], name: str) -> tuple[list[str], int]:
 
 
 def lock_folder() -> Path:
-    """The folder of this user's locks on this host; in a Slurm job that job's own, for there device 0 can be any device.
+    """The folder of this user's locks on this host. Each Slurm job has its own, since its device 0 can be any device.
 
-    Raises DarkroomError where the folder is somebody else's, or cannot be made.
+    Raises:
+        DarkroomError: the folder cannot be made, or belongs to another user.
     """
     scope = [str(os.getuid()), gethostname()]
     if job := os.environ.get("SLURM_JOB_ID"):
@@ -87,9 +94,14 @@ def lock_folder() -> Path:
 
 
 class Devices:
-    """The devices of a job. held: device -> descriptor that holds its lock; waited: seconds until it had them.
+    """The devices of a job.
 
-    A child process that inherits a descriptor keeps the device after the job's death, until it has ended too.
+    A child process that inherits a lock's descriptor keeps the device after the job has died, until it ends too.
+
+    Attributes:
+        patience: seconds to wait without any device changing hands.
+        held: device -> descriptor that holds its lock.
+        waited: seconds until the job had them.
     """
 
     def __init__(self, patience: float = PATIENCE):
@@ -97,10 +109,22 @@ class Devices:
         self.held: dict[str, int] = {}
 
     def claim(self, section: dict[str, Any], name: str, most: int | None = None) -> dict[str, int]:
-        """Take the devices that a stage asks for (see `wanted_devices`), at most `most`, and show CUDA no others.
+        """Take the devices that a stage asks for (see `wanted_devices`), and hide the others from CUDA.
 
-        To be called before torch or vLLM is imported. All or none: it waits while others hold too many, and says whom for.
-        Raises DarkroomError where no device changed hands for `patience` seconds, and Interrupted after SIGTERM.
+        Call it before torch or vLLM is imported. It takes all at once: while others hold too many it waits, and logs
+        for whom.
+
+        Args:
+            section: the stage's section of the config.
+            name: the name of that section.
+            most: take no more than this many.
+
+        Returns:
+            device -> descriptor that holds its lock; empty on the CPU.
+
+        Raises:
+            DarkroomError: no device changed hands for `patience` seconds.
+            Interrupted: the job was told to stop while it waited.
         """
         devices, number = wanted_devices(section, name)
         if section["device"] == "cpu":
@@ -118,7 +142,7 @@ class Devices:
         return self.held
 
     def release(self) -> None:
-        """Free the devices, and leave no files behind. Where a process ends without it the kernel frees them."""
+        """Free the devices and remove their files. If a process ends without this, the kernel frees the devices."""
         folder = lock_folder() if self.held else None
         guard = _lock(folder / "guard") if folder else None
         if folder and guard is not None:
@@ -134,7 +158,7 @@ class Devices:
 
 
 class _Queue:
-    """A job's place among those that want devices. Several locks are looked at only with the guard's held."""
+    """A job's place among those that want devices. Whoever looks at several locks holds the guard's lock meanwhile."""
 
     def __init__(self, devices: list[str], number: int, name: str):
         self.devices, self.number, self.owner = devices, number, f"{name}, pid {os.getpid()}"
@@ -174,7 +198,7 @@ class _Queue:
                 os.close(self.ticket_lock)
 
     def _before(self, folder: Path) -> int:
-        """The jobs that came earlier, still wait, and want devices that this one wants; takes a ticket first."""
+        """How many jobs came earlier, still wait, and want a device that this one wants; takes a ticket first."""
         if self.ticket is None:
             path = folder / f"ticket-{time.time_ns():020}-{os.getpid()}"
             self.ticket_lock = _lock(path)
@@ -195,7 +219,7 @@ class _Queue:
         return before
 
     def _take(self, folder: Path) -> dict[str, int]:
-        """As many devices as are wanted, else none."""
+        """Take as many devices as are wanted; if fewer are free, none."""
         held: dict[str, int] = {}
         for device in self.devices:
             if (lock := _lock(_file(folder, device))) is not None:
@@ -227,7 +251,7 @@ def _file(folder: Path, device: str) -> Path:
 
 
 def _lock(path: Path, make: bool = True) -> int | None:
-    """A descriptor that holds the lock of a file; None where another holds it, or there is no such file to lock."""
+    """A descriptor that holds the lock of a file; None if another holds it, or if there is no such file."""
     import filelock
 
     try:

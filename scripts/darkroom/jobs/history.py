@@ -1,7 +1,7 @@
-"""What jobs record of themselves: one JSON line per finished job, beside Snakemake's benchmark files.
+"""What jobs record about themselves: one JSON line for each finished job.
 
-`results/benchmarks/<rule>/<shard>.jsonl` says what a job made, carried over, left out, and the time it took. The
-forecast of `snakemake plan` is computed from them; nothing else depends on them.
+`results/benchmarks/<rule>/<shard>.jsonl` says what each job made, carried over and left out, and the time it took. The
+forecast of `plan` is computed from these records; nothing that is made depends on them.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ RECORD_SUFFIX = ".jsonl"
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to the records of a shard's jobs. A record must not fail a job that is done: errors pass."""
+    """Add a line to the records of a shard's jobs. Errors are ignored: a record must not fail a job that is done."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as out:
@@ -23,7 +23,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, Any]]:
-    """Every job record below `folder`, or those of one shard in it; lines that are cut short are passed over."""
+    """Yield every job record below `folder`, or those of one shard in it; incomplete lines are skipped."""
     paths = sorted(folder.rglob("*" + RECORD_SUFFIX)) if shard is None else [folder / f"{shard}{RECORD_SUFFIX}"]
     for path in paths:
         if shard is not None and not path.exists():
@@ -34,9 +34,12 @@ def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, A
 
 
 def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float] | None:
-    """(seconds a job takes before and after its work, seconds per request), or None where nothing was made yet.
+    """(seconds that a job spends outside its work, seconds for each request), or None if nothing was made yet.
 
-    workers: the processes that share a job's requests, where the numbers of the records' GPUs were others.
+    Args:
+        records: of finished jobs, as `read_records` yields them.
+        workers: how many processes will share a job's requests, if the forecast is for another number of GPUs than the
+            records'; 0 for as many as the records say.
     """
     made = [record for record in records if record["made"] > 0]
     if not made:

@@ -1,4 +1,4 @@
-"""What every job needs: a log, progress, a way to stop in order, and what it ran on."""
+"""What every job needs: a log, progress, an orderly stop, and the versions it ran with."""
 
 import contextlib
 import errno
@@ -14,20 +14,24 @@ from pathlib import Path
 from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
-_speaker = ""
+_prefix = ""
 
 
 @contextlib.contextmanager
 def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Iterator[None]:
-    """Run the body with its output in the file `log`; a DarkroomError becomes one line there and on stderr, and exit 1.
+    """Run a job's body with its output in a log; a DarkroomError becomes one line there and on stderr, and exit 1.
 
-    SIGTERM and SIGURG set `stop_requested`; the body finishes what it has in hand. Slurm sends SIGTERM at a job's end;
-    SIGURG can be sent to a job's whole process tree before, for all but this process ignore it.
+    SIGTERM and SIGURG set `stop_requested`, and the body finishes what it has in hand. Slurm sends SIGTERM when a job's
+    time is up. SIGURG can be sent to a job's whole process tree before that, because every other process ignores it.
 
-    An error that no retry can cure is written to the file `refusal(log)` as well. Where that is there already, the job
-    ends at once with the same line: it is the same run that tries again, for each run begins without any.
+    An error that no retry can cure is also written to the file `refusal(log)`. If that file exists already, the job
+    ends at once with the same line: it is a retry within the same run, since each run removes these files at its start.
 
-    Unless `online`, the hub's libraries are told to stay off the network: nodes often have none, and models lie in folders.
+    Args:
+        log: the file for stdout and stderr; None leaves them as they are.
+        threads: how many threads libraries that are imported later may start.
+        online: whether the hub may be asked. If not, its libraries are told to stay off the network: nodes often have
+            none, and models lie in folders.
     """
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,7 +58,7 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
         sys.stderr.flush()
         if log:
             os.write(terminal, line.encode("utf-8", "replace"))
-            if not curable(error) and not refusal(log).exists():
+            if not retryable(error) and not refusal(log).exists():
                 with contextlib.suppress(OSError):  # without it the job is tried again, no more
                     refusal(log).write_text(f"{error}\n", encoding="utf-8")
         os._exit(1)  # an engine's threads must not keep a failed job alive, nor hide the line with a traceback
@@ -64,20 +68,21 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
 
 
 def refusal(log: str | Path) -> Path:
-    """The file beside a job's log that says why it is of no use to run the job again."""
+    """The file beside a job's log that says why running the job again is pointless."""
     return Path(log).with_suffix(".refused")
 
 
-def curable(error: DarkroomError) -> bool:
-    """Whether more memory, more time or another node may help; engines tell of memory in many ways."""
+def retryable(error: DarkroomError) -> bool:
+    """Whether more memory, more time or another node may help. Engines report a lack of memory in many ways."""
     cause = error.__cause__
-    return error.curable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
+    return error.retryable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
 
 
 def limit_threads(threads: int, device: str) -> None:
-    """Threads that libraries imported from here on start: one where models run on the CPU, for only so they repeat exactly.
+    """Set how many threads libraries that are imported later start: one if models run on the CPU, else `threads`.
 
-    `device: auto` is known no earlier than on the node.
+    On the CPU results repeat exactly only with one thread. This is called on the node, where `device: auto` can be
+    resolved.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(1 if device_kind(device) == "cpu" else threads)
@@ -96,19 +101,19 @@ def clear_disk_errors() -> Iterator[None]:
         ) from error
 
 
-def speak_as(name: str) -> None:
-    """Put a name before all that this process says, for a log that several write to."""
-    global _speaker
-    _speaker = f"{name}: "
+def set_log_prefix(name: str) -> None:
+    """Put a name before every line that this process logs; for a log that several processes write to."""
+    global _prefix
+    _prefix = f"{name}: "
 
 
 def say(text: str) -> None:
-    """One line into the job's log, with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {_speaker}{text}", flush=True)
+    """Write one line to the job's log, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {_prefix}{text}", flush=True)
 
 
 def tell(text: str, log: str | Path) -> None:
-    """Print `text` for whoever asked for it, and keep it in the file `log`."""
+    """Print `text`, and write it to the file `log` too."""
     print(text, flush=True)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     Path(log).write_text(text + "\n", encoding="utf-8")
@@ -125,7 +130,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def device_kind(wanted: str) -> str:
-    """ "cuda" or "cpu" for a `device` of the config, told from the device files, without importing torch."""
+    """Resolve a `device` of the config to "cuda" or "cpu" by looking for device files, without importing torch."""
     if wanted == "auto":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         wanted = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) and not hidden else "cpu"
@@ -133,7 +138,7 @@ def device_kind(wanted: str) -> str:
 
 
 class Progress:
-    """Says how far a job is: done, total, rate and time left, at most every `every` seconds and at the end."""
+    """Logs how far a job is: done, total, rate and time left, at the end and at most every `every` seconds before."""
 
     def __init__(self, total: int, unit: str, every: float = 10.0):
         self.total, self.unit, self.every = total, unit, every

@@ -1,7 +1,8 @@
-"""A shard's images made by several processes, each on a device of its own, with the results of one.
+"""Make a shard's images in several processes, one for each device, with the same results as in one process.
 
-The job starts a worker per device (`python -m darkroom.jobs.spread`), hands each the whole task and the part that is its own, and
-hears of every batch that is done. Finished images do not pass through here: workers put them into the scratch folder.
+The job starts a worker for each device (`python -m darkroom.jobs.spread`), gives each the whole task and the number of
+its part, and gets a report of each batch. Finished images do not pass through here: workers put them into the scratch
+folder.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.devices import VARIABLE
-from darkroom.jobs.runtime import clear_disk_errors, curable, say, speak_as, stop_requested
+from darkroom.jobs.runtime import clear_disk_errors, retryable, say, set_log_prefix, stop_requested
 
 Report = tuple[int, dict[str, str]]  # requests that are done, and why those of them that failed did: key -> reason
 _POLL = 0.5  # seconds between looks at whether the job is to stop
@@ -35,17 +36,27 @@ class _Worker:
 
 
 class WorkerDied(DarkroomError):
-    """A worker ended without a word; the message says which, and how. Too little memory is the usual cause."""
+    """A worker ended without saying why; the message says which one, and how. Usually memory ran out."""
 
-    curable = True
+    retryable = True
 
 
 def spread(function: str, task: tuple[Any, ...], name: str, held: dict[str, int]) -> Iterator[Report]:
-    """Call `function` ("module:name") with `task`, a part and the number of parts in a worker on each device; yields its Reports.
+    """Call a function in a worker on each device, and yield the Reports that it yields.
 
-    First a report of nothing, when the first worker is ready. held: device -> lock, which the worker keeps too, so that a
-    device is never given away under it. What one worker cannot go on from stops all, after the
-    batches in hand: raises its DarkroomError, WorkerDied, or Interrupted where they were told to stop.
+    When the first worker is ready, a report of nothing is yielded. If one worker fails, all stop after the batches in
+    hand.
+
+    Args:
+        function: "module:name"; it is called with `task`, the number of its part (from 0) and the number of parts.
+        task: arguments that can be pickled.
+        name: of the job, for messages.
+        held: device -> descriptor of its lock. The worker keeps it too, so that its device cannot be given away.
+
+    Raises:
+        DarkroomError: what a worker raised.
+        WorkerDied: a worker ended without saying why.
+        Interrupted: the workers were told to stop.
     """
     threads = str(max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // len(held)))
     workers: dict[Connection, _Worker] = {}
@@ -77,10 +88,11 @@ def _start(descriptor: int, lock: int, device: str, threads: str) -> subprocess.
 
 def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
     running = dict(workers)
-    error = died = None
+    error: tuple[str, bool] | None = None  # the message, and whether another try may help
+    died: str | None = None
     ready = told = interrupted = False
     while running:
-        for connection in wait(list(running), timeout=_POLL):
+        for connection in cast(list[Connection], wait(list(running), timeout=_POLL)):
             worker = running[connection]
             try:
                 kind, content = connection.recv()
@@ -110,7 +122,7 @@ def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
                 worker.process.terminate()
     if error:
         failure = DarkroomError(error[0])
-        failure.curable = error[1]
+        failure.retryable = error[1]
         raise failure
     if died:
         raise WorkerDied(died)
@@ -119,12 +131,12 @@ def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
 
 
 def _work(descriptor: int) -> None:
-    """A worker's life."""
+    """What a worker process does."""
     signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)
     device, function, task = connection.recv()
-    speak_as(f"worker {device}")
+    set_log_prefix(f"worker {device}")
     threading.Thread(target=_end_with_the_job, args=(connection,), daemon=True).start()
     try:
         with clear_disk_errors():
@@ -134,7 +146,7 @@ def _work(descriptor: int) -> None:
     except Interrupted:
         connection.send(("interrupted", None))
     except DarkroomError as error:
-        connection.send(("error", (str(error), curable(error))))
+        connection.send(("error", (str(error), retryable(error))))
     except BaseException:
         traceback.print_exc()
         os._exit(1)

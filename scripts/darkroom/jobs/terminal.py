@@ -2,7 +2,7 @@
 
 
 def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows of equal length as aligned columns, the first one to the left, the others to the right."""
+    """Format rows of equal length as columns, the first aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -14,7 +14,7 @@ def columns(rows: list[tuple[str, ...]]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as hours:minutes:seconds; less than none is none."""
+    """Format seconds as hours:minutes:seconds; a negative number counts as 0."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

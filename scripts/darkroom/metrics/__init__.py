@@ -1,1 +1,67 @@
-"""What gives scores."""
+"""Metrics: what gives pictures scores. The judge is one of them, and always there; the config names the others.
+
+A metric is a class that keeps the promises of `darkroom.metrics.base.Metric`. It is added by `register`, mostly from an
+extension file, and then named in the config:
+
+    metrics:
+      brightness: {}
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from darkroom.errors import DarkroomError
+from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.rubric import JUDGE, Rubric
+
+# Name -> the metric; the judge is not among them, for it has a section of the config to itself.
+METRICS: dict[str, type[Metric]] = {}
+
+
+def register(metric: type[Metric]) -> type[Metric]:
+    """Let the config name a metric: `metric.name` is the key below `metrics`.
+
+    Args:
+        metric: the class; its constructor is called with what stands below that key.
+
+    Raises:
+        DarkroomError: its name is no name, or that of another metric.
+    """
+    name = metric.name
+    if not name.isidentifier():
+        raise DarkroomError(f"metric {name}: its name must be letters, digits and underscores")
+    known = METRICS.get(name, JudgeMetric if name == JUDGE else metric)
+    if (known.__module__, known.__qualname__) != (metric.__module__, metric.__qualname__):
+        raise DarkroomError(f"metric {name}: there is one of this name already ({known.__module__}); give it another")
+    METRICS[name] = metric
+    return metric
+
+
+def metrics_of(
+    config: Mapping[str, Any], rubric: Rubric, local: Callable[[], dict[str, Any]] | None = None
+) -> list[Metric]:
+    """The metrics of a run: the judge, then those that the config names, in its order.
+
+    Args:
+        config: checked, with defaults; `judge` and `metrics` are read.
+        rubric: what the judge asks.
+        local: gives the judge's section with its model as a folder.
+
+    Raises:
+        DarkroomError: the config names a metric that nothing has registered.
+    """
+    metrics: list[Metric] = [JudgeMetric(config["judge"], rubric, local)]
+    for name, section in (config.get("metrics") or {}).items():
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "name the file that brings it under `extensions`"
+            raise DarkroomError(f"config: metrics: there is no metric {name}; {hint}")
+        metrics.append(METRICS[name](dict(section or {})))  # type: ignore[call-arg]
+    return metrics
+
+
+def catalogue_of(metrics: Sequence[Metric], kinds: Iterable[str]) -> Catalogue:
+    """The columns of all metrics for each kind of picture, metric by metric. Raises DarkroomError where two clash."""
+    return Catalogue.of({kind: [column for metric in metrics for column in metric.columns(kind)] for kind in kinds})

@@ -9,6 +9,7 @@ score tables:
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,10 @@ import yaml
 
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
+from darkroom.metrics.base import TAKEN, Catalogue, ScoreColumn
 
+JUDGE = "judge"  # the metric that asks these questions
 KINDS = ("images", "edited")
-# Columns that the score files and the tables have already.
-TAKEN = frozenset(
-    "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
-    " sha256 error fields image source source_name source_sha256 selected label".split()
-)
 MAX_TEXT = 10_000
 # Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
 # characters into the text and the reply is not JSON.
@@ -62,13 +60,23 @@ class Question:
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The columns this question makes: name -> "float", "int" or "text"."""
+    def columns(self) -> list[ScoreColumn]:
+        """The columns this question makes."""
+
+        def column(name: str, type_: str, role: str, **limits: Any) -> ScoreColumn:
+            return ScoreColumn(name, type_, JUDGE, role, self.name, self.text, **limits)
+
         if self.type == "yes_no":
-            scores = {self.name: "float", f"{self.name}_mass": "float"}
+            columns = [column(self.name, "float", "score", low=0, high=1, selectable=True)]
+            columns.append(column(f"{self.name}_mass", "float", "mass", low=0, high=1))
         else:
-            scores = {name: "text" if "max_length" in limits else "int" for name, limits in self.fields.items()}
-        return scores | {f"{self.name}_reply": "text", f"{self.name}_error": "text"}
+            columns = [
+                column(name, "text", "text")
+                if "max_length" in limits
+                else column(name, "int", "score", low=limits["minimum"], high=limits["maximum"], selectable=True)
+                for name, limits in self.fields.items()
+            ]
+        return [*columns, column(f"{self.name}_reply", "text", "reply"), column(f"{self.name}_error", "text", "error")]
 
     def parse(self, reply: str) -> tuple[dict[str, Any], str | None]:
         """The fields of a json reply, or why it cannot be used: (values, None) or ({}, reason)."""
@@ -103,13 +111,13 @@ class Rubric:
     questions: dict[str, list[Question]]
     digest: str
 
-    def columns(self, kind: str) -> dict[str, str]:
-        """All score columns of a kind ("images" or "edited"), in order."""
-        return {name: type_ for question in self.questions[kind] for name, type_ in question.columns.items()}
+    def columns(self, kind: str) -> list[ScoreColumn]:
+        """All columns that the questions about a kind of picture make, in order."""
+        return [column for question in self.questions.get(kind, []) for column in question.columns]
 
-    def scores(self, kind: str) -> list[str]:
-        """The numeric columns of a kind that a selection can name."""
-        return [name for name, type_ in self.columns(kind).items() if type_ != "text" and not name.endswith("_mass")]
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue.of({kind: self.columns(kind) for kind in self.questions})
 
 
 def load_rubric(path: str | Path) -> Rubric:
@@ -128,12 +136,12 @@ def load_rubric(path: str | Path) -> Rubric:
         raise DarkroomError(f"{path}: expected the sections images and edited, each a list of questions")
     questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in KINDS}
     for kind, asked in questions.items():
-        columns = [name for question in asked for name in question.columns]
+        columns = [column.name for question in asked for column in question.columns]
         if double := {name for name in columns if columns.count(name) > 1}:
             raise DarkroomError(f"{path}: {kind}: column {sorted(double)[0]} is made by two questions")
         if taken := sorted(TAKEN.intersection(columns)):
             raise DarkroomError(f"{path}: {kind}: column {taken[0]} is there already; give it another name")
-    types = [dict(c for question in questions[kind] for c in question.columns.items()) for kind in KINDS]
+    types = [{c.name: c.type for question in questions[kind] for c in question.columns} for kind in KINDS]
     if odd := sorted(name for name in types[0].keys() & types[1].keys() if types[0][name] != types[1][name]):
         raise DarkroomError(
             f"{path}: column {odd[0]} is {types[0][odd[0]]} for images and {types[1][odd[0]]} for edited"

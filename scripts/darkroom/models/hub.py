@@ -1,8 +1,8 @@
-"""Models of the Hugging Face hub: fetched once, on a host with internet, and read from the hub's cache without.
+"""Models of the Hugging Face hub: fetched once, on a host with internet, then read from the hub's cache without it.
 
-A model that is named owner/name is known by its commit. What was fetched is written into a marker,
-`<results>/.darkroom/models/<section>.json`: the repository, the revision the config named and the commit it was at that
-time, the folder in the cache, and the files with their sizes in bytes. A revision that is no commit is looked up once,
+A model that is named owner/name is identified by its commit. A marker, `<results>/.darkroom/models/<section>.json`,
+records what was fetched: the repository, the revision that the config named and the commit it stood for at that time,
+the folder in the cache, and the files with their sizes in bytes. A revision that is not a commit is looked up once,
 when the model is fetched; from then on the marker says which commit it stands for.
 """
 
@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,15 @@ _ABANDONED = 600  # seconds after which nobody writes a partial download any mor
 
 @dataclass(frozen=True)
 class HubModel:
-    """The model of a section of the config, on the hub. revision: as the config has it; cache_dir: None for the default."""
+    """The model of a section of the config, on the hub.
+
+    Attributes:
+        section: name of the section.
+        repo: owner/name.
+        revision: as the config has it: a commit, a branch or a tag.
+        cache_dir: None for the default.
+        marker: the file that says what was fetched.
+    """
 
     section: str
     repo: str
@@ -48,7 +56,7 @@ class HubModel:
 
     @cached_property
     def fetched(self) -> dict[str, Any] | None:
-        """The marker of this model at this revision, None where there is none."""
+        """The marker of this model at this revision, or None."""
         try:
             marker = json.loads(self.marker.read_bytes())
             fits = marker["repo"] == self.repo and self.revision in (marker["revision"], marker["commit"])
@@ -58,19 +66,19 @@ class HubModel:
 
     @property
     def commit(self) -> str | None:
-        """The 40 digits of the commit; None where the config names none and the model was never fetched."""
+        """The 40 digits of the commit; None if the config names none and the model was never fetched."""
         if COMMIT.fullmatch(self.revision):
             return self.revision
         return self.fetched["commit"] if self.fetched else None
 
     @property
     def digest(self) -> str:
-        """What the marker is made for."""
+        """The digest that the marker is made for."""
         return digest([FETCH_VERSION, self.repo, self.commit or self.revision])
 
     @property
     def unpinned(self) -> str:
-        """What to say where the commit is not known."""
+        """The message for a commit that is not known."""
         return (
             f"config: {self.section}.revision: images and scores belong to one commit of {self.repo}, and none is named;"
             " name it, or run `darkroom fetch` (with the same --configfile), which looks it up"
@@ -78,21 +86,21 @@ class HubModel:
 
     @property
     def missing(self) -> list[str]:
-        """Files that are not, or not whole, where the marker says; every one of them is a name below its folder."""
+        """Names of files, below the marker's folder, that are missing or have another size than the marker says."""
         assert self.fetched
         folder = self.fetched["folder"]
         return [name for name, size in self.fetched["files"].items() if _size(os.path.join(folder, name)) != size]
 
     @property
     def outdated(self) -> bool:
-        """Whether the marker is there and the model is not, or is in another cache than the config's."""
+        """Whether there is a marker, but its model is incomplete or in another cache than the config's."""
         if not self.marker.exists():
             return False
         fetched = self.fetched
         return not fetched or fetched["cache_dir"] != self.cache_dir or bool(self.missing)
 
     def folder(self) -> str:
-        """The folder that holds the model. Raises DarkroomError where it was not fetched, or is there no longer."""
+        """The folder that holds the model. Raises DarkroomError if it was not fetched, or is no longer complete."""
         if not self.fetched:
             raise DarkroomError(
                 f"{self.section}.model: {self.repo} was not fetched; run `darkroom fetch` where there is internet"
@@ -126,19 +134,23 @@ def hub_models(config: dict[str, Any], unpinned: bool = False) -> dict[str, HubM
 
 
 def local_section(section: dict[str, Any], model: HubModel | None) -> dict[str, Any]:
-    """A section of the config as the engines take it: with a folder for its model."""
+    """A section of the config as engines take it: with the model's folder in place of its name."""
     return section if model is None else section | {"model": model.folder()}
 
 
 def fetch(model: HubModel) -> dict[str, Any]:
-    """Bring what is missing of a model into the hub's cache, and write the marker, which is returned.
+    """Fetch what is missing of a model into the hub's cache; write and return its marker.
 
-    Files that are there are not fetched again, and where all are, the hub is not asked. Raises DarkroomError: one line
-    that says what is wrong with the name, the revision, the access, the network or the disk, and the remedy.
+    Files that are in the cache are not fetched again; if all are, the hub is not asked.
+
+    Raises:
+        DarkroomError: one line that says what is wrong with the name, the revision, the access, the network or the
+            disk, and the remedy.
     """
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     logging.set_verbosity_error()  # its warnings quote signed addresses
     warnings.filterwarnings("ignore", module="huggingface_hub")  # a full disk has a sentence of its own
@@ -196,7 +208,7 @@ def fetch(model: HubModel) -> dict[str, Any]:
 
 
 def report_lines(section: str, marker: dict[str, Any]) -> str:
-    """What was fetched, and the line for the config where it names no commit."""
+    """What was fetched, and the line to add to a config that names no commit."""
     files = marker["files"]
     lines = f"{section}: {marker['repo']}@{marker['commit']}: {len(files)} files, {_gigabytes(sum(files.values()))}"
     if marker["revision"] != marker["commit"]:
@@ -210,14 +222,18 @@ def report_lines(section: str, marker: dict[str, Any]) -> str:
 
 
 class _Unusable(Exception):
-    """A repository that holds no model of the kind that is wanted."""
+    """The repository holds no model of the wanted kind."""
 
 
 def pipeline_files(listing: set[str], read: Callable[[str], dict[str, Any]]) -> list[str]:
-    """The files of a diffusers pipeline: those of the components that its index names, weights as safetensors.
+    """The files of a diffusers pipeline: those of the components in its index, with weights as safetensors.
 
-    listing: all files of the repository; read: the content of one of them, a JSON object. What lies beside the components
-    (the same weights in one file, pictures), weights in other precisions and formats and code are left out.
+    Left out are files beside the components (the same weights in one file, pictures), weights in other precisions and
+    formats, and code.
+
+    Args:
+        listing: all files of the repository.
+        read: returns the content of one of them, a JSON object.
     """
     if "model_index.json" not in listing:
         raise _Unusable("not a diffusers pipeline, for it has no model_index.json; name another model")
@@ -274,15 +290,16 @@ def _look_up(model: HubModel) -> str:
 
 
 def _list_files(repo: str, commit: str, cache: Path) -> dict[str, int]:
-    """File -> size in bytes, of a repository at a commit; without the hub where the cache has the list."""
-    from huggingface_hub import HfApi, get_cached_repo_tree
+    """File -> size in bytes, of a repository at a commit. The hub is asked only if the cache does not have the list."""
+    from huggingface_hub import HfApi, RepoFile, RepoFolder, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+    entries: Iterable[RepoFile | RepoFolder]
     try:
         entries = get_cached_repo_tree(repo, revision=commit, cache_dir=cache)
     except CachedRepoTreeNotFoundError:
         entries = HfApi().list_repo_tree(repo, revision=commit, recursive=True)
-    return {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
 def _size(path: str | Path) -> int | None:
@@ -297,7 +314,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _remove_abandoned(blobs: Path) -> None:
-    """Remove what killed downloads left: the client names partial files anew each time, and never takes one up again."""
+    """Remove what killed downloads left: the client gives partial files new names each time and never resumes one."""
     for path in blobs.glob("*.incomplete"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED:

@@ -14,8 +14,8 @@ _SAMPLES, _SAMPLE = 256, 4096
 def model_identity(section: dict[str, Any]) -> str:
     """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
 
-    A folder's digest covers its file list, the sizes, small files whole and 256 samples spread over each large
-    one, so that it is fast for a 24 GB model and yet sees that weights were exchanged. Model cards do not count.
+    A folder's digest covers the file names and sizes, small files whole, and 256 samples spread over each large file.
+    So it is fast for a model of 24 GB and still notices other weights. Model cards do not count.
     """
     folder = model_folder(section)
     if folder is None:
@@ -42,7 +42,7 @@ def _file_digest(path: Path) -> list[Any]:
 
 
 def model_bytes(section: dict[str, Any]) -> int | None:
-    """The size of a model folder's weights in bytes, None for a model on the hub."""
+    """The size of a model folder's weights in bytes, or None for a model on the hub."""
     folder = model_folder(section)
     if folder is None:
         return None

@@ -1,8 +1,9 @@
-"""What licence a model has, and whether it limits what may be trained on the pictures the model makes.
+"""What licence a model has, and whether that licence limits what may be trained on the model's pictures.
 
-The licence is read from the model card where the model is a folder, and known by name for some models of the hub.
+If the model is a folder, its licence is read from its model card; for some models of the hub it is known by name.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,18 @@ from typing import Any
 import yaml
 
 from darkroom.config.load import is_folder_name
+from darkroom.engines import FAMILIES, FLUX_DEV, family
 from darkroom.errors import DarkroomError
 
 HUB = "https://huggingface.co"
 _MOST_BYTES = 2**20  # of a model card
 _STAGES = {"generate": "prompts", "edit": "edits"}  # section of the config -> the rows it is used for
 
-_FLUX_DEV = "flux-1-dev-non-commercial-license"
-_KNOWN = {
-    f"black-forest-labs/FLUX.1-{name}-dev" if name else "black-forest-labs/FLUX.1-dev": _FLUX_DEV
-    for name in ("", "Kontext", "Krea", "Fill", "Depth", "Canny", "Redux")
-} | {"black-forest-labs/FLUX.1-schnell": "apache-2.0", "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
+_JUDGES = {"Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
 
 # Licence name -> where it stands, and its own words about the pictures.
 _LIMITS = {
-    _FLUX_DEV: (
+    FLUX_DEV: (
         f"{HUB}/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
         'section 2(d): "You may not use the Output to train, fine-tune or distill a model that is competitive with the'
         ' FLUX.1 [dev] Model or the FLUX.1 Kontext [dev] Model"',
@@ -39,7 +37,13 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class Licence:
-    """name: as model cards have it ("apache-2.0"), or "unknown"; link: where it stands; limits: its own words, or None."""
+    """The licence of a model.
+
+    Attributes:
+        name: as model cards have it ("apache-2.0"), or "unknown".
+        link: where to read it.
+        limits: what it forbids to do with pictures, in its own words, or None.
+    """
 
     name: str
     link: str | None = None
@@ -48,7 +52,13 @@ class Licence:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the config. section: "generate", "edit" or "judge"; name: owner/name, or the name of its folder."""
+    """A model of the config.
+
+    Attributes:
+        section: "generate", "edit" or "judge".
+        name: owner/name, or the name of its folder.
+        licence: its licence.
+    """
 
     section: str
     name: str
@@ -65,7 +75,7 @@ def model_of(section: str, settings: dict[str, Any]) -> Model:
     licence = stated.get("license_name") if stated.get("license") in (None, "other") else stated["license"]
     if licence is None:
         # A model made from another one is bound by that one's licence.
-        known = {model.lower(): licence for model, licence in _KNOWN.items()}
+        known = {model.lower(): name for names in (_JUDGES, *_of_families()) for model, name in names.items()}
         origin = stated.get("base_model", "") if local else name
         licence = known.get(origin.lower())
     licence = (licence or stated.get("license") or "unknown").lower()
@@ -78,8 +88,12 @@ def model_of(section: str, settings: dict[str, Any]) -> Model:
     return Model(section, name, Licence(licence, link or known_link or page, limits))
 
 
+def _of_families() -> Iterable[Mapping[str, str]]:
+    return (kind.licences for kind in FAMILIES.values())
+
+
 def _of_card(card: Path) -> dict[str, str]:
-    """The texts in the header of a model card; nothing where there is none that can be read."""
+    """The texts in the header of a model card; empty if it cannot be read."""
     try:
         with open(card, encoding="utf-8", errors="replace") as stream:
             text = stream.read(_MOST_BYTES)
@@ -92,13 +106,18 @@ def _of_card(card: Path) -> dict[str, str]:
 
 
 def models_of(config: dict[str, Any]) -> list[Model]:
-    """The models that a config uses, the judge last."""
-    used = [section for section, rows in _STAGES.items() if config[rows] is not None]
-    return [model_of(section, config[section]) for section in (*used, "judge")]
+    """The models that a config uses, the judge last; a family that needs none is named in its place, without a licence."""
+    used = []
+    for section, rows in _STAGES.items():
+        if config[rows] is not None:
+            kind = family(config[section]["family"])
+            bare = Model(section, kind.name, Licence("none"))
+            used.append(model_of(section, config[section]) if kind.needs_model else bare)
+    return [*used, model_of("judge", config["judge"])]
 
 
 def check_licences(config: dict[str, Any], training: tuple[str, ...]) -> None:
-    """Raise DarkroomError where an export of a format in `training` needs a licence to be acknowledged that is not."""
+    """Raise DarkroomError if an export in one of the formats `training` needs a licence acknowledged, and it is not."""
     export = config["export"]
     wanted = [name for name in export["formats"] if name in training]
     acknowledged = {name.lower() for name in export["acknowledge_licences"]}

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from darkroom.config.options import image_options, judge_options
+from darkroom.engines import family
 from darkroom.models.identity import model_identity
 
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
@@ -11,14 +12,16 @@ from darkroom.models.identity import model_identity
 IMAGE_RECIPE_VERSION = 1
 JUDGE_RECIPE_VERSION = 1
 
-_IMAGE_KEYS = ("family", "dtype", "width", "height", "steps", "guidance", "true_cfg", "max_sequence_length")
+_SETTINGS = ("width", "height", "steps", "guidance", "true_cfg")  # what a section says for requests that do not
 _JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pixels", "max_pixels")
 
 
 def image_recipe(section: dict[str, Any]) -> dict[str, Any]:
     """The recipe of `generate` or `edit`: model identity and sampler settings, without what cannot change a pixel."""
-    recipe = {key: section[key] for key in _IMAGE_KEYS} | image_options(section)
-    recipe |= {"version": IMAGE_RECIPE_VERSION, "model": model_identity(section)}
+    kind = family(section["family"])
+    keys = ("family", *kind.recipe_keys, *(name for name in _SETTINGS if name in kind.settings))
+    recipe = {key: section[key] for key in keys} | image_options(section)
+    recipe |= {"version": IMAGE_RECIPE_VERSION, "model": kind.model_identity(section)}
     return json.loads(json.dumps(recipe))
 
 

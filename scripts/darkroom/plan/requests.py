@@ -1,9 +1,10 @@
 """Requests: the images to make of a row, with their seeds and keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
+from darkroom.engines import family
 from darkroom.identity import digest, request_seed
 from darkroom.plan.shards import Shard
 
@@ -39,12 +40,15 @@ class Request:
         return f"row {self.row}, item {self.item}, sample {self.sample}"
 
 
-def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int) -> list[Request]:
+def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int, every: bool = False) -> list[Request]:
     """The requests of a normal row, in order (item, then sample).
 
     section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
-    images per prompt where the row names none. A given image is one request, whatever the samples.
+    images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
+    that makes one picture from each picture of another: they have its place for their source, and its size.
     """
+    if every:
+        return [_after(request, section) for request in expand(row, _NO_SETTINGS, seed, samples)]
     options = row["options"]
     requests = []
     for item, entry in enumerate(row["items"]):
@@ -71,6 +75,16 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
     return requests
 
 
+_NO_SETTINGS = dict.fromkeys(("width", "height", "steps"), None) | {"guidance": 0.0, "true_cfg": 1.0}
+
+
+def _after(request: Request, section: dict[str, Any]) -> Request:
+    source = {"row": request.row, "item": request.item, "sample": request.sample}
+    return replace(
+        request, source=source, given=None, width=None, height=None, negative_prompt=None, steps=section.get("steps")
+    )
+
+
 def request_key(request: Request, recipe: dict[str, Any], source: str | None, given: str | None) -> str:
     """The identity of the request's result: a hash of everything that decides its pixels, and of nothing else.
 
@@ -79,12 +93,11 @@ def request_key(request: Request, recipe: dict[str, Any], source: str | None, gi
     """
     if request.given:  # one that cannot be read has no content; its name stands for it
         return digest(["given", given or request.given, source])
-    decides = {name: recipe[name] for name in ("version", "family", "model", "dtype", "max_sequence_length")}
+    kind = family(recipe["family"])
+    decides = {name: recipe[name] for name in ("version", "family", "model", *kind.recipe_keys)}
     decides |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
-    names = ("prompt", "seed", "width", "height", "steps", "guidance", "true_cfg")
-    decides |= {name: getattr(request, name) for name in names}
-    # FLUX reads a negative prompt only with true classifier-free guidance.
-    if recipe["family"] == "auto" or request.true_cfg > 1:
+    decides |= {name: getattr(request, name) for name in kind.settings}
+    if kind.reads_negative(request):
         decides["negative_prompt"] = request.negative_prompt
     decides["source"] = source
     return digest(decides)
@@ -100,8 +113,8 @@ def edited_digest(
 ) -> str:
     """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
     parts = [image_digest(shard, recipe, seed, samples)]
-    if shard.references:
-        parts += [[[row, item, sample, rows] for row, item, sample, _, rows in shard.references], generate_recipe]
+    if shard.referenced:
+        parts += [shard.referenced, generate_recipe]
     return digest(parts)
 
 

@@ -9,38 +9,61 @@ some ten thousand needs. A shard is named after the id of its first row.
 
 The plan of a file is made once and cached under `<results>/.darkroom/plan/<kind>/`:
 
-    current.json   which plan holds, and of which state of the user's file
-    <id>.json      the shards: name, place in the rows file, counts, digest
-    <id>.rows      the hashes of the row ids in order, 8 bytes each: where a row was, for carrying images over
-    <id>.jsonl     the normal rows (see `darkroom.rows.read`) and the rejected ones, a line each
+    current.json      which plan holds, and of which state of the user's file
+    <id>.json         the shards: name, place in the rows file, counts, digests
+    <id>.jsonl        the normal rows (see `darkroom.rows.read`) and the rejected ones, a line each
+    <id>.references   the images of this run that edits start from, a JSON line per shard that has any
+    <id>.places       which shard held which row (see `_Places`); kept for many earlier plans, whose images may be carried over
 
-Only `json` and `hashlib` are needed to load one, so a job on a node pays milliseconds.
+Only `json` and `hashlib` are needed to make or load a plan, so a job on a node pays milliseconds. Look-ups of rows need
+numpy, and read the arrays of `<id>.places` when the first question is asked.
 """
 
 import array
 import concurrent.futures
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
 from darkroom.rows.read import MAX_FILE_BYTES, content_id, parse_row, read_rows, row_id
 
-PLAN_VERSION = 1
+if TYPE_CHECKING:
+    import numpy as np
+
+PLAN_VERSION = 2
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
 GREATEST = 4  # a shard is cut by force at this many times the average size
 _KEPT_ROWS = 3  # rows files of earlier plans kept, for jobs that still read them
 _KEPT_PLANS = 50
+_FEW = 16  # questions after which `Plan.earlier_shards` looks up all shards at once
 _RAW_KEPT = 2000
+
+
+class Reference(NamedTuple):
+    """An image of this run that an edit starts from: sample `sample` of item `item` of the prompts' row `row`.
+
+    shard: the image shard it is in; digest: of that row and the image files it names.
+    """
+
+    row: str
+    item: int
+    sample: int
+    shard: str
+    digest: str
 
 
 @dataclass
@@ -49,8 +72,9 @@ class Shard:
 
     offset and length: bytes in the rows file. first_line: the line of the user's file it starts at. items: images
     that one sample of its rows makes, of rows that set no `samples`; explicit: requests of those that do, and given images.
-    references: (row, item, sample, shard, digest of that row) of each image of this run that an edit starts from.
-    digest: hash of the rows; sources: hash of the contents of the image files they name.
+    digest: hash of the rows; sources: hash of the contents of the image files they name; referenced: hash of the images of
+    this run that they start from, of which the shards' names are no part. The last two are empty where there are none.
+    references_offset and references_length: bytes in the references file (see `Plan.references`).
     """
 
     name: str
@@ -63,7 +87,9 @@ class Shard:
     explicit: int = 0
     digest: str = ""
     sources: str = ""
-    references: list[list[Any]] = field(default_factory=list)
+    referenced: str = ""
+    references_offset: int = 0
+    references_length: int = 0
 
     def requests(self, samples: int) -> int:
         """Images to make with `samples` per prompt."""
@@ -76,6 +102,7 @@ class Plan:
     def __init__(self, folder: Path, content: dict[str, Any]):
         self.folder, self.id, self.kind = folder, content["id"], content["kind"]
         self.shards = {entry["name"]: Shard(**entry) for entry in content["shards"]}
+        self._questions = 0
 
     @property
     def names(self) -> list[str]:
@@ -89,10 +116,21 @@ class Plan:
     def read(self, name: str) -> bytes:
         """The lines of a shard as they stand in its prompts file."""
         shard = self.shards[name]
-        with open(self.folder / f"{self.id}.jsonl", "rb") as stream:
-            stream.seek(shard.offset)
-            data = stream.read(shard.length)
-        if len(data) != shard.length:
+        return self._read(".jsonl", shard.offset, shard.length)
+
+    def references(self, name: str) -> list[Reference]:
+        """The images of this run that the edits of a shard start from, in the order of its rows."""
+        shard = self.shards[name]
+        if not shard.references_length:
+            return []
+        found = json.loads(self._read(".references", shard.references_offset, shard.references_length))
+        return [Reference(*reference) for reference in found]
+
+    def _read(self, suffix: str, offset: int, length: int) -> bytes:
+        with open(self.folder / f"{self.id}{suffix}", "rb") as stream:
+            stream.seek(offset)
+            data = stream.read(length)
+        if len(data) != length:
             raise DarkroomError(f"{stream.name} is cut short; delete {self.folder} and run again")
         return data
 
@@ -112,40 +150,122 @@ class Plan:
         return None
 
     def earlier_shards(self, *shards: str) -> list[str]:
-        """Shards of this and earlier plans, newest first, that held rows of `shards`: images may wait there."""
+        """`shards`, and the shards of earlier plans that held rows of theirs: results of these rows may lie there.
+
+        The newest plan first, the shards of each in its order. A job asks once, and has its own rows looked up alone;
+        after a few questions all shards are looked up together.
+        """
         import numpy as np
 
-        mine = self._row_hashes(self.id)
-        names, starts = self._row_places(self.id)
-        wanted = np.concatenate([mine[starts[at] : starts[at + 1]] for at in map(names.index, shards)])
+        numbers = np.array([self._places.numbers[name] for name in shards])
         found = dict.fromkeys(shards)
-        for plan_id in _plans_by_age(self.folder):
-            hashes = self._row_hashes(plan_id)
-            names, starts = self._row_places(plan_id)
-            places = np.flatnonzero(np.isin(hashes, wanted))
-            for shard in np.unique(np.searchsorted(starts, places, side="right") - 1):
-                found.setdefault(names[shard])
+        self._questions += 1
+        if self._questions > _FEW:
+            for names, starts, earlier in self._earlier:
+                held = np.concatenate([earlier[starts[number] : starts[number + 1]] for number in numbers])
+                found |= dict.fromkeys(names[number] for number in (np.unique(held) if len(shards) > 1 else held))
+            return list(found)
+        wanted = self._places.hashes[np.isin(self._places.shards, numbers)]
+        for places in self._earlier_places():
+            _, held = places.find(wanted)
+            found |= dict.fromkeys(places.names[number] for number in np.unique(held))
         return list(found)
 
+    def shards_of_rows(self, rows: Iterable[str]) -> list[str | None]:
+        """The shard that holds each of the rows with these ids, None where there is no such row."""
+        import numpy as np
+
+        hashes = np.array([_hash64(row.encode()) for row in rows], "<u8")
+        shards: list[str | None] = [None] * len(hashes)
+        for place, number in zip(*self._places.find(hashes), strict=True):
+            shards[place] = self._places.names[number]
+        return shards
+
     def shard_of_row(self, row: str) -> str | None:
-        """The shard that holds the row with this id, or None."""
+        """The shard that holds the row with this id, or None; `shards_of_rows` answers for many at once."""
+        return self.shards_of_rows([row])[0]
+
+    @cached_property
+    def _places(self) -> "_Places":
+        return _Places.load(self.folder, self.id)
+
+    def _earlier_places(self) -> "Iterator[_Places]":
+        """The rows of all other plans that are kept, the newest first; one after the other, for each may be large."""
+        for plan_id in _plans_by_age(self.folder):
+            if plan_id != self.id:
+                with contextlib.suppress(FileNotFoundError):  # forgotten meanwhile
+                    yield _Places.load(self.folder, plan_id)
+
+    @cached_property
+    def _earlier(self) -> "list[tuple[list[str], np.ndarray, np.ndarray]]":
+        """Of each plan of `_earlier_places`: its names, and which of its shards held rows of each shard of this plan.
+
+        The numbers of those that held rows of shard n are earlier[starts[n] : starts[n + 1]].
+        """
         import numpy as np
 
-        places = np.flatnonzero(self._row_hashes(self.id) == np.uint64(_hash64(row.encode())))
-        names, starts = self._row_places(self.id)
-        return names[int(np.searchsorted(starts, places[0], side="right")) - 1] if len(places) else None
+        found = []
+        for places in self._earlier_places():
+            at, held = places.find(self._places.hashes)
+            pairs = np.unique(self._places.shards[at].astype("u8") << np.uint64(32) | held)
+            starts = np.searchsorted(pairs, np.arange(len(self._places.names) + 1, dtype="u8") << np.uint64(32))
+            found.append((places.names, starts, pairs.astype("u4")))
+        return found
 
-    def _row_hashes(self, plan_id: str) -> Any:
+
+@dataclass
+class _Places:
+    """Which shard of a plan held which row, rejected ones too.
+
+    names: of the shards, in the plan's order; hashes: of the rows' ids, sorted; shards: the number of each one's shard.
+    The file is a line of JSON, padded to a multiple of 8 bytes, then the hashes, 8 bytes each, then the numbers, 4 bytes each.
+    """
+
+    names: list[str]
+    hashes: "np.ndarray"
+    shards: "np.ndarray"
+
+    @classmethod
+    def load(cls, folder: Path, plan_id: str) -> "_Places":
         import numpy as np
 
-        return np.fromfile(self.folder / f"{plan_id}.rows", dtype="<u8")
+        path = folder / f"{plan_id}.places"
+        with open(path, "rb") as stream:
+            try:
+                head = json.loads(stream.readline())
+                names, rows = head["names"], head["rows"]
+                hashes, shards = np.fromfile(stream, "<u8", rows), np.fromfile(stream, "<u4", rows)
+            except (ValueError, KeyError, TypeError):
+                names, rows, shards = [], 1, ()
+        if len(shards) != rows:
+            raise DarkroomError(f"{path} is damaged; delete it and run again")
+        return cls(names, hashes, shards)
 
-    def _row_places(self, plan_id: str) -> tuple[list[str], Any]:
+    @staticmethod
+    def write(folder: Path, plan_id: str, names: list[str], hashes: "array.array[int]", counts: list[int]) -> None:
+        """hashes: of the rows in their order; counts: rows of each shard, rejected ones too."""
+        shards = array.array("I", itertools.chain.from_iterable(itertools.repeat(n, c) for n, c in enumerate(counts)))
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
+        parts = [array.array(of.typecode, map(of.__getitem__, order)) for of in (hashes, shards)]
+        if sys.byteorder == "big":
+            for part in parts:
+                part.byteswap()
+        head = json.dumps({"rows": len(hashes), "names": names}, separators=(",", ":"))
+        head += " " * (-(len(head) + 1) % 8) + "\n"
+        with replacing(folder / f"{plan_id}.places", apart=False) as temporary:
+            temporary.write_bytes(head.encode() + b"".join(map(bytes, parts)))
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def find(self, hashes: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+        """(places in `hashes` of those that are held, the numbers of the shards that hold them)."""
         import numpy as np
 
-        shards = json.loads((self.folder / f"{plan_id}.json").read_bytes())["shards"]
-        counts = [shard["rows"] + shard["rejected"] for shard in shards]
-        return [shard["name"] for shard in shards], np.concatenate([[0], np.cumsum(counts)]).astype(int)
+        at = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        found = np.flatnonzero(self.hashes[at] == hashes)
+        return found, self.shards[at[found]]
 
 
 def plan_folder(results: str | Path, kind: str) -> Path:
@@ -237,8 +357,8 @@ def _hash64(data: bytes) -> int:
 
 def _plans_by_age(folder: Path) -> list[str]:
     """Ids of the plans in `folder` whose rows are known, the newest first."""
-    plans = [path for path in folder.glob("*.rows") if path.with_suffix(".json").exists()]
-    return [path.stem for path in sorted(plans, key=lambda path: (-path.stat().st_mtime_ns, path.stem))]
+    ages = {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.places")}
+    return sorted(ages, key=lambda plan_id: (-ages[plan_id], plan_id))
 
 
 class _Builder:
@@ -247,6 +367,7 @@ class _Builder:
         self.samples, self.prompts = samples, prompts
         self.gap, self.threshold = _spacing(size)
         self.shards: list[Shard] = []
+        self.references: list[Reference] = []  # of the last shard
         self.hashes = array.array("Q")
         self.seen: set[int] = set()
         self.repeats: Counter[int] = Counter()
@@ -256,14 +377,16 @@ class _Builder:
 
     def build(self, state: list[Any]) -> Plan:
         targets = self._referenced_rows() if self.prompts else {}
-        temporary = self.folder / "new.jsonl"  # make_plan lets one process build at a time
+        rows, references = self.folder / "new.jsonl", self.folder / "new.references"  # one process builds at a time
         try:
-            with open(temporary, "wb") as out:
+            with open(rows, "wb") as out, open(references, "wb") as self.reference_lines:
                 for number, raw, row, reason in read_rows(self.path):
                     self._add(out, number, raw, row, reason, targets)
-            plan = self._finish(state, temporary)
+                self._close(out)
+            plan = self._finish(state, rows, references)
         finally:
-            temporary.unlink(missing_ok=True)
+            rows.unlink(missing_ok=True)
+            references.unlink(missing_ok=True)
         return plan
 
     def _add(
@@ -295,7 +418,7 @@ class _Builder:
             made = len(normal["items"]) - given
             shard.items += made if samples is None else 0
             shard.explicit += given + (0 if samples is None else made * samples)
-            shard.references += references
+            self.references += references
             paths = [
                 item[k]["path"] for item in normal["items"] for k in ("source", "given") if "path" in item.get(k, "")
             ]
@@ -344,23 +467,29 @@ class _Builder:
         if self.shards:
             shard = self.shards[-1]
             shard.length, shard.digest = out.tell() - shard.offset, self.digest.hexdigest()[:32]
+            if self.references:
+                shard.referenced = digest([[r.row, r.item, r.sample, r.digest] for r in self.references])
+                shard.references_offset = self.reference_lines.tell()
+                shard.references_length = self.reference_lines.write(canonical(self.references) + b"\n")
+                self.references = []
 
-    def _finish(self, state: list[Any], temporary: Path) -> Plan:
+    def _finish(self, state: list[Any], rows: Path, references: Path) -> Plan:
         if not self.shards:
             raise DarkroomError(f"{self.path}: holds no rows")
-        with open(temporary, "rb") as out:
-            out.seek(0, os.SEEK_END)
-            self._close(out)
         named = {path: str(self.path.absolute().parent / path) for paths in self.sources.values() for path in paths}
         files = _hash_files(set(named.values()), self._known_files())
         for shard in self.shards:
             if paths := self.sources.get(shard.name):
                 shard.sources = digest([[path, files[named[path]][2]] for path in paths])
         shards = [asdict(shard) for shard in self.shards]
-        plan_id = digest([PLAN_VERSION, self.kind, shards], 16)
+        with open(references, "rb") as stream:  # a row that moved to another shard is told by its line alone
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256], 16)
         content = {"id": plan_id, "kind": self.kind, "shards": shards}
-        self.folder.joinpath(f"{plan_id}.rows").write_bytes(self.hashes.tobytes())
-        os.replace(temporary, self.folder / f"{plan_id}.jsonl")
+        counts = [shard.rows + shard.rejected for shard in self.shards]
+        _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)
+        os.replace(rows, self.folder / f"{plan_id}.jsonl")
+        os.replace(references, self.folder / f"{plan_id}.references")
         write_json(self.folder / "sources.json", {"id": plan_id, "files": files})
         write_json(self.folder / f"{plan_id}.json", content)
         write_json(self.folder / "current.json", {"id": plan_id, "state": state})
@@ -375,10 +504,8 @@ class _Builder:
 
     def _forget_old(self, current: str) -> None:
         for number, plan_id in enumerate(p for p in _plans_by_age(self.folder) if p != current):
-            doomed = ([".jsonl"] if number >= _KEPT_ROWS else []) + (
-                [".rows", ".json"] if number >= _KEPT_PLANS else []
-            )
-            for suffix in doomed:
+            doomed = [".json", ".jsonl", ".references"] if number >= _KEPT_ROWS else []
+            for suffix in doomed + ([".places"] if number >= _KEPT_PLANS else []):
                 self.folder.joinpath(plan_id + suffix).unlink(missing_ok=True)
 
     def _referenced_rows(self) -> dict[str, Any]:
@@ -398,7 +525,7 @@ class _Builder:
                     targets[row["id"]] = (shard, len(row["items"]), samples, digest([row, sources]))
         return targets
 
-    def _resolve(self, normal: dict[str, Any], targets: dict[str, Any]) -> list[list[Any]]:
+    def _resolve(self, normal: dict[str, Any], targets: dict[str, Any]) -> list[Reference]:
         references = []
         for item in normal["items"]:
             source = item.get("source", {})
@@ -414,7 +541,7 @@ class _Builder:
                     raise RowError(
                         f"images: refers to {part} {source[part]} of row {source['row']!r}, which has {count} (from 0)"
                     )
-            references.append([source["row"], source["item"], source["sample"], shard, row_digest])
+            references.append(Reference(source["row"], source["item"], source["sample"], shard, row_digest))
         return references
 
 

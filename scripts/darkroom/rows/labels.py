@@ -14,14 +14,20 @@ LABELS = ("accept", "reject")
 
 @dataclass
 class Labels:
-    """by_key: image key -> (label, line number, the line); rejected: records of the lines that could not be used."""
+    """Labels by image key.
+
+    Attributes:
+        by_key: image key -> (label, line number, the line).
+        rejected: records of the lines that could not be used.
+        used: keys that were asked for.
+    """
 
     by_key: dict[str, tuple[str, int, str]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
     def of(self, key: str) -> str | None:
-        """The label of an image, None where it has none."""
+        """The label of an image, or None."""
         label = self.by_key.get(key)
         if label is None:
             return None
@@ -29,7 +35,7 @@ class Labels:
         return label[0]
 
     def left(self) -> list[dict[str, Any]]:
-        """Records for rejected.jsonl, by line: what could not be read, and, once all images were asked for, unknown keys."""
+        """Records for rejected.jsonl, by line: what could not be read, and keys that no image asked for. Call it last."""
         unknown = [
             _record(line, f"no image has the key {key}", text)
             for key, (_, line, text) in self.by_key.items()
@@ -44,10 +50,14 @@ def labels_digest(path: str | Path) -> str:
 
 
 def read_labels(path: str | Path, digest: str) -> Labels:
-    """Read a CSV file with the columns key and label; further columns are for the reader, an empty label is none.
+    """Read a CSV file with the columns key and label. Other columns are ignored; an empty label means none.
 
-    digest: the SHA-256 that the file had when the run was planned. Raises DarkroomError where it is another one, and where
-    the file is no such CSV.
+    Args:
+        path: the file.
+        digest: the SHA-256 that the file had when the run was planned.
+
+    Raises:
+        DarkroomError: the file has changed since, or is not such a CSV.
     """
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != digest:

@@ -1,7 +1,7 @@
-"""Read the user's rows: JSONL (plain or .gz), CSV and Parquet, in every row form of the format.
+"""Read the user's rows from JSONL (plain or .gz), CSV or Parquet, in every form that a row can have.
 
 A *row* is one line of the user's file. `read_rows` yields each line with its number, parsed or with the reason
-why not; nothing is dropped. `parse_row` turns a parsed line into a *normal row*, a JSON object
+why it could not be; nothing is dropped. `parse_row` turns a parsed line into a *normal row*, a JSON object
 
     {"id", "items": [{"prompt", "source"?, "given"?}], "options": {...}, "row": <the user's own row>}
 
@@ -12,13 +12,14 @@ with one item per image a sample makes: a prompt (text to image), or an instruct
 
 import csv
 import gzip
+import io
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.identity import canonical, digest
@@ -47,10 +48,12 @@ _INTEGERS = {
 def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None, str | None]]:
     """Yield (line number from 1, raw bytes, row or None, reason or None) for each row of `path`.
 
-    The format follows from the name: .jsonl or .ndjson or .json (one object a line), the same with .gz, .csv,
-    .parquet. Blank lines are not rows. A CSV's line number is that of the record's last line (the header is line 1),
-    Parquet's counts records.
-    Raises DarkroomError for a file that cannot be read at all.
+    The file's name decides how it is read: .jsonl, .ndjson or .json (one object a line) or .csv, each with or without
+    .gz, or .parquet. Blank lines are not rows. The line number of a CSV record is that of its last line (the header is
+    line 1); that of a Parquet record counts records.
+
+    Raises:
+        DarkroomError: the file cannot be read at all.
     """
     path = Path(path)
     name = path.name.lower().removesuffix(".gz")
@@ -59,11 +62,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, bytes, dict[str, Any] | N
     try:
         if suffix in (".jsonl", ".ndjson", ".json"):
             with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
-                yield from _read_jsonl(stream)
+                yield from _read_jsonl(cast(BinaryIO, stream))
         elif suffix == ".csv":
-            text = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-            with gzip.open(path, "rt", **text) if zipped else open(path, **text) as stream:
-                yield from _read_csv(stream)
+            with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
+                text = io.TextIOWrapper(cast(BinaryIO, stream), "utf-8-sig", "surrogateescape", newline="")
+                yield from _read_csv(text)
         elif suffix == ".parquet" and not zipped:
             yield from _read_parquet(path)
         else:
@@ -107,7 +110,7 @@ def _parse_json(raw: bytes) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _check_value(value: Any) -> None:
-    """Refuse what cannot be written again: a lone surrogate, an infinite number, too deep a nesting."""
+    """Raise for what could not be written again: a lone surrogate, an infinite number, too deep a nesting."""
     text = canonical(value)
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise RecursionError
@@ -138,14 +141,15 @@ def _read_csv(stream: Any) -> Iterator[tuple[int, bytes, dict[str, Any] | None, 
         number = reader.line_num
         surplus = record.pop(None, None)
         cells = {key: value for key, value in record.items() if value is not None}
-        raw = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        raw = raw.encode("utf-8", "surrogateescape")
+        line = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        raw = line.encode("utf-8", "surrogateescape")
         if surplus is not None:
             yield number, raw, None, f"has {len(surplus)} more cells than the header"
             continue
-        row, reason = {}, None
+        row: dict[str, Any] = {}
+        reason = None
         for key, text in record.items():
-            if text in (None, ""):
+            if not text:
                 continue
             try:
                 text.encode("utf-8")
@@ -194,7 +198,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | Non
                         _check_value(row)
                         raw, reason = canonical(row), None
                     except (TypeError, ValueError, RecursionError):
-                        raw, row, reason = repr(record)[:1000].encode(), None, _not_json(row)
+                        raw, reason = repr(record)[:1000].encode(), _not_json(row)
+                        row = None
                     yield number, raw, row, reason
     except pa.ArrowException as error:
         raise DarkroomError(f"{path}: cannot be read as Parquet: {error}") from error
@@ -213,7 +218,7 @@ def _not_json(row: dict[str, Any]) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Parquet gives every row every field; drop the null ones, as a JSONL row would leave them out."""
+    """Drop null fields: Parquet gives every row every field, where a JSONL row would leave them out."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -222,10 +227,17 @@ def _without_nulls(value: Any) -> Any:
 
 
 def parse_row(row: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The normal row (see the module's text) of a user's row, without its id.
+    """The normal row (see the module's docstring) of a user's row, without its id.
 
-    kind: "prompts" (text to image, and images to be judged) or "edits". Relative paths stay relative (to the folder
-    of the user's file), so that nothing made from a row depends on where it lies. Raises RowError with the reason.
+    Relative paths stay relative (to the folder of the user's file), so that nothing made from a row depends on where the
+    file lies.
+
+    Args:
+        row: the user's row.
+        kind: "prompts" (text to image, and images to be judged) or "edits".
+
+    Raises:
+        RowError: the row cannot be used; the message is the reason.
     """
     turns = _turns(row)
     options = _options(row)
@@ -240,7 +252,7 @@ def parse_row(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def row_id(row: dict[str, Any]) -> str | None:
-    """The user's own id as text, or None where the row has none. Raises RowError for one that is no text or number."""
+    """The row's own id as text, or None if it has none. Raises RowError if it is neither text nor a whole number."""
     own = row.get("id")
     if own is None or own == "":
         return None
@@ -253,12 +265,12 @@ def row_id(row: dict[str, Any]) -> str | None:
 
 
 def content_id(row: dict[str, Any], occurrence: int) -> str:
-    """The id of a row that has none: a hash of its content and, from the second equal row on, its occurrence."""
+    """The id of a row that has none: a hash of its content and, from the second equal row on, its occurrence number."""
     return digest([row] if occurrence == 0 else [row, occurrence], 20)
 
 
 def further_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """The user's own fields, in their order."""
+    """The fields of a row that Darkroom does not know, in their order."""
     return {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
 
 

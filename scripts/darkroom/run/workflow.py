@@ -1,4 +1,4 @@
-"""One run of the workflow: its checked config, the plans of its rows, and the digest of every file it makes.
+"""One run of the workflow: its checked config, the plans of its rows, and what is made of them.
 
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
@@ -6,77 +6,60 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
-from darkroom.config.load import load_config
+from darkroom.config.load import load_config, used_sections
 from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
-from darkroom.metrics.rubric import Rubric, load_rubric
+from darkroom.metrics import catalogue_of, metrics_of
+from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
-from darkroom.plan.recipe import image_recipe, judge_recipe
-from darkroom.plan.requests import edited_digest, image_digest, score_digest
+from darkroom.plan.recipe import image_recipe
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
+from darkroom.plan.stages import ROWS, STAGES, Stage, stages_of
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.events import EventWriter
+from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
-from darkroom.run.notes import Notes
-from darkroom.views.gallery import GALLERY_VERSION, site_digest
+from darkroom.run.outputs import Output
+from darkroom.run.state import State, look, touch_stamp
+from darkroom.views.figures import Plot, figures
+from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
 if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind
 
-ROWS = {"images": "prompts", "edited": "edits"}  # kind of image -> its rows in the config
-RULES = {"images": "generate_images", "edited": "edit_images"}
-SECTIONS = {"images": "generate", "edited": "edit"}
-TABLE_VERSION = 2  # raise it when the code of the tables changes what they hold
+TABLE_VERSION = 3  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
 
 
 @dataclass
-class Plot:
-    """A plot of the report, or a page: its caption is workflow/report/<name>.rst; kind: of which images, None for all."""
-
-    name: str
-    category: str
-    images: str
-    figure: str
-    kind: str | None = None
-    page: bool = False
-    folder: Path = Path("plots")
-
-    @property
-    def path(self) -> Path:
-        """The file that the report shows."""
-        stem = f"{self.kind}_{self.name}" if self.kind else self.name
-        return self.folder / (stem + (".html" if self.page else ".svg"))
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path] if self.page else [self.path, self.path.with_suffix(".png")]
-
-
-@dataclass
 class Workflow:
-    """One run. Plans and groups: kind ("images", "edited") -> Plan, and the shards that are judged together.
+    """One run.
 
-    config: checked, with defaults; models: section -> its model of the hub.
+    config: checked, with defaults. stages: those that make pictures, in the order they run. row_plans: by rows, "prompts" and
+    "edits". plans and groups: by stage, the shards, and those that are scored together. recipes: by stage, what decides pixels. metrics: what
+    scores the images, the judge first.
+    models: section -> its model of the hub.
     """
 
     config: dict[str, Any]
-    plans: dict[str, Plan]
-    rubric: Rubric
+    stages: list[Stage]
+    row_plans: dict[str, Plan]
+    metrics: list[Metric]
     groups: dict[str, Groups]
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
@@ -85,98 +68,206 @@ class Workflow:
     def open(
         cls,
         config: dict[str, Any],
-        roots: Sequence[Path] | None = None,
         planned: bool = False,
         unpinned: bool = False,
+        folder: str | Path = ".",
     ) -> "Workflow":
         """Check the config and plan the rows.
 
-        config: as the user wrote it.
-        roots: where relative names in the config are looked for; the working folder, then `home()`, unless given.
-        planned: take the plan that is there, without a look at the rows.
-        unpinned: let hub models pass whose commit is not known; nothing can be made with them.
+        Args:
+            config: as the user wrote it.
+            planned: take the plan that is there, without a look at the rows.
+            unpinned: let hub models pass whose commit is not known; nothing can be made with them.
+            folder: where relative paths of the config are looked for, before `config.home()`.
+
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, home() / "workflow/schemas/config.schema.yaml", roots or [Path.cwd(), home()])
+        config = load_config(config, [Path(folder).absolute(), home()])
         models = hub_models(config, unpinned)
         rubric = load_rubric(config["judge"]["rubric"])
-        _check_selection(config["select"], rubric)
-        _check_preferences(config["export"]["preferences"], rubric)
+        metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
         check_licences(config, TRAINING)
+        stages = stages_of({rows for rows in ROWS if config[rows] is not None})
+        catalogue = catalogue_of(metrics, [*STAGES])
+        _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
-        groups: dict[str, Groups] = {}
+        row_groups: dict[str, Groups] = {}
         together = config["judge"]["shards_per_job"]
-        for kind, rows in ROWS.items():
+        for rows in ROWS:
             if config[rows] is None:
                 continue
             if planned:
-                plans[kind] = load_plan(config["results"], rows)
-                groups[kind] = load_groups(config["results"], rows, plans[kind], together)
+                plans[rows] = load_plan(config["results"], rows)
+                row_groups[rows] = load_groups(config["results"], rows, plans[rows], together)
                 continue
-            plans[kind] = make_plan(
+            plans[rows] = make_plan(
                 config[rows],
                 rows,
                 config["shards"]["size"],
                 config["results"],
                 config["samples_per_prompt"],
-                plans.get("images") if kind == "edited" else None,
+                plans.get("prompts") if rows == "edits" else None,
             )
-            groups[kind] = make_groups(config["results"], rows, plans[kind], together)
-            if config["strict"] and (bad := plans[kind].first_rejected()):
+            row_groups[rows] = make_groups(config["results"], rows, plans[rows], together)
+            if config["strict"] and (bad := plans[rows].first_rejected()):
                 raise DarkroomError(
                     f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
                 )
-        recipes = {kind: image_recipe(config[SECTIONS[kind]]) for kind in plans}
-        recipes["judge"] = judge_recipe(config["judge"], rubric.digest)
-        return cls(config, plans, rubric, groups, recipes, models)
+        recipes = {stage.name: image_recipe(config[stage.section]) for stage in stages}
+        groups = {stage.name: row_groups[stage.rows] for stage in stages}
+        return cls(config, stages, plans, metrics, groups, recipes, models)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], unpinned: bool = False) -> "Workflow":
         """The run that a job belongs to, with the plan that the job was submitted with."""
         return cls.open(config, planned=True, unpinned=unpinned)
 
+    # ------------------------------------------------------------------------------------- what there is
+
     @cached_property
-    def image_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> shard -> the digest its image file is made for."""
-        seed, samples = self.config["seed"], self.config["samples_per_prompt"]
-        digests: dict[str, dict[str, str]] = {}
-        for kind, plan in self.plans.items():
-            recipe = self.recipes[kind]
-            if kind == "images":
-                digests[kind] = {name: image_digest(s, recipe, seed, samples) for name, s in plan.shards.items()}
-            else:
-                made_by = self.recipes.get("images")
-                digests[kind] = {
-                    name: edited_digest(s, recipe, seed, samples, made_by) for name, s in plan.shards.items()
+    def plans(self) -> dict[str, Plan]:
+        """stage -> the plan of its rows."""
+        return {stage.name: self.row_plans[stage.rows] for stage in self.stages}
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def section(self, stage: str) -> dict[str, Any]:
+        """The section of the config that a stage works by."""
+        return self.config[self.stage(stage).section]
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """The digests and paths of all files of shards."""
+        options = {name: self.config["gallery"][name] for name in ("thumbnail", "preview")}
+        return Lineage(
+            results=self.config["results"],
+            stages=self.stages,
+            plans=self.row_plans,
+            groups=self.groups,
+            recipes=self.recipes,
+            metrics={
+                metric.name: {
+                    stage.name: metric.recipe(stage.name)
+                    for stage in self.stages
+                    if metric.name == JUDGE or metric.columns(stage.name)
                 }
-        return digests
+                for metric in self.metrics
+            },
+            seed=self.config["seed"],
+            samples=self.config["samples_per_prompt"],
+            shown=[GALLERY_VERSION, options],
+        )
 
     @cached_property
-    def shard_score_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> shard -> the digest of its scores, in whichever file they are."""
-        recipe = self.recipes["judge"]
-        return {
-            kind: {name: score_digest([images], recipe) for name, images in digests.items()}
-            for kind, digests in self.image_digests.items()
-        }
+    def catalogue(self) -> Catalogue:
+        """The columns of scores by stage, for all who show or use them."""
+        return catalogue_of(self.metrics, self.plans)
 
-    @cached_property
-    def score_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> group of shards -> the digest its score file is made for."""
-        recipe = self.recipes["judge"]
-        return {
-            kind: {
-                name: score_digest([self.image_digests[kind][shard] for shard in shards], recipe)
-                for name, shards in groups.members.items()
-            }
-            for kind, groups in self.groups.items()
-        }
+    def metric(self, name: str) -> Metric:
+        """The metric of that name."""
+        return next(metric for metric in self.metrics if metric.name == name)
 
-    @cached_property
-    def merge_digest(self) -> str:
-        plans = {kind: plan.id for kind, plan in self.plans.items()}  # holds the line numbers that rejected.jsonl tells
-        parts = [TABLE_VERSION, plans, self.shard_score_digests, self.config["select"]]
-        return digest(parts if self.config["labels"] is None else [*parts, self.labels_digest])
+    def results(self, *parts: str) -> Path:
+        """A path below the results folder."""
+        return Path(self.config["results"], *parts)
+
+    def requests(self, stage: str, shard: str) -> int:
+        """Images to make in a shard of a stage."""
+        return self.plans[stage].shards[shard].requests(self.config["samples_per_prompt"])
+
+    def score_requests(self, stage: str, group: str) -> int:
+        """Images to score in a group of shards."""
+        return sum(self.requests(stage, shard) for shard in self.groups[stage].members[group])
+
+    def step_requests(self, step: Step, name: str) -> int:
+        """Images that a file of a step is about."""
+        return self.requests(step.stage, name) if step.metric is None else self.score_requests(step.stage, name)
+
+    def image_work(self, stage: str, shard: str) -> tuple[int, int, int]:
+        """(requests, steps, pixels) of an image shard, as the config has them.
+
+        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
+        offload makes weights travel.
+        """
+        section = self.section(stage)
+        pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if self.stage(stage).reads else 1)
+        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
+        return self.requests(stage, shard), steps, pixels
+
+    def shard_rows(self, rows: str, shard: str, path: Path) -> bytes:
+        """The lines of a shard's rows file, which must be the ones that are planned."""
+        data = path.read_bytes()
+        planned = self.row_plans[rows].shards.get(shard)
+        if planned is None:
+            raise DarkroomError(
+                f"shard {shard} is no longer planned: the rows changed during the run; run snakemake again"
+            )
+        if rows_digest(data) != planned.digest:
+            raise DarkroomError(f"{path}: not the rows that are planned; delete it and run snakemake again")
+        return data
+
+    def check_planned(self, path: str, rows: str, shard: str) -> None:
+        """See that a file of rows is one that is planned. Raises DarkroomError where the rows changed meanwhile."""
+        if shard not in self.row_plans[rows].shards or os.path.normpath(path) != self.lineage.rows_file(rows, shard):
+            raise DarkroomError(f"{path}: no longer planned: the rows changed during the run; run snakemake again")
+
+    def device_section(self, step: Step) -> dict[str, Any]:
+        """The section of the config that says which devices a step works on; empty where it needs none."""
+        if step.metric is None:
+            return self.config[step.section]
+        return dict(self.metric(step.metric).needs or {})
+
+    def gpus(self, step: Step) -> int:
+        """GPUs of a job of a step: none where the config says cpu."""
+        section = self.device_section(step)
+        return 0 if section.get("device", "cpu") == "cpu" else section.get("gpus", 1)
+
+    def planned_path(self, path: str, stage: str, name: str, metric: str | None = None) -> Path:
+        """The path of a job's file, which must be the planned one.
+
+        path: what the job is to make. name: of the shard, or with `metric` of the group of shards.
+        Raises DarkroomError where rows or config changed since it was planned.
+        """
+        known = self.plans[stage].shards if metric is None else self.groups[stage].members
+        if name in known:
+            lineage = self.lineage
+            planned = lineage.image_file(stage, name) if metric is None else lineage.score_file(metric, stage, name)
+            if os.path.normpath(path) == planned:
+                return Path(planned)
+        raise DarkroomError(f"{path}: no longer planned: rows or config changed during the run; run snakemake again")
+
+    def check_sources(self, stage: str, shard: str) -> None:
+        """See that the shards that a shard starts from are the planned ones. Raises DarkroomError where they are not."""
+        from darkroom.store.shardfile import check_digest
+
+        reads = self.stage(stage).reads
+        planned = (
+            {self.lineage.image_file(reads, name): value for name, value in self.lineage.image_digests[reads].items()}
+            if reads in self.plans
+            else {}
+        )
+        for path in self.lineage.sources(stage, shard):
+            check_digest(path, planned[path])
+
+    # ------------------------------------------------------------------------------------- models
+
+    def model_bytes(self, section: str) -> int:
+        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one, 0 where none is loaded."""
+        if section not in used_sections(self.config):
+            return 0
+        return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
+
+    def local_section(self, section: str) -> dict[str, Any]:
+        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
+        return local_section(self.config[section], self.models.get(section))
+
+    def held_bytes(self, section: str) -> int:
+        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
+        return judge_host_bytes(self.config[section]) if section == "judge" else 0
+
+    # ------------------------------------------------------------------------------------- labels
 
     @cached_property
     def labels_digest(self) -> str:
@@ -188,21 +279,72 @@ class Workflow:
             return None
         return read_labels(self.config["labels"], self.labels_digest)
 
-    @cached_property
-    def gallery_digests(self) -> dict[str, dict[str, str]]:
-        """kind -> shard -> the digest its file of the gallery is made for. No threshold or label is part of it."""
-        options = {name: self.config["gallery"][name] for name in ("thumbnail", "preview")}
+    # ------------------------------------------------------------------------------------- what jobs leave
+
+    def history_folder(self, step: Step) -> Path:
+        """Where the jobs of a step record what they did."""
+        return self.results("benchmarks") / self._rule_folder(step)
+
+    def history(self, step: Step, name: str) -> Path:
+        """Where the jobs of a shard, or of a group, record what they did."""
+        return self.history_folder(step) / f"{name}{RECORD_SUFFIX}"
+
+    def job_log(self, step: Step, path: str) -> Path:
+        """What the last job that made the file `path` of a step said."""
+        file = PurePosixPath(path)
+        return self.results("logs") / self._rule_folder(step) / file.parent.name / f"{file.stem}.log"
+
+    def _rule_folder(self, step: Step) -> Path:
+        rule = self.stage(step.stage).rule
+        return Path(rule) if step.metric is None else Path("score_images", step.metric, step.stage)
+
+    def history_folders(self) -> dict[str, tuple[Path, list[str]]]:
+        """step -> (folder of its jobs' records, its shards or groups in the order of the plan), in the order they run."""
         return {
-            kind: {name: digest([GALLERY_VERSION, scores, options]) for name, scores in shards.items()}
-            for kind, shards in self.shard_score_digests.items()
+            step.name: (self.history_folder(step), [file.name for file in self.lineage.files(step)])
+            for step in self.lineage.steps()
         }
 
-    def gallery_digest(self) -> str:
-        """The digest of the gallery's page and index."""
-        return digest([GALLERY_VERSION, site_digest(), self.merge_digest, self.gallery_digests])
+    def scratch_folder(self, step: Step) -> Path:
+        """Where what is finished of a step's unfinished files waits: a folder of images, or a journal of scores, for each."""
+        return self.results(".darkroom", "scratch", step.name)
 
-    def export_digest(self, format: str) -> str:
-        """What an export is made for, apart from failures that were made at a second try."""
+    def journal(self, step: Step, group: str) -> Path:
+        """Scores of a group whose file is not written yet."""
+        return self.scratch_folder(step) / f"{group}.jsonl"
+
+    # ------------------------------------------------------------------------------------- made of all shards
+
+    def output(self, name: str, files: Iterable[str | Path], planned: str, inputs: list[str]) -> Output:
+        """An output of the whole set; its manifest lies in `.darkroom/made`."""
+        made = f"{self.config['results']}/.darkroom/made/{name}.manifest"
+        return Output(name, [str(file) for file in files], planned, inputs, made)
+
+    @cached_property
+    def merge_digest(self) -> str:
+        plans = {
+            stage: plan.id for stage, plan in self.plans.items()
+        }  # holds the line numbers that rejected.jsonl tells
+        parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config["select"]]
+        return digest(parts if self.config["labels"] is None else [*parts, self.labels_digest])
+
+    @cached_property
+    def tables(self) -> Output:
+        """The final tables."""
+        files = [self.results(name) for name in ("scores.parquet", "scores.csv", "rejected.jsonl")]
+        inputs = [
+            manifest_of(file.path)
+            for step in self.lineage.steps()
+            if step.metric is not None
+            for file in self.lineage.files(step)
+        ]
+        return self.output("tables", files, self.merge_digest, inputs)
+
+    def tables_meta(self) -> dict[str, str]:
+        """What scores.parquet says of itself."""
+        return {"digest": self.merge_digest, "made_from": self.tables.made_from()}
+
+    def _export_digest(self, format: str) -> str:
         export = self.config["export"]
         models = [asdict(model) for model in models_of(self.config)]
         parts = [VERSION, format, self.merge_digest, models, export["name"], export["licence"]]
@@ -216,248 +358,99 @@ class Workflow:
             parts.append(export["preferences"])
         return digest(parts)
 
-    def plots_digest(self) -> str:
-        return digest([PLOTS_VERSION, self.merge_digest])
-
-    def shard_rows(self, kind: str, shard: str, path: Path) -> bytes:
-        """The lines of a shard's prompts file, which must be the ones that are planned."""
-        data = path.read_bytes()
-        planned = self.plans[kind].shards.get(shard)
-        if planned is None:
-            raise DarkroomError(
-                f"shard {shard} is no longer planned: the rows changed during the run; run snakemake again"
-            )
-        if rows_digest(data) != planned.digest:
-            raise DarkroomError(f"{path}: not the rows that are planned; run snakemake again")
-        return data
-
-    def requests(self, kind: str, shard: str) -> int:
-        return self.plans[kind].shards[shard].requests(self.config["samples_per_prompt"])
-
-    def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
-        """(requests, steps, pixels) of an image shard, as the config has them.
-
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
-        offload makes weights travel.
-        """
-        section = self.config[SECTIONS[kind]]
-        pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
-        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
-        return self.requests(kind, shard), steps, pixels
-
-    def model_bytes(self, section: str) -> int:
-        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
-        return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
-
-    def local_section(self, section: str) -> dict[str, Any]:
-        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
-        return local_section(self.config[section], self.models.get(section))
-
-    def held_bytes(self, section: str) -> int:
-        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
-        return judge_host_bytes(self.config[section]) if section == "judge" else 0
-
-    def source_shards(self, shard: str) -> list[str]:
-        """The image shards that hold the images of this run which a shard of edits starts from, in order."""
-        return sorted({reference[3] for reference in self.plans["edited"].shards[shard].references})
-
-    def score_requests(self, kind: str, group: str) -> int:
-        return sum(self.requests(kind, shard) for shard in self.groups[kind].members[group])
-
-    def score_file(self, kind: str, shard: str) -> Path:
-        """The file that holds the scores of an image shard."""
-        return self.results("scores", kind, f"{self._group_of[kind][shard]}.parquet")
+    def export_folder(self, format: str) -> Path:
+        return self.results("dataset") if format == "folder" else self.results("exports", format)
 
     @cached_property
-    def _group_of(self) -> dict[str, dict[str, str]]:
-        return {kind: groups.of_shard() for kind, groups in self.groups.items()}
+    def exports(self) -> dict[str, Output]:
+        """Format -> the files that the workflow knows an export by; SHA256SUMS is the last to be written."""
+        found = {}
+        for format in self.config["export"]["formats"]:
+            rows = self.dataset_files().values() if format == "folder" else ()
+            files = [*rows, self.export_folder(format) / SUMS]
+            name = "dataset" if format == "folder" else format
+            found[format] = self.output(name, files, self._export_digest(format), [self.tables.made])
+        return found
 
-    def record(self, stage: str, shard: str) -> Path:
-        """Where the jobs of a shard record what they did; stage: a kind of image, or scores/<kind> with groups for shards."""
-        return self.record_folder(stage) / f"{shard}{RECORD_SUFFIX}"
+    @cached_property
+    def figures(self) -> list[Plot]:
+        """The plots and pages of the report, in its order; none where the config wants none."""
+        return figures(self.stages, self.results("plots")) if self.config["report"]["enabled"] else []
 
-    def record_folder(self, stage: str) -> Path:
-        return self.results("benchmarks") / _rule_folder(stage)
+    @cached_property
+    def plots(self) -> Output | None:
+        files = [path for plot in self.figures for path in plot.files]
+        planned = digest([PLOTS_VERSION, self.merge_digest])
+        return self.output("plots", files, planned, [self.tables.made]) if files else None
 
-    def job_log(self, stage: str, shard: str) -> Path:
-        """What the last job of a shard (or of a group) said."""
-        return self.results("logs") / _rule_folder(stage) / f"{shard}.log"
+    @cached_property
+    def gallery(self) -> Output | None:
+        """The page of the gallery and its index; None where the config wants none."""
+        if not self.config["gallery"]["enabled"]:
+            return None
+        files = [self.results("gallery", name) for name in [*site_files(), "index.js"]]
+        planned = digest([GALLERY_VERSION, site_digest(), self.merge_digest, self.lineage.shown_id])
+        return self.output("gallery", files, planned, [self.tables.made])
 
-    def score_journal(self, kind: str, group: str) -> Path:
-        """Scores of a group whose file is not written yet."""
-        return self.results(".darkroom", "scratch", "scores", kind, f"{group}.jsonl")
+    def outputs(self) -> list[Output]:
+        """All of them, in the order they are made."""
+        return [self.tables, *self.exports.values(), *filter(None, (self.plots, self.gallery))]
 
-    def export_mark(self, format: str) -> Path:
-        """Holds the state that an export was written for; its files are in formats of others and have no room."""
-        return self.results(".darkroom", "dataset.digest" if format == "folder" else f"{format}.digest")
+    def gallery_files(self) -> Iterator[tuple[str, str, str]]:
+        """(stage, shard, path) of every shard's file of the gallery; none where the config wants no gallery."""
+        for stage, plan in self.plans.items() if self.gallery else ():
+            for shard in plan.shards:
+                yield stage, shard, self.lineage.gallery_file(stage, shard)
+
+    def gallery_inputs(self, stage: str, shard: str) -> list[str]:
+        """The files that a shard's file of the gallery is made from: its pictures, and its scores by each metric."""
+        group = self.lineage.group_of[stage][shard]
+        scores = [self.lineage.score_file(metric, stage, group) for metric in self.lineage.metrics_of(stage)]
+        return [self.lineage.image_file(stage, shard), *scores]
+
+    # ------------------------------------------------------------------------------------- state
+
+    @cached_property
+    def state(self) -> State:
+        """What must be made again although it is there, and whose inputs' times do not count: see `run.state`."""
+        lineage = self.lineage
+        return look(
+            (file for step in lineage.steps() for file in lineage.files(step)),
+            (
+                (path, [manifest_of(file) for file in self.gallery_inputs(stage, shard)])
+                for stage, shard, path in self.gallery_files()
+            ),
+            self.outputs(),
+            self.config["retry_failed"],
+        )
+
+    def wanted(self, step: Step) -> Iterator[str]:
+        """Names of the shards, or groups, of a step whose files are missing or to be made again."""
+        for file in self.lineage.files(step):
+            if file.path in self.state.again or not os.path.exists(file.path) or not os.path.exists(file.manifest):
+                yield file.name
+
+    @cached_property
+    def stale_models(self) -> set[str]:
+        """Markers of hub models that are there while the model is gone or in another cache, and that are needed.
+
+        A model that nothing waits for is not fetched: its weights may have been removed when all was done.
+        """
+        if not any(model.outdated for model in self.models.values()):
+            return set()
+        needed = {step.section for step in self.lineage.steps() if next(self.wanted(step), None)}
+        return {str(model.marker) for name, model in self.models.items() if name in needed and model.outdated}
 
     @property
-    def plots_mark(self) -> Path:
-        """The same for the plots, which also tell the time that jobs took: it is brought up to date with the tables."""
-        return self.results(".darkroom", "plots.digest")
+    def stamp(self) -> Path:
+        """An input of all files that may have to be made again: see `state.touch_stamp`."""
+        return self.results(".darkroom", "again")
 
-    def shard_files(self) -> Iterator[tuple[str, str, Path, str]]:
-        """(stage, shard, path, digest) of every image and score file; stage: a kind, or scores/<kind> with groups for shards."""
-        for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
-            for kind, shards in digests.items():
-                for shard, planned in shards.items():
-                    yield prefix + kind, shard, self.results(prefix + kind, f"{shard}.parquet"), planned
-
-    @cached_property
-    def notes(self) -> Notes:
-        return Notes(self.results(".darkroom", "notes.json"))
-
-    def outdated_files(self) -> list[Path]:
-        """Files that are there, but were made for something else than is planned now, or are damaged.
-
-        Told from the files themselves: Snakemake's own records can be lost, belong to another working folder, or say of
-        a file that a failed job left as it was that it was made anew.
-        """
-        return [Path(path) for path in self.sorted_files()[1]]
-
-    def sorted_files(self) -> tuple[set[str], set[str]]:
-        """(files of shards and tables that are there, those of them that `outdated_files` names), as the rules name them."""
-        # Plain strings, and one look at each file: this runs at every parse, for tens of thousands of files.
-        notes = self._notes()
-        outdated = {path for path, (note, planned) in notes.items() if note and note["digest"] != planned}
-        for kind, groups in self.groups.items():
-            base = f"{self.config['results']}/{kind}"
-            for group, shards in groups.members.items():
-                path = f"{self.config['results']}/scores/{kind}/{group}.parquet"
-                images = [notes[f"{base}/{shard}.parquet"][0] for shard in shards]
-                # Images that were made at a second try are still without scores.
-                if (note := notes[path][0]) and all(images):
-                    failed = sum(image.get("failed", 0) for image in images)
-                    outdated |= {path} if note.get("image_failures") != failed else set()
-        there = {path for path, (note, _) in notes.items() if note}
-        table = f"{self.config['results']}/scores.parquet"
-        # A lost shard comes back as it was.
-        failures = self._failures_digest(notes) if len(there) == len(notes) else None
-        if note := self.notes.of(table):
-            there.add(table)
-            if note["digest"] != self.merge_digest or failures not in (None, note.get("failures")):
-                outdated.add(table)
-        marked = [(self.export_mark(f), self.export_digest(f), files) for f, files in self.export_files().items()]
-        for mark, planned, files in [*marked, (self.plots_mark, self.plots_digest(), self.plot_files())]:
-            made_for = mark.read_text().split() if mark.exists() else [None, None]
-            written = {str(path) for path in files if path.exists()}
-            if made_for[0] != planned or failures not in (None, made_for[1]):
-                outdated |= written
-            there |= written
-        if self.config["gallery"]["enabled"]:
-            made, stale = self._sorted_gallery(notes, failures)
-            there |= made
-            outdated |= stale
-        self.notes.save()
-        return there, outdated
-
-    def _notes(self) -> dict[str, tuple[dict[str, Any] | None, str]]:
-        """Every planned file of rows, images and scores -> (what it says of itself, the digest that is planned)."""
-        base = self.config["results"]
-        planned = {
-            f"{base}/{ROWS[kind]}/{shard.name}.jsonl": shard.digest
-            for kind, plan in self.plans.items()
-            for shard in plan.shards.values()
-        }
-        for prefix, digests in (("", self.image_digests), ("scores/", self.score_digests)):
-            for kind, shards in digests.items():
-                planned |= {f"{base}/{prefix}{kind}/{shard}.parquet": value for shard, value in shards.items()}
-        return {path: (self.notes.of(path), value) for path, value in planned.items()}
-
-    def outdated_models(self, again: set[str]) -> list[Path]:
-        """Markers of hub models that were fetched for something else or are gone, and that are needed.
-
-        again: files to be made again. A model that nothing waits for is not fetched: its weights may have been removed
-        when all was done.
-        """
-        stages = {"images": "generate", "edited": "edit"}
-        needed = {
-            stages.get(stage, "judge")
-            for stage, _, path, _ in self.shard_files()
-            if str(path) in again or not path.exists()
-        }
-        return [model.marker for name, model in self.models.items() if name in needed and model.outdated]
-
-    def _sorted_gallery(self, notes: Any, failures: str | None) -> tuple[set[str], set[str]]:
-        """As `sorted_files`, the files of the gallery."""
-        there, outdated, base = set(), set(), self.config["results"]
-        for kind, digests in self.gallery_digests.items():
-            group_of = self._group_of[kind]
-            for shard, planned in digests.items():
-                path = f"{base}/gallery/{kind}/{shard}.js"
-                if not (note := self.notes.of(path)):
-                    continue
-                there.add(path)
-                made_from = [
-                    notes[f"{base}/{kind}/{shard}.parquet"],
-                    notes[f"{base}/scores/{kind}/{group_of[shard]}.parquet"],
-                ]
-                failed = [made.get("failed", 0) for made, _ in made_from if made]
-                again = len(failed) == 2 and note.get("failures") != failed
-                if note["digest"] != planned or again or _packs_lost(Path(path), note):
-                    outdated.add(path)
-        index = f"{base}/gallery/index.js"
-        if note := self.notes.of(index):
-            there.add(index)
-            if note["digest"] != self.gallery_digest() or failures not in (None, note.get("failures")):
-                outdated.add(index)
-        return there, outdated
-
-    def gallery_about(self) -> dict[str, str]:
-        """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
-        files = [PurePosixPath(self.config[ROWS[kind]]).name for kind in self.plans]
-        return {"title": ", ".join(files), "set": digest([files, self.config["seed"]], 8)}
-
-    def gallery_files(self) -> Iterator[tuple[str, str, Path]]:
-        """(kind, shard, path) of every shard's file of the gallery."""
-        for kind, plan in self.plans.items():
-            for shard in plan.shards:
-                yield kind, shard, self.results("gallery", kind, f"{shard}.js")
-
-    def shard_failures(self, kind: str, shard: str) -> list[int]:
-        """Failed requests and unreadable replies of a shard, which a second try may have made good."""
-        files = self.results(kind, f"{shard}.parquet"), self.score_file(kind, shard)
-        return [(self.notes.of(path) or {}).get("failed", 0) for path in files]
-
-    def failed_files(self) -> list[Path]:
-        """Shard files in which a request failed, or a reply could not be read, and what is made from them."""
-        failed = {
-            (stage, shard) for stage, shard, path, _ in self.shard_files() if (self.notes.of(path) or {}).get("failed")
-        }
-        files = [
-            path
-            for stage, shard, path, _ in self.shard_files()
-            if path.exists() and failed & {(stage, shard), *self._images_of(stage, shard)}
-        ]
-        self.notes.save()
-        exports = [path for files in self.export_files().values() for path in files]
-        tables = [self.results("scores.parquet"), *exports, *self.plot_files()]
-        if self.config["gallery"]["enabled"]:
-            shards = {pair for stage, shard in failed for pair in self._images_of(stage, shard) or [(stage, shard)]}
-            tables += [path for kind, shard, path in self.gallery_files() if (kind, shard) in shards]
-            tables.append(self.results("gallery", "index.js"))
-        return files + [path for path in tables if files and path.exists()]
-
-    def _images_of(self, stage: str, group: str) -> list[tuple[str, str]]:
-        """The image shards (kind, shard) that a score file is made from."""
-        prefix, _, kind = stage.partition("/")
-        return [(kind, shard) for shard in self.groups[kind].members[group]] if prefix == "scores" else []
-
-    def failures_digest(self) -> str:
-        """Changes where failed requests or replies were made at a second try, which no other digest tells."""
-        return self._failures_digest(self._notes())
-
-    def _failures_digest(self, notes: dict[str, tuple[dict[str, Any] | None, str]]) -> str:
-        base = len(self.config["results"]) + 1
-        failed = [
-            [path[base:], (note or {}).get("failed")] for path, (note, _) in notes.items() if path.endswith(".parquet")
-        ]
-        return digest(failed, 16)
-
-    def write_mark(self, mark: Path, made_for: str) -> None:
-        """Say what an export or the plots are made for: their digest, and the failures that were there."""
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(f"{made_for} {self.failures_digest()}")
+    def mark_again(self) -> set[str]:
+        """The files that must be made again, with the stamp brought up to date; a marker of a model is one of them, too."""
+        again = self.state.again | self.stale_models
+        touch_stamp(self.stamp, bool(again))
+        return again
 
     def hold(self) -> None:
         """Lock the results folder for the life of this process. Raises DarkroomError where another process holds it."""
@@ -479,21 +472,12 @@ class Workflow:
         write_json(self.results(".darkroom", "run.json"), run)
         return events
 
-    def results(self, *parts: str) -> Path:
-        return Path(self.config["results"], *parts)
+    # ------------------------------------------------------------------------------------- for readers of the results
 
-    def export_folder(self, format: str) -> Path:
-        return self.results("dataset") if format == "folder" else self.results("exports", format)
-
-    def export_files(self) -> dict[str, list[Path]]:
-        """Format -> the files that the workflow knows an export by; SHA256SUMS is the last to be written."""
-        return {
-            format: [
-                *(self.dataset_files().values() if format == "folder" else ()),
-                self.export_folder(format) / SUMS,
-            ]
-            for format in self.config["export"]["formats"]
-        }
+    def gallery_about(self) -> dict[str, str]:
+        """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
+        files = [PurePosixPath(self.config[rows]).name for rows in self.row_plans]
+        return {"title": ", ".join(files), "set": digest([files, self.config["seed"]], 8)}
 
     def export(self, format: str) -> "Export":
         """What an export is written from."""
@@ -505,69 +489,39 @@ class Workflow:
             kinds=self.kinds(),
             table=self.results("scores.parquet"),
             table_digest=self.merge_digest,
-            rubric=self.rubric,
+            catalogue=self.catalogue,
             settings=self.config["export"],
             select=self.config["select"],
             models=models_of(self.config),
-            digest=self.export_digest(format),
+            digest=self.exports[format].digest,
             reply_column=self.config["judge"]["reply_column"],
             rows=self.dataset_files(),
         )
 
     def dataset_files(self) -> dict[str, Path]:
-        """kind -> the file of rows in the data set, in the format of the user's file."""
+        """stage -> the file of rows in the data set, in the format of the user's file."""
         files = {}
-        for kind in self.plans:
-            rows = ROWS[kind]
-            name = PurePosixPath(self.config[rows]).name
+        for stage in self.stages:
+            name = PurePosixPath(self.config[stage.rows]).name
             ending = name[len(name.lower().removesuffix(".gz").rpartition(".")[0]) :]
-            files[kind] = self.results("dataset", rows + ending.lower())
+            stem = f"{stage.name}-{stage.rows}" if stage.every else stage.rows
+            files[stage.name] = self.results("dataset", stem + ending.lower())
         return files
-
-    def plots(self) -> list[Plot]:
-        """The plots and pages of the report, in its order; none where the config wants none."""
-        if not self.config["report"]["enabled"]:
-            return []
-        found = [
-            Plot("yield", "1 Overview", "all", "rows to kept images"),
-            Plot("failures", "1 Overview", "all", "failures by reason"),
-            Plot("recipe", "1 Overview", "all", "recipe", page=True),
-        ]
-        for kind in self.plans:
-            stage = {"images": "2 Images", "edited": "3 Edited images"}[kind]
-            found += [
-                Plot("examples", stage, kind, "best and worst", kind),
-                Plot("scores", stage, kind, "score distributions", kind),
-                Plot("agreement", stage, kind, "agreement of the scores", kind),
-            ]
-        found.append(Plot("labels", "4 Judge and people", "all", "scores and labels"))
-        found.append(Plot("time", "5 Time", "all", "time and images/s of each job"))
-        for plot in found:
-            plot.folder = self.results("plots")
-        return found
-
-    def plot_files(self) -> list[Path]:
-        return [path for plot in self.plots() for path in plot.files]
-
-    def record_folders(self) -> dict[str, tuple[Path, list[str]]]:
-        """stage -> (folder of its job records, its shards or groups in the order of the plan), in the order they run."""
-        folders: dict[str, tuple[Path, list[str]]] = {}
-        for stage, shard, _, _ in self.shard_files():
-            folders.setdefault(stage, (self.record_folder(stage), []))[1].append(shard)
-        return folders
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What the set is made with, section by section, for a reader: what its images and scores depend on, no more."""
         config = self.config
         told: dict[str, dict[str, Any]] = {"rows": {}}
-        for kind in self.plans:
-            plan = self.plans[kind]
-            rows = sum(shard.rows for shard in plan.shards.values())
-            told["rows"][ROWS[kind]] = f"{Path(config[ROWS[kind]]).name}: {rows:,} rows in {len(plan.shards):,} shards"
+        for rows, plan in self.row_plans.items():
+            number = sum(shard.rows for shard in plan.shards.values())
+            told["rows"][rows] = f"{Path(config[rows]).name}: {number:,} rows in {len(plan.shards):,} shards"
         told["rows"] |= {"seed": config["seed"], "samples per prompt": config["samples_per_prompt"]}
-        for name, recipe in self.recipes.items():
-            section = SECTIONS.get(name, "judge")
-            told[section] = {"name": config[section]["model"], "revision": config[section]["revision"]} | recipe
+        for stage in self.stages:
+            told[stage.section] = _named(config[stage.section]) | self.recipes[stage.name]
+        for metric in self.metrics:
+            told[metric.name] = _named(config["judge"] if metric.name == JUDGE else {}) | metric.recipe(
+                self.stages[0].name
+            )
         chosen = {
             f"{kind}: least {name}": least for kind in self.plans for name, least in config["select"][kind].items()
         }
@@ -576,51 +530,41 @@ class Workflow:
 
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
-        from darkroom.tables.kind import Kind
+        from darkroom.tables.kind import Kind, ShardFiles
 
         return [
             Kind(
-                name=kind,
-                plan=plan,
+                name=stage.name,
+                plan=self.plans[stage.name],
                 samples=self.config["samples_per_prompt"],
-                image_digests=self.image_digests[kind],
-                score_digests=self.score_digests[kind],
-                groups=self.groups[kind].members,
-                prompts=self.results(ROWS[kind]),
-                images=self.results(kind),
-                scores=self.results("scores", kind),
+                image_digests=self.lineage.image_digests[stage.name],
+                score_digests={
+                    metric: self.lineage.score_digests[metric][stage.name]
+                    for metric in self.lineage.metrics_of(stage.name)
+                },
+                groups=self.groups[stage.name].members,
+                files=ShardFiles(
+                    rows=lambda shard, rows=stage.rows: Path(self.lineage.rows_file(rows, shard)),
+                    images=lambda shard, name=stage.name: Path(self.lineage.image_file(name, shard)),
+                    scores=lambda metric, group, name=stage.name: Path(self.lineage.score_file(metric, name, group)),
+                ),
             )
-            for kind, plan in self.plans.items()
+            for stage in self.stages
         ]
 
 
-def _packs_lost(path: Path, note: dict[str, Any]) -> bool:
-    """Whether packs of a shard's file of the gallery are gone; a look at each costs too much at every parse."""
-    try:
-        return note.get("packs", 0) > sum(1 for _ in path.with_suffix("").iterdir())
-    except FileNotFoundError:
-        return note.get("packs", 0) > 0
+def _named(section: dict[str, Any]) -> dict[str, Any]:
+    """The name and revision of a section's model, where it has one."""
+    return {"name": section["model"], "revision": section["revision"]} if section.get("model") else {}
 
 
-def _rule_folder(stage: str) -> Path:
-    rule, _, kind = stage.partition("/")
-    return Path("score_images", kind) if kind else Path(RULES[rule])
-
-
-def _check_selection(select: dict[str, Any], rubric: Rubric) -> None:
-    for kind in ("images", "edited"):
-        known = rubric.scores(kind)
-        for name in select[kind]:
+def _check_scores(config: dict[str, Any], catalogue: Catalogue) -> None:
+    """Scores that the config selects or prefers by are there. Raises DarkroomError where one is not."""
+    named = [(f"select.{stage}", stage, list(least)) for stage, least in config["select"].items() if stage in STAGES]
+    preferences = config["export"]["preferences"]
+    named += [(f"export.preferences.{s}", s, [preferences[s]]) for s in STAGES if preferences.get(s) is not None]
+    for where, stage, names in named:
+        known = catalogue.score_names(stage)
+        for name in names:
             if name not in known:
-                raise DarkroomError(
-                    f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-                )
-
-
-def _check_preferences(preferences: dict[str, Any], rubric: Rubric) -> None:
-    for kind in ("images", "edited"):
-        name, known = preferences[kind], rubric.scores(kind)
-        if name is not None and name not in known:
-            raise DarkroomError(
-                f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-            )
+                raise DarkroomError(f"config: {where}: no metric gives a score {name}; there are {', '.join(known)}")

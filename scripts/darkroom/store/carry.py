@@ -1,76 +1,165 @@
-"""What is still good: images of old shard files and of killed jobs, taken over instead of made again."""
+"""What need not be made again: where images and scores lie that are still good.
+
+Jobs ask this module what they can take over, and so does the forecast of what they will.
+"""
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
-from darkroom.plan.shards import Plan
+from darkroom.store.journal import read_journal
 from darkroom.store.scratch import Scratch
-from darkroom.store.shardfile import RecordReader, iter_records, read_meta
+from darkroom.store.shardfile import RecordReader, iter_records
+
+_OPEN_FILES = 4  # each keeps a row group in memory
 
 
-def carry_over(
-    wanted: dict[str, int], path: Path, old_files: list[Path], scratch: Scratch, moved: Callable[[str], str | None]
-) -> None:
-    """Copy images that are still good from old shard files, and from jobs that were killed, into the scratch folder.
+class ShardFolder:
+    """The shard files of a stage, or of a metric's scores of it, of whatever recipe and rows: `folder`/{recipe}/{shard}-{rows}.parquet."""
 
-    Also keeps those images of this shard's own old file whose rows now belong to another shard: the file is about
-    to be replaced, and that shard's job may come later.
-    """
-    for old in old_files:
-        left = scratch.of_shard(old.stem)
-        if old != path and left.folder.exists():
-            for key in wanted:
-                if left.has(key) and not scratch.has(key):
-                    scratch.put(key, left.get(key))
-        if not old.exists():
-            continue
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @cached_property
+    def _by_shard(self) -> dict[str, list[str]]:
+        found: dict[str, list[tuple[int, str]]] = {}
         try:
-            reader = RecordReader(old)
-            columns = ["key", "row", "origin", "error"]
-            for place, brief in enumerate(iter_records(old, columns)):
-                if brief["error"] is not None or brief["origin"] == "given":
-                    continue
-                keep = scratch if brief["key"] in wanted else None
-                if keep is None and old == path and (shard := moved(brief["row"])):
-                    keep = scratch.of_shard(shard)
-                if keep is None or keep.has(brief["key"]):
-                    continue
-                record = reader[place]
-                data = record["image"]["bytes"]
-                if hashlib.sha256(data).hexdigest() == record["sha256"]:
-                    keep.put(record["key"], data)
-                else:
-                    say(f"{old}: the image of row {record['row']} is damaged and will be made again")
+            recipes = [entry.path for entry in os.scandir(self.folder) if entry.is_dir()]
+        except FileNotFoundError:
+            return {}
+        for recipe in recipes:
+            with os.scandir(recipe) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                        shard = entry.name.partition("-")[0]
+                        found.setdefault(shard, []).append((-entry.stat().st_mtime_ns, entry.path))
+        return {shard: [path for _, path in sorted(files)] for shard, files in found.items()}
+
+    def files(self, shards: Iterable[str]) -> list[Path]:
+        """The files of these shards, in their order, the newest of each first."""
+        return [Path(path) for shard in shards for path in self._by_shard.get(shard, ())]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image lies: at a position of a shard file."""
+
+    path: Path
+    position: int
+    sha256: str
+
+
+def find_images(wanted: Iterable[str], files: Iterable[Path]) -> dict[str, Place]:
+    """key -> where its image lies, for those of the keys `wanted` that are in one of the shard files. Damaged files are passed over."""
+    left = set(wanted)
+    found: dict[str, Place] = {}
+    for path in files:
+        if not left:
+            break
+        try:
+            for position, record in enumerate(iter_records(path, ["key", "origin", "error", "sha256"])):
+                if record["key"] in left and record["error"] is None and record["origin"] != "given":
+                    found[record["key"]] = Place(path, position, record["sha256"])
         except DarkroomError as error:
             say(f"nothing carried over: {error}")
+        left -= set(found)
+    return found
 
 
-def moved_rows(
-    home: Callable[[str], str | None], own: str, digests: dict[str, str], outputs: Path
-) -> Callable[[str], str | None]:
-    """The other file a row belongs to now, by name, unless that one is there and up to date.
+class Images:
+    """The images of `places`, read from their shard files; what is found to be damaged is left out."""
 
-    home: row id -> the name of its file; own: the file that is being made; digests: what each file is to be made for.
+    def __init__(self, places: dict[str, Place]):
+        self.places: dict[str, Place] = {}
+        self._readers: dict[Path, RecordReader] = {}
+        for key, place in sorted(places.items(), key=lambda item: (str(item[1].path), item[1].position)):
+            if self._sound(key, place):
+                self.places[key] = place
+
+    def _sound(self, key: str, place: Place) -> bool:
+        try:
+            record = self._record(place)
+        except DarkroomError as error:
+            say(f"not carried over: {error}")
+            return False
+        if hashlib.sha256(record["image"]["bytes"]).hexdigest() == place.sha256:
+            return True
+        say(f"{place.path}: the image of row {record['row']} is damaged and will be made again")
+        return False
+
+    def _record(self, place: Place) -> dict[str, Any]:
+        if place.path not in self._readers:
+            if len(self._readers) >= _OPEN_FILES:
+                self._readers.pop(next(iter(self._readers)))
+            self._readers[place.path] = RecordReader(place.path)
+        return self._readers[place.path][place.position]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def get(self, key: str) -> bytes | None:
+        """The image under a key, None where it was not found."""
+        place = self.places.get(key)
+        return None if place is None else self._record(place)["image"]["bytes"]
+
+
+def take_over(wanted: Iterable[str], own: Scratch, shards: Iterable[str]) -> None:
+    """Copy images that killed jobs of other shards left, and that are wanted here now, into this shard's own scratch folder."""
+    others = [
+        other for shard in shards if (other := own.of_shard(shard)).folder != own.folder and other.folder.exists()
+    ]
+    for key in wanted if others else ():
+        for other in others:
+            if not own.has(key) and (data := other.get(key)) is not None:
+                own.put(key, data)
+
+
+def waiting_images(wanted: Iterable[str], own: Scratch, shards: Iterable[str]) -> dict[str, str]:
+    """key -> SHA-256 of the images that wait in scratch folders, this shard's own and those that `take_over` looks into."""
+    folders = [own, *(own.of_shard(shard) for shard in shards)]
+    folders = [folder for folder in folders if folder.folder.exists()]
+    found = {}
+    for key in wanted if folders else ():
+        if data := next(filter(None, (folder.get(key) for folder in folders)), None):
+            found[key] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def find_scores(
+    columns: Iterable[str], errors: Iterable[str], files: Iterable[Path], journals: Iterable[Path], retry_failed: bool
+) -> dict[str, dict[str, Any]]:
+    """key -> its score columns, of all that are known: a key says by itself whether its scores still hold.
+
+    Args:
+        columns: those of the metric; files that have other columns are passed over.
+        errors: those of them that hold a reason.
+        files: score files.
+        journals: scores of files that were not finished.
+        retry_failed: leave out scores with a reason, which are to be asked for again.
     """
-
-    def moved(row: str) -> str | None:
-        other = home(row)
-        if other in (None, own):
-            return None
-        if other not in settled:
-            try:
-                settled[other] = read_meta(outputs / f"{other}.parquet")["digest"] == digests[other]
-            except DarkroomError:
-                settled[other] = False
-        return None if settled[other] else other
-
-    settled: dict[str, bool] = {}
-    return moved
+    names = list(columns)
+    known: dict[str, dict[str, Any]] = {}
+    for path in files:
+        known = dict(_scored(path, names)) | known
+    for journal in journals:
+        known |= read_journal(journal)
+    if retry_failed:
+        return {key: scores for key, scores in known.items() if not any(scores.get(name) for name in errors)}
+    return known
 
 
-def old_shard_files(plan: Plan, shard: str, outputs: Path) -> list[Path]:
-    """Shard files of this stage that may hold images of the rows now in `shard`, its own first."""
-    return [outputs / f"{name}.parquet" for name in plan.earlier_shards(shard)]
+def _scored(path: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        for record in iter_records(path):
+            if not set(columns) <= set(record):
+                return
+            if record["sha256"]:
+                yield record["key"], {name: record[name] for name in columns}
+    except DarkroomError as error:
+        say(f"no scores carried over: {error}")

@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 from PIL import Image, ImageOps
 
@@ -63,8 +64,9 @@ def open_picture(data: bytes, name: str) -> Picture:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise RowError(f"image {name}: {opened.width} x {opened.height} pixels; at most {MAX_PIXELS}")
                 # An MPO is a camera's JPEG: the picture first, then a preview or a depth map of it.
-                if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
-                    raise RowError(f"image {name}: animated ({opened.n_frames} frames); give a single image")
+                frames = getattr(opened, "n_frames", 1)
+                if opened.format != "MPO" and frames > 1:
+                    raise RowError(f"image {name}: animated ({frames} frames); give a single image")
                 plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
                 upright = opened.getexif().get(0x0112, 1) == 1
                 opened.load()
@@ -78,7 +80,7 @@ def open_picture(data: bytes, name: str) -> Picture:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+    if image.mode == "F" or (image.mode == "I" and cast(tuple[int, int], image.getextrema())[1] > 65535):
         raise ValueError("32-bit pixels; give 8 or 16 bits a channel")
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value / 257).convert("L")

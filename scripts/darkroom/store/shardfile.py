@@ -7,7 +7,8 @@ them as pictures.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +143,41 @@ def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator
             yield from _plain(path, _table(path, file, group, columns))
 
 
-class RecordReader:
-    """Random access to the records of a shard file by position, keeping the row group read last."""
+class GroupCache:
+    """The row groups that were read last, of any files; most: how many are kept."""
 
-    def __init__(self, path: str | Path):
-        self.path = path
+    def __init__(self, most: int = 1):
+        self.most = most
+        self.tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def get(self, key: tuple[str, int], read: Callable[[], pa.Table]) -> pa.Table:
+        """The row group (file, number), which `read` reads where it is not kept."""
+        if key not in self.tables:
+            while len(self.tables) >= self.most:
+                self.tables.popitem(last=False)
+            self.tables[key] = read()
+        self.tables.move_to_end(key)
+        return self.tables[key]
+
+
+class RecordReader:
+    """Random access to the records of a shard file by position.
+
+    columns: those to read, None for all. groups: keeps what is read, for several readers of the same columns; by default each
+    keeps its last row group.
+    """
+
+    def __init__(self, path: str | Path, columns: list[str] | None = None, groups: GroupCache | None = None):
+        self.path, self.columns, self.groups = path, columns, groups or GroupCache()
         self.file = _opened(path)
         self.starts = [0]
         for group in range(self.file.num_row_groups):
             self.starts.append(self.starts[-1] + self.file.metadata.row_group(group).num_rows)
-        self.group, self.table = -1, None
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         group = next(g for g in range(len(self.starts)) if self.starts[g + 1] > position)
-        if group != self.group:
-            self.group, self.table = group, _table(self.path, self.file, group, None)
-        return _plain(self.path, self.table.slice(position - self.starts[group], 1))[0]
+        table = self.groups.get((str(self.path), group), lambda: _table(self.path, self.file, group, self.columns))
+        return _plain(self.path, table.slice(position - self.starts[group], 1))[0]
 
 
 def _opened(path: str | Path) -> pq.ParquetFile:

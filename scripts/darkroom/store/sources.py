@@ -1,39 +1,79 @@
-"""The images that requests start from."""
+"""The images that requests start from.
 
+A job looks at each of them three times: for its content and size, to make its edit, and to store it. The content is decoded for
+the first two alone: an image that is not stored as it came waits in the scratch folder as the PNG that it is stored as.
+"""
+
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import RowError
-from darkroom.store.images import open_picture, read_file
-from darkroom.store.shardfile import RecordReader, iter_records
+from darkroom.store.images import Picture, open_picture, read_file
+from darkroom.store.scratch import Scratch
+from darkroom.store.shardfile import GroupCache, RecordReader, iter_records
+
+_GROUPS = 4  # row groups held, of some 32 MB each: sources of neighbours often lie in a few
 
 
 class Sources:
     """The images that requests start from: the user's files, and images of this run in their shard files."""
 
-    def __init__(self, folder: Path, images: dict[str, Path]):
-        """folder: of the user's rows; images: image shards of this run, by name."""
-        self.folder = folder
-        self.readers = {name: RecordReader(path) for name, path in images.items()}
-        self.places: dict[tuple[str, int, int], tuple[str, int]] = {}
-        for name, path in images.items():
+    def __init__(self, folder: Path, images: list[Path], spool: Scratch | None = None):
+        """folder: of the user's rows; images: image shards of this run.
+
+        spool: where images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that
+        they are decoded again to be stored.
+        """
+        self.folder, self.spool = folder, spool
+        groups = GroupCache(_GROUPS)
+        self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in images}
+        self.places: dict[tuple[str, int, int], tuple[Path, int]] = {}
+        for path in images:
             for position, record in enumerate(iter_records(path, ["row", "item", "sample"])):
-                self.places[record["row"], record["item"], record["sample"]] = (name, position)
+                self.places[record["row"], record["item"], record["sample"]] = (path, position)
+        self.spooled: set[str] = set()
+        self.sound: set[str] = set()  # SHA-256 of contents that were decoded, and are stored as they are
+        self.last: tuple[dict[str, Any], Picture] | None = None
 
     def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
         """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason.
 
         sha256: what its content must be; a file that changes while the job runs must not be taken for what it was.
         """
-        picture = self._read(reference)
+        picture = self._read(reference, sha256)
         if sha256 and picture.sha256 != sha256:
-            raise RowError(f"image {source_name(reference)} changed while the job ran; run again")
+            raise _changed(reference)
         return picture
 
-    def _read(self, reference: dict[str, Any]) -> Any:
+    def stored(self, reference: dict[str, Any], sha256: str) -> bytes:
+        """What a shard file holds of an image that `read` found to have the content `sha256`."""
+        if self.spool and (data := self.spool.get(sha256)):
+            return data
+        content = self._content(reference)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise _changed(reference)
+        return content if sha256 in self.sound else self.read(reference, sha256).data
+
+    def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
+        if self.last and self.last[0] == reference:  # several edits of one image stand together
+            return self.last[1]
+        if sha256 and self.spool and (data := self.spool.get(sha256)):
+            picture = Picture(open_picture(data, source_name(reference)).image, sha256, data)
+        else:
+            content = self._content(reference)
+            picture = open_picture(content, source_name(reference))
+            if picture.data == content:
+                self.sound.add(picture.sha256)
+            elif self.spool:
+                self.spool.put(picture.sha256, picture.data)
+                self.spooled.add(picture.sha256)
+        self.last = (reference, picture)
+        return picture
+
+    def _content(self, reference: dict[str, Any]) -> bytes:
         if "path" in reference:
-            name = reference["path"]
-            return open_picture(read_file(str(self.folder / name), name), name)
+            return read_file(str(self.folder / reference["path"]), reference["path"])
         place = reference["row"], reference["item"], reference["sample"]
         if place not in self.places:
             raise RowError(f"source {source_name(reference)} is not among the images of this run")
@@ -41,9 +81,13 @@ class Sources:
         record = self.readers[shard][position]
         if record["image"] is None:
             raise RowError(f"source {source_name(reference)} was not made: {record['error']}")
-        return open_picture(record["image"]["bytes"], source_name(reference))
+        return record["image"]["bytes"]
 
 
 def source_name(reference: dict[str, Any]) -> str:
     """A source as a reader of the tables wants it: the file's path, or row/item/sample."""
     return reference.get("path") or f"{reference['row']}/{reference['item']}/{reference['sample']}"
+
+
+def _changed(reference: dict[str, Any]) -> RowError:
+    return RowError(f"image {source_name(reference)} changed while the job ran; run again")

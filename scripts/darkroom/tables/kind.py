@@ -2,69 +2,103 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import DarkroomError
-from darkroom.metrics.judge import SCORE_COLUMNS
+from darkroom.metrics.score import SCORE_COLUMNS
 from darkroom.plan.shards import Plan, rows_digest
 from darkroom.store.shardfile import EDITED_COLUMNS, check_digest, iter_records, read_meta
 
-# Columns of the final tables before the rubric's; those of edits alone are null for generated images.
+# Columns of the final tables before those of scores; those of edits alone are null for generated images.
 TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
     name: type_ for name, type_ in EDITED_COLUMNS.items() if type_ != "picture" and name != "fields"
 }
+_IMAGE_COLUMNS = [name for name in TABLE_COLUMNS if name not in ("kind", "shard")] + ["fields"]
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """Where the files of one kind lie.
+
+    Attributes:
+        rows: shard -> its rows (JSONL).
+        images: shard -> its images (Parquet).
+        scores: (metric, group) -> what the metric says of the images of a group of shards (Parquet).
+    """
+
+    rows: Callable[[str], Path]
+    images: Callable[[str], Path]
+    scores: Callable[[str, str], Path]
+
+    @classmethod
+    def below(cls, rows: Path, images: Path, scores: Path) -> "ShardFiles":
+        """Files named after their shard or group in folders: rows/{shard}.jsonl, scores/{metric}/{group}.parquet."""
+        return cls(
+            rows=lambda shard: rows / f"{shard}.jsonl",
+            images=lambda shard: images / f"{shard}.parquet",
+            scores=lambda metric, group: scores / metric / f"{group}.parquet",
+        )
 
 
 @dataclass
 class Kind:
-    """All shards of one kind: "images" (of the prompts) or "edited" (of the edits).
+    """All shards of one kind of picture: "images" (of the prompts), "edited" (of the edits), or what a stage makes of these.
 
-    image_digests: shard -> digest that is planned; groups: score file -> the shards it covers, and score_digests: the
-    digest that is planned for it; images and scores: folders of these files; prompts: the folder of the prompts files.
+    Attributes:
+        name: of the kind.
+        plan: the shards of its rows.
+        samples: images of each row, where the row does not say.
+        files: where its files lie.
+        image_digests: shard -> the digest that is planned for its images.
+        score_digests: metric -> group -> the digest that is planned for its scores; every metric that scores this kind.
+        groups: group -> the shards that are scored together, whose scores are in one file.
     """
 
     name: str
     plan: Plan
     samples: int
+    files: ShardFiles
     image_digests: dict[str, str]
-    score_digests: dict[str, str]
-    prompts: Path
-    images: Path
-    scores: Path
+    score_digests: dict[str, dict[str, str]]
     groups: dict[str, list[str]]
 
     def rows_file(self, shard: str) -> Path:
-        return self.prompts / f"{shard}.jsonl"
+        return self.files.rows(shard)
 
     def image_file(self, shard: str) -> Path:
-        return self.images / f"{shard}.parquet"
+        return self.files.images(shard)
 
-    def score_file(self, group: str) -> Path:
-        return self.scores / f"{group}.parquet"
+    def score_file(self, metric: str, group: str) -> Path:
+        return self.files.scores(metric, group)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that score this kind, in the order of their columns."""
+        return list(self.score_digests)
 
     def check(self) -> None:
         """Every shard file is there, was made for what is planned, and holds as many requests as its rows ask for."""
         for group, shards in self.groups.items():
             made = [check_digest(self.image_file(name), self.image_digests[name]) for name in shards]
             images = sum(meta["records"] for meta in made)
-            scores = check_digest(self.score_file(group), self.score_digests[group])["records"]
-            if images != scores:
-                raise DarkroomError(
-                    f"{self.score_file(group)}: {scores} scores for {images} images; delete it and run again"
-                )
+            for metric, digests in self.score_digests.items():
+                path = self.score_file(metric, group)
+                scores = check_digest(path, digests[group])["records"]
+                if images != scores:
+                    raise DarkroomError(f"{path}: {scores} scores for {images} images; delete it and run again")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """A record per request in the order of the rows: image columns without pictures, then scores."""
         for group, shards in self.groups.items():
-            scores = iter_records(self.score_file(group))
+            scores = self._scores(group)
             for shard in shards:
                 yield from self._joined(shard, scores, group)
 
     def group_of(self, shard: str) -> str:
-        """The name of the score file that covers a shard."""
+        """The name of the group that a shard is scored with."""
         return next(group for group, shards in self.groups.items() if shard in shards)
 
     def shard_records(self, shard: str) -> Iterator[dict[str, Any]]:
@@ -73,23 +107,31 @@ class Kind:
         shards = self.groups[group]
         before = shards[: shards.index(shard)]
         skipped = sum(read_meta(self.image_file(name))["records"] for name in before)
-        scores = iter_records(self.score_file(group))
-        yield from self._joined(shard, itertools.islice(scores, skipped, None), group)
+        scores = {metric: itertools.islice(found, skipped, None) for metric, found in self._scores(group).items()}
+        yield from self._joined(shard, scores, group)
 
-    def _joined(self, shard: str, scores: Iterator[dict[str, Any]], group: str) -> Iterator[dict[str, Any]]:
-        """The images of a shard with their scores, which come next in `scores`."""
-        columns = [c for c in TABLE_COLUMNS if c not in ("kind", "shard")] + ["fields"]
-        if self.name == "images":
-            columns = [c for c in columns if not c.startswith("source")]
-        for image in iter_records(self.image_file(shard), columns):
-            score = next(scores, {"image_key": None, "sha256": None})
-            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-                raise DarkroomError(
-                    f"{self.score_file(group)}: row {image['row']}: the scores are of another picture;"
-                    " delete it and run again"
-                )
-            kept = {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
-            yield {"kind": self.name, "shard": shard} | image | kept
+    def recipes(self, shard: str) -> dict[str, dict[str, Any]]:
+        """Metric -> the recipe of its scores of a shard."""
+        group = self.group_of(shard)
+        return {metric: read_meta(self.score_file(metric, group))["recipe"] for metric in self.score_digests}
+
+    def _scores(self, group: str) -> dict[str, Iterator[dict[str, Any]]]:
+        return {metric: iter_records(self.score_file(metric, group)) for metric in self.score_digests}
+
+    def _joined(self, shard: str, scores: dict[str, Iterator[dict[str, Any]]], group: str) -> Iterator[dict[str, Any]]:
+        """The images of a shard with their scores, which come next in each of `scores`."""
+        # Columns that this kind has not, such as those of a source, are not there to be read.
+        for image in iter_records(self.image_file(shard), _IMAGE_COLUMNS):
+            record = {"kind": self.name, "shard": shard} | image
+            for metric, found in scores.items():
+                score = next(found, {"image_key": None, "sha256": None})
+                if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                    raise DarkroomError(
+                        f"{self.score_file(metric, group)}: row {image['row']}: the scores are of another picture;"
+                        " delete it and run again"
+                    )
+                record |= {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
+            yield record
 
     def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""

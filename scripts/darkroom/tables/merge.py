@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
-from darkroom.metrics.rubric import Rubric
+from darkroom.metrics.base import Catalogue
 from darkroom.rows.labels import Labels
 from darkroom.store.shardfile import iter_records, packed_meta
 from darkroom.tables.kind import TABLE_COLUMNS, Kind
@@ -23,7 +23,7 @@ _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool":
 
 def merge_scores(
     kinds: list[Kind],
-    rubric: Rubric,
+    catalogue: Catalogue,
     select: dict[str, Any],
     parquet: Path,
     table: Path,
@@ -32,13 +32,14 @@ def merge_scores(
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
-    labels: what a person said of the images, for the column `label`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    catalogue: the columns of scores; labels: what a person said of the images, for the column `label`. Raises DarkroomError
+    where a shard is missing, stale, damaged or holds other counts than planned.
     """
     for kind in kinds:
         kind.check()
     columns = dict(TABLE_COLUMNS)
     for kind in kinds:
-        columns |= rubric.columns(kind.name)
+        columns |= catalogue.types(kind.name)
     columns |= {"selected": "bool", "label": "text"}
     fields = _field_columns(kinds, columns)
     schema = pa.schema(

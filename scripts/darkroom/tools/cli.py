@@ -17,6 +17,7 @@ import yaml
 
 from darkroom import __version__
 from darkroom.config import home
+from darkroom.config.load import read_config_file
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.runtime import job
 
@@ -106,23 +107,17 @@ def prune(arguments: Arguments) -> int:
 def replay(arguments: Arguments) -> int:
     """Make one image again from its own record and compare the pixels; exit code 1 where they differ."""
     from darkroom.jobs.devices import Devices
-    from darkroom.models.hub import local_section
     from darkroom.tools.replay import find_record
     from darkroom.tools.replay import replay as make_again
 
     workflow = _workflow(arguments, planned=True)
-
-    def open_engine(section: dict[str, Any], name: str) -> Any:
-        Devices().claim(section | {"gpus": 1}, name)
-        from darkroom.engines import diffusion  # torch and diffusers: only after the claim
-
-        return diffusion.open_engine(local_section(section, workflow.models.get(name)), name)
-
-    kinds = [kind for kind in workflow.plans if arguments.kind in (None, kind)]
-    wanted = arguments.key, arguments.row, arguments.item, arguments.sample
-    path, position = find_record(workflow.results(), kinds, *wanted)
+    stages = [stage for stage in workflow.plans if arguments.kind in (None, stage)]
+    files = [
+        Path(workflow.lineage.image_file(stage, shard)) for stage in stages for shard in workflow.plans[stage].names
+    ]
+    path, position = find_record(files, arguments.key, arguments.row, arguments.item, arguments.sample)
     try:
-        result = make_again(path, position, workflow.config, open_engine)
+        result = make_again(path, position, workflow.config, workflow.models, Devices())
     except RowError as error:
         raise DarkroomError(f"{path}: {error}") from error
     for name, (then, now) in result.versions.items():
@@ -155,7 +150,7 @@ def failures(arguments: Arguments) -> int:
 
 def summary(arguments: Arguments) -> int:
     """Print what the results hold: counts, scores, time, and where to look."""
-    from darkroom.views.summary import summary as text
+    from darkroom.tools.summary import summary as text
 
     print(text(_workflow(arguments, planned=True, unpinned=True)))
     return 0
@@ -181,23 +176,13 @@ def _workflow(arguments: Arguments, planned: bool = False, unpinned: bool = Fals
 def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
     """The config that `snakemake --configfile FILES --config SETTINGS` would use.
 
-    files: each is merged over those before it, section by section; without any, config/config.yaml of the repository.
-    settings: "key=value" with the value in YAML, merged over them. Raises DarkroomError.
+    files: each is merged over those before it, section by section.
+    settings: "key=value" with the value in YAML, merged over them. A config that names no rows goes over config/config.yaml of the repository, the
+    demonstration. Raises DarkroomError.
     """
     config: dict[str, Any] = {}
-    default = home() / "config/config.yaml"
-    if not files and not default.exists():
-        raise DarkroomError("name the config: --configfile FILE")
-    for file in files or [default]:
-        try:
-            given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise DarkroomError(f"{file}: {error.strerror}") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DarkroomError(f"{file}: {' '.join(str(error).split())}") from error
-        if not isinstance(given, dict):
-            raise DarkroomError(f"{file}: expected keys and values, as in config/config.yaml")
-        _merge(config, given)
+    for file in files:
+        _merge(config, read_config_file(file))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -206,15 +191,21 @@ def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
             _merge(config, {key: yaml.safe_load(value)})
         except yaml.YAMLError as error:
             raise DarkroomError(f"--config {setting}: {' '.join(str(error).split())}") from error
-    return config
+    if {"prompts", "edits"} & set(config):
+        return config
+    demonstration = home() / "config/config.yaml"
+    if not demonstration.exists():
+        raise DarkroomError("name the config: --configfile FILE")
+    return _merge(read_config_file(demonstration), config)
 
 
-def _merge(config: dict[str, Any], over: dict[str, Any]) -> None:
+def _merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
             _merge(config[key], value)
         else:
             config[key] = value
+    return config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -269,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--row", help="or its row id")
     command.add_argument("--item", type=int, default=0, help="with --row: which of its prompts (0)")
     command.add_argument("--sample", type=int, default=0, help="with --row: which sample (0)")
-    command.add_argument("--kind", choices=("images", "edited"), help="where to look; both unless told")
+    command.add_argument("--kind", metavar="STAGE", help="where to look, such as edited; everywhere unless told")
     command = add(failures)
     command.add_argument("--json", action="store_true", help="a JSON object per line, without the counts")
     add(summary)

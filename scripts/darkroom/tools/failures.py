@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from darkroom.errors import DarkroomError
-from darkroom.run.workflow import ROWS, Workflow
-from darkroom.store.shardfile import iter_records, read_meta
+from darkroom.run.workflow import Workflow
+from darkroom.store.manifest import read_manifest
+from darkroom.store.shardfile import iter_records
 from darkroom.views.report import general
 
 
@@ -44,26 +45,28 @@ def find_failures(workflow: Workflow) -> Iterator[Failure]:
 
     Files that will be made again, because they are stale or damaged, are passed over.
     """
-    for kind in workflow.plans:
-        yield from _rejected(workflow, kind)
-    for stage, _, path, planned in workflow.shard_files():
-        scores, _, kind_name = stage.rpartition("/")
-        try:
-            meta = read_meta(path) if path.exists() else {}
-            if meta.get("digest") != planned or not meta["failed"]:
+    for rows in workflow.row_plans:
+        yield from _rejected(workflow, rows)
+    for step in workflow.lineage.steps():
+        file = workflow.config[workflow.stage(step.stage).rows]
+        for shard in workflow.lineage.files(step):
+            manifest = read_manifest(shard.manifest)
+            if manifest is None or manifest["digest"] != shard.digest or not manifest["failed"]:
                 continue
-            file = workflow.config[ROWS[kind_name]]
-            for record in iter_records(path, None if scores else ["row", "item", "sample", "error"]):
-                for reason in _replies(record) if scores else [record["error"]]:
-                    if reason is not None:
-                        place = {name: record[name] for name in ("row", "item", "sample")}
-                        yield Failure(stage, file, reason, **place)
-        except DarkroomError:
-            continue
+            columns = ["row", "item", "sample", "error"] if step.metric is None else None
+            try:
+                for record in iter_records(shard.path, columns):
+                    for reason in [record["error"]] if step.metric is None else _replies(record):
+                        if reason is not None:
+                            yield Failure(
+                                step.name, file, reason, None, record["row"], record["item"], record["sample"]
+                            )
+            except DarkroomError:
+                continue
 
 
-def _rejected(workflow: Workflow, kind: str) -> Iterator[Failure]:
-    rows, plan = ROWS[kind], workflow.plans[kind]
+def _rejected(workflow: Workflow, rows: str) -> Iterator[Failure]:
+    plan = workflow.row_plans[rows]
     for shard in plan.shards.values():
         for line in map(json.loads, plan.read(shard.name).splitlines() if shard.rejected else ()):
             if "rejected" in line:

@@ -1,28 +1,30 @@
 """What a run would do before it is started: shards missing and stale, requests to make, and the time they take.
 
-Requests are compared by their keys with what lies in old shard files and scratch folders, exactly as the jobs do it; the
-time comes from what earlier jobs of the same results folder recorded (`darkroom.jobs.history`).
+Whether a result can be taken over is asked of `store.carry`, as the jobs do; the time comes from what earlier jobs of the same
+results folder recorded (`jobs.history`).
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from darkroom.engines.work import ShardJob
-from darkroom.errors import DarkroomError, RowError
+from darkroom.errors import RowError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
-from darkroom.make import identify, read_requests
-from darkroom.metrics.judge import old_score_files, read_journal, score_key
-from darkroom.run.workflow import ROWS, SECTIONS, Workflow
-from darkroom.store.carry import old_shard_files
-from darkroom.store.scratch import Scratch
+from darkroom.make import identify
+from darkroom.metrics.score import score_key
+from darkroom.run.jobs import Kept, requests_of, shard_job
+from darkroom.run.lineage import File, Step
+from darkroom.run.workflow import Workflow
+from darkroom.store.carry import find_images, find_scores, waiting_images
 from darkroom.store.shardfile import iter_records
 from darkroom.store.sources import Sources, source_name
 
 Place = tuple[str, int, int]  # row, item, sample
+_BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "width", "height"]
 
 
 @dataclass
@@ -48,86 +50,72 @@ class StageForecast:
 
 
 @dataclass
-class _State:
+class _Planned:
     """What is known on the way.
 
-    outdated: files that will be made anew; wanted: images of the prompts that edits start from, and pictures: the record
-    of each, as its shard file will have it.
+    wanted: by stage, images that others start from, and pictures: by stage, the record of each, as its shard file will have it.
+    remade: by path, the records of shards that will be made again, as their files will have them; the `sha256` of an image that is
+    to be made is None.
     """
 
-    outdated: set[Path]
-    wanted: set[Place]
-    pictures: dict[Place, dict[str, Any]] = field(default_factory=dict)
-
-    def count(self, stage: StageForecast, path: Path, inputs: list[Path]) -> bool:
-        """Count a shard of a stage, and say whether its job runs; it does, too, where an input has to come back first."""
-        stage.shards += 1
-        missing = not path.exists()
-        stale = path in self.outdated or not all(file.exists() for file in inputs)
-        stage.missing, stage.stale = stage.missing + missing, stage.stale + (stale and not missing)
-        return missing or stale
+    wanted: dict[str, set[Place]]
+    pictures: dict[str, dict[Place, dict[str, Any]]] = field(default_factory=dict)
+    remade: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def forecast(workflow: Workflow) -> list[StageForecast]:
-    """The forecast of every stage that runs a model, in the order they run."""
-    outdated = set(workflow.outdated_files())
-    if workflow.config["retry_failed"]:
-        outdated |= set(workflow.failed_files())
-    edits = workflow.plans.get("edited")
-    references = [r for shard in edits.shards.values() for r in shard.references] if edits else []
-    state = _State(outdated, {(row, item, sample) for row, item, sample, *_ in references})
-    stages: list[StageForecast] = []
-    for kind in workflow.plans:
-        images, scores = StageForecast(kind), StageForecast(f"scores/{kind}")
-        for group, shards in workflow.groups[kind].members.items():
-            records = {shard: _image_shard(workflow, kind, shard, images, state) for shard in shards}
-            _score_group(workflow, kind, group, scores, state, records)
-        stages += [images, scores]
-    for stage in stages:
-        section = SECTIONS.get(stage.name, "judge")
-        stage.gpus = 0 if workflow.config[section]["device"] == "cpu" else workflow.config[section]["gpus"]
-        workers = max(stage.gpus, 1) if stage.name in SECTIONS else 0  # the judge's GPUs work on each request together
-        pace = speed(list(read_records(workflow.record_folder(stage.name))), workers)
-        if stage.to_make == 0:
-            stage.seconds = 0.0
-        elif pace:
-            stage.seconds = stage.jobs * pace[0] + stage.to_make * pace[1]
-    return stages
+    """The forecast of every step that runs a model, in the order they run."""
+    wanted: dict[str, set[Place]] = {}
+    for stage in workflow.stages:
+        if stage.reads and not stage.every:
+            plan = workflow.plans[stage.name]
+            references = (reference for shard in plan.names for reference in plan.references(shard))
+            wanted.setdefault(stage.reads, set()).update(reference[:3] for reference in references)
+    planned = _Planned(wanted)
+    return [_step(workflow, step, planned) for step in workflow.lineage.steps()]
+
+
+def _step(workflow: Workflow, step: Step, planned: _Planned) -> StageForecast:
+    told, kept = StageForecast(step.name), Kept(workflow, step)
+    for file in workflow.lineage.files(step):
+        told.shards += 1
+        missing = not os.path.exists(file.path) or not os.path.exists(file.manifest)
+        # A job runs, too, where an input comes back first.
+        again = file.path in workflow.state.again or any(
+            path in planned.remade or not os.path.exists(path) for path in file.inputs
+        )
+        told.missing, told.stale = told.missing + missing, told.stale + (again and not missing)
+        if step.metric is not None:
+            if missing or again:
+                _score_group(workflow, step, file, told, kept, planned)
+        elif missing or again:
+            planned.remade[file.path] = records = _image_shard(workflow, step, file, told, kept, planned)
+            _keep(planned, step.stage, records)
+        else:
+            _keep(planned, step.stage, iter_records(file.path, _BRIEF) if planned.wanted.get(step.stage) else ())
+    told.gpus = workflow.gpus(step)
+    workers = max(told.gpus, 1) if step.metric is None else 0  # a metric's GPUs work on each request together
+    pace = speed(list(read_records(workflow.history_folder(step))), workers)
+    if told.to_make == 0:
+        told.seconds = 0.0
+    elif pace:
+        told.seconds = told.jobs * pace[0] + told.to_make * pace[1]
+    return told
 
 
 def _image_shard(
-    workflow: Workflow, kind: str, shard: str, stage: StageForecast, state: _State
-) -> list[dict[str, Any]] | None:
-    """Count a shard of images; its records as the file will have them, None where its file stays as it is.
-
-    The `sha256` of an image that is to be made is None.
-    """
-    path = workflow.results(kind, f"{shard}.parquet")
-    inputs = [workflow.results(ROWS[kind], f"{shard}.jsonl")]
-    if kind == "edited":
-        inputs += [workflow.results("images", f"{name}.parquet") for name in workflow.source_shards(shard)]
-    if not state.count(stage, path, inputs):
-        if kind == "images":
-            _keep(state, iter_records(path, _BRIEF) if state.wanted else ())
-        return None
-    config, section = workflow.config, workflow.config[SECTIONS[kind]]
-    folder = Path(config[ROWS[kind]]).absolute().parent
-    scratch = Scratch(workflow.results(".darkroom", "scratch", kind, shard))
-    planned = ShardJob(SECTIONS[kind], section, workflow.recipes[kind], "", folder, path.parent, scratch)
-    requests = read_requests(workflow.plans[kind].read(shard), section, config["seed"], config["samples_per_prompt"])
+    workflow: Workflow, step: Step, file: File, told: StageForecast, kept: Kept, planned: _Planned
+) -> list[dict[str, Any]]:
+    """Count the requests of a shard of images; its records as the file will have them."""
+    stage = workflow.stage(step.stage)
+    job = shard_job(workflow, step.stage, file.name)
+    requests = requests_of(workflow, step.stage, workflow.plans[step.stage].read(file.name))
     failures: dict[int, str] = {}
-    sources = _PlannedSources(planned, state.pictures)
-    identify(requests, planned, sources, failures)
-    have: dict[str, str] = {}
-    for file in old_shard_files(workflow.plans[kind], shard, path.parent):
-        left = scratch.of_shard(file.stem)
-        if left.folder.exists():
-            have |= {r.key: hashlib.sha256(left.get(r.key)).hexdigest() for r in requests if left.has(r.key)}
-        try:
-            old = iter_records(file, ["key", "origin", "error", "sha256"]) if file.exists() else ()
-            have = {r["key"]: r["sha256"] for r in old if r["error"] is None and r["origin"] != "given"} | have
-        except DarkroomError:
-            continue  # damaged: nothing is carried over from it
+    sources = _PlannedSources(job.folder, _pictures(workflow, file, planned, stage.reads))
+    identify(requests, job, sources, failures)
+    wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
+    have = waiting_images(wanted, kept.scratch(file.name), kept.shards([file.name]))
+    have |= {key: place.sha256 for key, place in find_images(wanted, kept.image_files(file.name)).items()}
     records, new = [], set()
     for place, request in enumerate(requests):
         record = {
@@ -144,33 +132,39 @@ def _image_shard(
             new.add(request.key)
         records.append(record)
     given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
-    stage.to_make += len(new)
-    stage.carried += len(requests) - len(failures) - given - len(new)
-    if kind == "images":
-        _keep(state, records)
+    told.to_make += len(new)
+    told.carried += len(requests) - len(failures) - given - len(new)
     return records
 
 
-_BRIEF = ["key", "row", "item", "sample", "sha256", "error", "width", "height"]
+def _pictures(workflow: Workflow, file: File, planned: _Planned, reads: str | None) -> dict[Place, dict[str, Any]]:
+    """The records of the images that a shard starts from: those that rows name, or all of the shard's files."""
+    if reads is None or reads in planned.pictures:
+        return planned.pictures.get(reads or "", {})
+    records = (record for path in file.inputs for record in planned.remade.get(path) or iter_records(path, _BRIEF))
+    return {(record["row"], record["item"], record["sample"]): record for record in records}
 
 
-def _keep(state: _State, records: Any) -> None:
+def _keep(planned: _Planned, stage: str, records: Any) -> None:
+    if not (wanted := planned.wanted.get(stage)):
+        return
+    pictures = planned.pictures.setdefault(stage, {})
     for record in records:
         place = record["row"], record["item"], record["sample"]
-        if place in state.wanted:
-            state.pictures[place] = record
+        if place in wanted:
+            pictures[place] = record
 
 
 class _PlannedSources(Sources):
     """Sources that may not be there yet: an image that is to be made has its key for its content."""
 
-    def __init__(self, job: ShardJob, pictures: dict[Place, dict[str, Any]]):
-        super().__init__(job.folder, job.images)
+    def __init__(self, folder: Path, pictures: dict[Place, dict[str, Any]]):
+        super().__init__(folder, [])
         self.pictures = pictures
 
-    def _read(self, reference: dict[str, Any]) -> Any:
+    def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
         if "path" in reference:
-            return super()._read(reference)
+            return super()._read(reference, sha256)
         record = self.pictures.get((reference["row"], reference["item"], reference["sample"]))
         if record is None or record["error"] is not None:
             raise RowError(f"source {source_name(reference)} was not made")
@@ -180,44 +174,29 @@ class _PlannedSources(Sources):
 
 
 def _score_group(
-    workflow: Workflow,
-    kind: str,
-    group: str,
-    stage: StageForecast,
-    state: _State,
-    shards: dict[str, list[dict[str, Any]] | None],
+    workflow: Workflow, step: Step, file: File, told: StageForecast, kept: Kept, planned: _Planned
 ) -> None:
-    path = workflow.results("scores", kind, f"{group}.parquet")
-    images = {shard: workflow.results(kind, f"{shard}.parquet") for shard in shards}
-    if not state.count(stage, path, list(images.values())):
-        return
-    columns = ["key", "prompt", "sha256", "error"] + (["source_sha256"] if kind == "edited" else [])
-    records = [
-        record
-        for shard, there in shards.items()
-        for record in (iter_records(images[shard], columns) if there is None else there)
-    ]
-    known: set[str] = set(read_journal(workflow.score_journal(kind, group)))
-    errors = [f"{question.name}_error" for question in workflow.rubric.questions[kind]]
-    retry = workflow.config["retry_failed"]
-    for old in old_score_files(workflow.plans[kind], workflow.groups[kind], group, path.parent):
-        try:
-            for record in iter_records(old) if old.exists() else ():
-                if record["sha256"] and not (retry and any(record.get(name) for name in errors)):
-                    known.add(record["key"])
-        except DarkroomError:
-            continue  # damaged: nothing is carried over from it
+    """Count the images of a group of shards that are to be scored."""
+    columns = ["key", "prompt", "sha256", "error"]
+    columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
+    made = workflow.metric(step.metric or "").columns(step.stage)
+    reasons = [column.name for column in made if column.role == "error"]
+    old_files, journals = kept.score_files(file.name)
+    retry, recipe = workflow.config["retry_failed"], workflow.lineage.metrics[step.metric or ""][step.stage]
+    known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
     new, sound = set(), 0
-    for record in records:
-        if record["error"] is not None:
-            continue
-        sound += 1
-        about = {name: record[name] for name in columns if name in record}
-        about["sha256"] = record["sha256"] or record["key"]
-        if (key := score_key(workflow.recipes["judge"], about)) not in known:
-            new.add(key)
-    stage.to_make += len(new)
-    stage.carried += sound - len(new)
+    for path in file.inputs:
+        records = planned.remade[path] if path in planned.remade else iter_records(path, columns)
+        for record in records:
+            if record["error"] is not None:
+                continue
+            sound += 1
+            about = {name: record[name] for name in columns if name in record}
+            about["sha256"] = record["sha256"] or record["key"]
+            if (key := score_key(recipe, about)) not in known:
+                new.add(key)
+    told.to_make += len(new)
+    told.carried += sound - len(new)
 
 
 def table(stages: list[StageForecast]) -> str:

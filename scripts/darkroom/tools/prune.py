@@ -1,38 +1,108 @@
-"""Find, and remove, what lies in a results folder and is no longer planned: shards of rows that were edited or deleted."""
+"""Find what lies in a results folder and is no longer planned: files of other recipes, and of rows that were edited or deleted.
 
+They stay until someone removes them, for going back to an earlier setting then makes nothing again. So whoever starts a run is
+told how much they hold.
+"""
+
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
-from darkroom.files import meant
+from darkroom.files import size_of, target_of
 from darkroom.plan.shards import SHARD_NAME
-from darkroom.run.workflow import ROWS, RULES, Workflow
+from darkroom.run.workflow import Workflow
+
+_FILE = re.compile(rf"({SHARD_NAME.pattern})-[0-9a-f]{{8}}\.(jsonl|parquet|manifest|js|log|tsv|refused)")
+_NAMED = re.compile(rf"({SHARD_NAME.pattern})(\.jsonl)?")
+
+
+def superseded_files(workflow: Workflow) -> Iterator[Path]:
+    """Files and folders of shards that are not planned, with what jobs left of them; of the config's stages alone.
+
+    The user may keep files of his own beside ours: only names that the workflow gives are looked at.
+    """
+    lineage, results = workflow.lineage, workflow.results
+    rows = {name for stems in lineage.stems.values() for name in stems.values()}
+    for kind in lineage.plans:
+        yield from _left(results(kind), rows, depth=0)
+        for top in ("logs", "benchmarks"):
+            yield from _left(results(top, f"shard_{kind}"), rows, depth=0)
+    for step in lineage.steps():
+        files = list(lineage.files(step))
+        planned = {_stem(file.path) for file in files}
+        names = {file.name for file in files}
+        yield from _left(results(step.name), planned, depth=1)
+        for folder in (
+            (workflow.job_log(step, files[0].path).parents[1], workflow.history_folder(step)) if files else ()
+        ):
+            yield from _left(folder, planned, depth=1)
+        yield from _named(workflow.history_folder(step), names)
+        yield from _named(workflow.scratch_folder(step), names)
+    shown: dict[str, set[str]] = {stage.name: set() for stage in workflow.stages}
+    for stage, _, path in workflow.gallery_files():
+        shown[stage].add(_stem(path))
+    for stage, planned in shown.items() if workflow.gallery else ():
+        yield from _left(results("gallery", stage), planned, depth=1)
+        for top in ("logs", "benchmarks"):
+            yield from _left(results(top, "gallery_shard", stage), planned, depth=1)
+        yield from _packs(workflow, stage)
+
+
+def superseded_bytes(workflow: Workflow) -> int:
+    """How much they hold."""
+    return sum(map(size_of, superseded_files(workflow)))
 
 
 def unplanned_files(workflow: Workflow) -> list[Path]:
-    """Files and scratch folders of shards that are not planned, with their logs and benchmarks; of the config's kinds alone.
+    """The files and folders that `prune` removes.
 
     Raises DarkroomError while a planned shard is missing or stale: it may still take images over from them.
     """
-    outdated = set(workflow.outdated_files())
-    waiting = sum(not path.exists() or path in outdated for _, _, path, _ in workflow.shard_files())
+    waiting = sum(1 for step in workflow.lineage.steps() for _ in workflow.wanted(step))
     if waiting:
         raise DarkroomError(
             f"{waiting} shard files are missing or stale and may take images over; run snakemake first, then prune"
         )
-    found: list[Path] = []
-    for kind, plan in workflow.plans.items():
-        stages = ((kind, plan.shards, (f"shard_{ROWS[kind]}", RULES[kind])),)
-        stages += ((f"gallery/{kind}", plan.shards, (f"gallery_shard/{kind}",)),)
-        stages += ((f"scores/{kind}", workflow.groups[kind].members, (f"score_images/{kind}",)),)
-        for stage, planned, rules in stages:
-            folders = {ROWS[kind]: (".jsonl",)} if stage == kind else {}
-            endings = ("", ".js") if stage.startswith("gallery/") else (".parquet",)
-            folders |= {stage: endings, f".darkroom/scratch/{stage}": ("", ".jsonl")}
-            folders |= {f"{top}/{rule}": (".log", ".tsv", ".jsonl") for top in ("logs", "benchmarks") for rule in rules}
-            for folder, suffixes in folders.items():
-                for path in workflow.results(folder).glob("*"):
-                    file = meant(path)
-                    # The user may keep files of his own beside ours.
-                    if file.suffix in suffixes and SHARD_NAME.fullmatch(file.stem) and file.stem not in planned:
-                        found.append(path)
-    return sorted(found)
+    return sorted(superseded_files(workflow))
+
+
+def _stem(path: str) -> str:
+    """What tells one of the files of a step from the others: its recipe and its name."""
+    file = Path(path)
+    return f"{file.parent.name}/{file.stem}"
+
+
+def _left(folder: Path, planned: set[str], depth: int) -> Iterator[Path]:
+    """Our files below `folder` that are not planned; depth: 1 where a folder for each recipe lies between."""
+    for path in folder.glob("*/*" if depth else "*"):
+        file = target_of(path)
+        stem = f"{file.parent.name}/{file.stem}" if depth else file.stem
+        if _FILE.fullmatch(file.name) and stem not in planned:
+            yield path
+
+
+def _named(folder: Path, planned: set[str]) -> Iterator[Path]:
+    """Scratch folders, journals and records of shards that are not planned."""
+    for path in folder.glob("*"):
+        if (found := _NAMED.fullmatch(path.name)) and found[1] not in planned:
+            yield path
+
+
+def _packs(workflow: Workflow, stage: str) -> Iterator[Path]:
+    """Packs of the gallery that no planned file names."""
+    from darkroom.views.gallery import packs_folder, read_head
+
+    wanted: dict[Path, set[str]] = {}
+    for kind, shard, path in workflow.gallery_files():
+        if kind == stage and Path(path).exists():
+            wanted[packs_folder(Path(path), shard)] = set(read_head(path).get("packs", ()))
+    for folder in workflow.results("gallery", stage).glob("*"):
+        if not SHARD_NAME.fullmatch(folder.name):
+            continue
+        if folder not in wanted:
+            yield folder
+            continue
+        for path in folder.glob("*"):
+            if target_of(path).name not in wanted[folder]:
+                yield path

@@ -1,27 +1,23 @@
 """Make an image again from the record of it in a shard, and compare the pixels."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from darkroom.config.options import options_of
-from darkroom.engines.work import batch_arrays, finish_image
+from darkroom import engines
+from darkroom.config.options import check_family, options_of
+from darkroom.engines.base import Failure
 from darkroom.errors import DarkroomError
+from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import device_kind, versions
-from darkroom.models.identity import model_identity
+from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION
 from darkroom.plan.requests import Request
-from darkroom.plan.shards import load_plan
-from darkroom.run.workflow import ROWS
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records, read_meta
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from darkroom.engines.diffusion import Engine
 
 STAGES = {"generate_images": "generate", "edit_images": "edit"}
 
@@ -43,34 +39,33 @@ class Comparison:
         return self.pixels == 0
 
 
-def find_record(
-    results: Path, kinds: list[str], key: str | None, row: str | None, item: int, sample: int
-) -> tuple[Path, int]:
+def find_record(files: Iterable[Path], key: str | None, row: str | None, item: int, sample: int) -> tuple[Path, int]:
     """(shard file, position) of an image that is planned, by its key or by row id, item and sample.
 
-    kinds: "images" and "edited", those to look in. Raises DarkroomError where there is none.
+    files: the shard files to look in. Raises DarkroomError where there is none.
     """
-    plans = {kind: load_plan(results, ROWS[kind]) for kind in kinds}
-    for path in (results / kind / f"{name}.parquet" for kind, plan in plans.items() for name in plan.names):
+    for path in files:
         if not path.exists():
             continue
         for position, record in enumerate(iter_records(path, ["key", "row", "item", "sample"])):
             if record["key"] == key or (record["row"], record["item"], record["sample"]) == (row, item, sample):
                 return path, position
     what = f"key {key}" if key else f"row {row}, item {item}, sample {sample}"
-    raise DarkroomError(f"{results}: no image with {what} among the {' and '.join(kinds)} that are planned")
+    raise DarkroomError(f"no image with {what} among those that are planned")
 
 
 def replay(
     path: Path,
     position: int,
-    sections: dict[str, dict[str, Any]],
-    open_engine: "Callable[[dict[str, Any], str], Engine]",
+    sections: Mapping[str, Any],
+    models: Mapping[str, HubModel] | None = None,
+    devices: Devices | None = None,
 ) -> Comparison:
     """Make the image at `position` of a shard file again and compare it with the one that is stored.
 
     sections: `generate` and `edit` of the config, for where the model lies and the device; all that decides the pixels comes
-    from the shard file. Raises DarkroomError where there is nothing to make or the model is another.
+    from the shard file. models: those of the hub, by section; devices: from which the one for it is claimed. Raises DarkroomError
+    where there is nothing to make, the model is another, or it does not make the same twice.
     """
     meta, record = read_meta(path), RecordReader(path)[position]
     if record["origin"] == "given":
@@ -80,9 +75,13 @@ def replay(
     recipe, name = meta["recipe"], STAGES[meta["rule"]]
     if recipe["version"] != IMAGE_RECIPE_VERSION:
         raise DarkroomError(f"{path}: made by recipe version {recipe['version']}; this is {IMAGE_RECIPE_VERSION}")
-    taken = ("family", "dtype", "max_sequence_length")
-    section = sections[name] | {key: recipe[key] for key in taken} | options_of(recipe) | {"batch_size": 1}
-    if (identity := model_identity(section)) != recipe["model"]:
+    kind = engines.family(recipe["family"], f"{path}: family")
+    if not kind.repeats:
+        raise DarkroomError(f"{path}: family {kind.name} does not make the same image twice")
+    taken = {key: recipe[key] for key in ("family", *kind.recipe_keys)}
+    section = sections[name] | taken | options_of(recipe) | {"batch_size": 1, "gpus": 1}
+    check_family(section, name)
+    if (identity := kind.model_identity(section)) != recipe["model"]:
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
     names = (
         "row",
@@ -98,14 +97,15 @@ def replay(
         "true_cfg",
     )
     request = Request(**{key: record[key] for key in names}, source=None, given=None, user_row={}, key=record["key"])
-    engine = open_engine(section, name)
+    if devices and kind.local:
+        devices.claim(section, name)  # before the engine's libraries are imported
+    engine = engines.open_engine(local_section(section, (models or {}).get(name)), name)
     engine.prepare([request])
     size = engine.work_size(request.width, request.height)
     source = open_picture(record["source"]["bytes"], record["source_name"]).image if name == "edit" else None
-    array = batch_arrays(engine, [request], size, [source] if source else None)[0]
-    image = finish_image(array, (request.width, request.height), engine.edits)
-    if isinstance(image, str):
-        raise DarkroomError(f"{path}: row {record['row']}: {image}")
+    ((_, image),) = engine.make([request], size, [source] if source else None)
+    if isinstance(image, Failure):
+        raise DarkroomError(f"{path}: row {record['row']}: {image.reason}")
     stored = np.asarray(open_picture(record["image"]["bytes"], record["key"]).image, np.int16)
     difference = np.abs(np.asarray(image, np.int16) - stored)
     then = meta["versions"] | {"device": meta["device"]}

@@ -6,20 +6,23 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError, RowError
 from darkroom.exports import SUMS
 from darkroom.exports.base import wrong_files
-from darkroom.make import read_requests
+from darkroom.metrics.rubric import JUDGE
 from darkroom.plan.requests import request_key
-from darkroom.run.workflow import SECTIONS, Workflow
+from darkroom.run.jobs import contents, requests_of
+from darkroom.run.workflow import Workflow
 from darkroom.store.images import open_picture
+from darkroom.store.manifest import manifest_path, read_manifest
 from darkroom.store.shardfile import check_digest, iter_records
 from darkroom.tables.kind import Kind
 from darkroom.tables.merge import merge_scores, write_rejected
-from darkroom.views.gallery import check_packs, read_head
+from darkroom.views.gallery import check_packs, packs_folder, read_head
 
 
 @dataclass
@@ -63,7 +66,7 @@ def _rows(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterato
     if not path.exists():
         yield f"{path}: no such file; run snakemake again"
         return
-    workflow.shard_rows(kind.name, shard, path)
+    workflow.shard_rows(workflow.stage(kind.name).rows, shard, path)
     report.add(f"{kind.name} rows", planned.rows)
     report.add(f"{kind.name} rejected rows", planned.rejected)
 
@@ -73,8 +76,9 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
     meta = check_digest(path, kind.image_digests[shard])
     if meta["recipe"] != workflow.recipes[kind.name]:
         yield f"{path}: its recipe is not the one that is planned; delete it and run again"
-    section, recipe = workflow.config[SECTIONS[kind.name]], workflow.recipes[kind.name]
-    requests = read_requests(kind.plan.read(shard), section, workflow.config["seed"], kind.samples)
+    recipe = workflow.recipes[kind.name]
+    requests = requests_of(workflow, kind.name, kind.plan.read(shard))
+    yield from _manifest(path, meta)
     number = 0
     for number, record in enumerate(iter_records(path), 1):
         where = f"{path}: row {record['row']}, item {record['item']}, sample {record['sample']}"
@@ -111,26 +115,36 @@ def _images(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Itera
 
 
 def _scores(workflow: Workflow, kind: Kind, group: str, report: Report) -> Iterator[str]:
-    path = kind.score_file(group)
-    check_digest(path, kind.score_digests[group])
-    columns = ["key", "row", "sha256", "error"]
-    images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
-    scores = list(iter_records(path))
-    for image, score in zip(images, scores, strict=False):
-        if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-            yield f"{path}: row {image['row']}: the scores are of another picture"
-        report.add(f"{kind.name} scored", image["error"] is None)
     planned = workflow.score_requests(kind.name, group)
-    if len(scores) != planned:
-        yield f"{path}: {len(scores)} scores where {planned} requests are planned"
+    for metric, digests in kind.score_digests.items():
+        path, counted = kind.score_file(metric, group), "scored" if metric == JUDGE else f"scored by {metric}"
+        yield from _manifest(path, check_digest(path, digests[group]))
+        columns = ["key", "row", "sha256", "error"]
+        images = (i for shard in kind.groups[group] for i in iter_records(kind.image_file(shard), columns))
+        scores = list(iter_records(path))
+        for image, score in zip(images, scores, strict=False):
+            if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
+                yield f"{path}: row {image['row']}: the scores are of another picture"
+            report.add(f"{kind.name} {counted}", image["error"] is None)
+        if len(scores) != planned:
+            yield f"{path}: {len(scores)} scores where {planned} requests are planned"
+
+
+def _manifest(path: Path, meta: dict[str, Any]) -> Iterator[str]:
+    """A shard's manifest is there, and says what the shard itself says."""
+    manifest = read_manifest(manifest_path(path))
+    if manifest is None:
+        yield f"{manifest_path(path)}: missing or damaged; delete {path} and run snakemake again"
+    elif any(manifest[name] != meta[name] for name in ("digest", "records", "failed")):
+        yield f"{manifest_path(path)}: not that of {path.name}; delete both and run snakemake again"
 
 
 def _gallery(workflow: Workflow, kind: Kind, shard: str, report: Report) -> Iterator[str]:
-    path = workflow.results("gallery", kind.name, f"{shard}.js")
+    path = Path(workflow.lineage.gallery_file(kind.name, shard))
     head = read_head(path)
-    if head["digest"] != workflow.gallery_digests[kind.name][shard]:
-        yield f"{path}: stale; run snakemake again"
-    yield from check_packs(path, head)
+    if head.get("made_from") != contents(workflow.gallery_inputs(kind.name, shard)):
+        yield f"{path}: not of the pictures and scores that are there; delete it and run snakemake again"
+    yield from check_packs(packs_folder(path, shard), head)
     report.add(f"{kind.name} in the gallery", head["records"])
 
 
@@ -139,11 +153,11 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     if report.problems:
         yield "the tables were not compared with the shards, for the shards are not in order"
         return
-    meta = {"digest": workflow.merge_digest, "failures": workflow.failures_digest()}
+    meta = workflow.tables_meta()
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()
-        merge_scores(workflow.kinds(), workflow.rubric, workflow.config["select"], new[0], new[1], meta, labels)
+        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config["select"], new[0], new[1], meta, labels)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkroom.config import home
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
 from darkroom.run.events import Events, events_file
+from darkroom.run.lineage import Step
 from darkroom.run.workflow import Workflow
+from darkroom.store.journal import read_journal
+from darkroom.store.manifest import manifest_path, read_manifest
 
 QUIET = 900  # seconds without a word after which a run on another host is taken for dead
 _TAIL = 16_384
@@ -108,10 +110,9 @@ class State:
 class _Job:
     """A shard file that is to be there: the job that makes it, and what is known of it."""
 
-    stage: str
+    step: Step
     name: str
     path: Path
-    digest: str
     log: Path
     log_name: str  # relative to the results folder, as events name it
     images: int
@@ -129,20 +130,19 @@ class Watch:
         self.workflow = workflow
         self.run: dict[str, Any] | None = read_run(workflow.results())
         self.started = self.run["started"] if self.run else 0.0
-        outdated = set(workflow.outdated_files())
-        if self.run and self.run["config"]["retry_failed"]:
-            outdated |= {path for path in workflow.failed_files() if path.stat().st_mtime < self.started}
         self.jobs: dict[str, list[_Job]] = {}
-        for stage, name, path, planned in workflow.shard_files():
-            prefix, _, kind = stage.rpartition("/")
-            images = workflow.score_requests(kind, name) if prefix else workflow.requests(kind, name)
-            log = workflow.job_log(stage, name)
-            job = _Job(stage, name, path, planned, log, str(log.relative_to(workflow.results())), images)
-            if path in outdated:
-                job.stale = path.stat().st_mtime_ns
-            self.jobs.setdefault(stage, []).append(job)
+        for step in workflow.lineage.steps():
+            for file in workflow.lineage.files(step):
+                path, images = Path(file.path), workflow.step_requests(step, file.name)
+                log = workflow.job_log(step, file.path)
+                job = _Job(step, file.name, path, log, str(log.relative_to(workflow.results())), images)
+                if file.path in workflow.state.again and (made := _time_ns(path)) / 1e9 < self.started:
+                    job.stale = made
+                self.jobs.setdefault(step.name, []).append(job)
         self.events = Events(workflow.results())
-        self.records = {stage: list(read_records(self.workflow.record_folder(stage))) for stage in self.jobs}
+        self.records = {
+            stage: list(read_records(self.workflow.history_folder(jobs[0].step))) for stage, jobs in self.jobs.items()
+        }
         self.first = True
 
     @property
@@ -161,27 +161,28 @@ class Watch:
             if log not in shards:
                 told = _error(self.workflow.results(log)) or failure.message or _KILLED
                 errors.append((failure.time, failure.rule, told))
-        self.workflow.notes.save()
         self.first = False
-        table = self.workflow.notes.of(self.workflow.results("scores.parquet"))
-        tables = bool(table) and table["digest"] == self.workflow.merge_digest
-        return State(alive, self.run, stages, tables, sorted(errors))
+        tables = self.workflow.tables
+        made = read_manifest(tables.made)
+        current = made is not None and made["digest"] == tables.digest and all(map(os.path.exists, tables.files))
+        return State(alive, self.run, stages, current, sorted(errors))
 
     def _look(self, name: str, jobs: list[_Job], alive: bool, errors: list[tuple[float, str, str]]) -> StageState:
         stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
-        files, logs = _names(jobs[0].path.parent), _names(jobs[0].log.parent)
-        scratch = _names(self._scratch(name))
+        files = {folder: _names(folder) for folder in {job.path.parent for job in jobs}}
+        logs = {folder: _names(folder) for folder in {job.log.parent for job in jobs}}
+        scratch = _names(self.workflow.scratch_folder(jobs[0].step))
         rates, waiting = [], 0
         for job in jobs:
-            if not job.done and job.path.name in files and self._is_made(job):
+            if not job.done and manifest_path(job.path).name in files[job.path.parent] and self._is_made(job):
                 job.done = True
                 if not self.first:
-                    self.records[name] += list(read_records(self.workflow.record_folder(name), job.name))[-1:]
+                    self.records[name] += list(read_records(self.workflow.history_folder(job.step), job.name))[-1:]
             if job.done:
                 stage.done += 1
                 stage.ready += job.images
                 continue
-            when, said = self._said(job, alive) if job.log.name in logs else (0.0, None)
+            when, said = self._said(job, alive) if job.log.name in logs[job.log.parent] else (0.0, None)
             failure = self.events.failed.get(job.log_name)
             if said and said.state == "running" and alive and not failure:
                 stage.running += 1
@@ -200,14 +201,7 @@ class Watch:
         return stage
 
     def _is_made(self, job: _Job) -> bool:
-        if job.stale is not None:
-            try:
-                if job.path.stat().st_mtime_ns == job.stale:
-                    return False
-            except OSError:
-                return False
-        note = self.workflow.notes.of(job.path)
-        return note is not None and note["digest"] == job.digest
+        return job.stale is None or _time_ns(job.path) > job.stale
 
     def _said(self, job: _Job, alive: bool) -> tuple[float, JobLog | None]:
         """When the job's log was last written, and what it says; None where it is of an earlier run, or an earlier try."""
@@ -221,17 +215,12 @@ class Watch:
             return 0.0, None
         return stat.st_mtime, job.said
 
-    def _scratch(self, stage: str) -> Path:
-        return self.workflow.results(".darkroom", "scratch", stage)
-
     def _kept(self, job: _Job) -> int:
         """Images (or scores) of an unfinished shard that wait in scratch for the next job."""
         if job.kept is None:
-            folder = self._scratch(job.stage)
-            if job.stage.startswith("scores/"):
-                from darkroom.metrics.judge import read_journal
-
-                job.kept = len(read_journal(folder / f"{job.name}.jsonl"))
+            folder = self.workflow.scratch_folder(job.step)
+            if job.step.metric is not None:
+                job.kept = len(read_journal(self.workflow.journal(job.step, job.name)))
             else:
                 parts = (folder / job.name / part for part in _names(folder / job.name))
                 job.kept = sum(name.endswith(".png") for part in parts for name in _names(part))
@@ -250,6 +239,14 @@ class Watch:
         paths = [events_file(self.workflow.results())]
         paths += [job.log for jobs in self.jobs.values() for job in jobs if job.said and job.said.state == "running"]
         return max(map(_time, paths), default=0.0)
+
+
+def _time_ns(path: Path) -> int:
+    """When a file was last written, 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_run(results: Path) -> dict[str, Any] | None:
@@ -334,4 +331,4 @@ def open_last_run(results: Path) -> Workflow:
     if run is None:
         raise DarkroomError(f"{results}: no run began here yet; start one, or name its --configfile")
     config = run["config"] | {"results": str(results)}
-    return Workflow.open(config, [Path(run["folder"]), home()], planned=True, unpinned=True)
+    return Workflow.open(config, planned=True, unpinned=True, folder=run["folder"])

@@ -3,10 +3,10 @@
 A page on disk cannot read its neighbours with fetch(), but it can load scripts. So the data are scripts that register
 themselves, a page of data per shard:
 
-    {kind}/{shard}.js                    what is known of each image, and where its pictures are
-    {kind}/{shard}/{content}-t0.js ...   packs of thumbnails as data: URLs
-    {kind}/{shard}/{content}-p0.js ...   packs of previews, the large pictures
-    index.js                             the shards, what was selected, labels; small, and all that a threshold changes
+    {kind}/{shown}-{recipe}/{shard}-{rows}.js   what is known of each image, and where its pictures are
+    {kind}/{shard}/{content}-t0.js ...          packs of thumbnails as data: URLs
+    {kind}/{shard}/{content}-p0.js ...          packs of previews, the large pictures
+    index.js                                    the shards, what was selected, labels; small, and all that a threshold changes
 
 {content} is a hash of the pictures: where it is unchanged, new scores leave the packs alone. The first line of each file
 is a comment with the digest it was made for.
@@ -16,21 +16,20 @@ import base64
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
 from darkroom.errors import DarkroomError, RowError
-from darkroom.files import remove, replacing
+from darkroom.files import replacing
 from darkroom.identity import digest
 
 if TYPE_CHECKING:
-    from darkroom.metrics.rubric import Rubric
+    from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
-GALLERY_VERSION = 1  # raise it when the code changes what it makes of the same shard
+GALLERY_VERSION = 3  # raise it when the code changes what it makes of the same shard
 SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
@@ -70,7 +69,7 @@ def as_script(value: Any) -> str:
 
 
 def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, head: dict[str, Any]) -> dict[str, int]:
-    """Write {kind}/{shard}.js, which is `path`, and the packs in the folder beside it. Returns counts.
+    """Write a shard's file `path`, and its packs in the folder {kind}/{shard}. Returns counts.
 
     options: `thumbnail` and `preview`, the longest side in pixels (preview None: no large pictures); head: the digest and
     whatever else the first line is to say. Memory: one row group of pictures and one pack.
@@ -91,11 +90,12 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
         count += 1
     images = kind.image_file(shard)
     content = digest([GALLERY_VERSION, list(pictures), options["thumbnail"], options["preview"]], 16)
-    old = _old_pictures(path, content)
+    folder = packs_folder(path, shard)
+    old = _old_pictures(path, folder, content)
     if old is None:
-        old = _write_packs(images, pictures, options, path, content)
+        old = _write_packs(images, pictures, options, folder, content)
     places, packs = old
-    meta, scores = read_meta(images), read_meta(kind.score_file(kind.group_of(shard)))
+    meta, recipes = read_meta(images), kind.recipes(shard)
     data = {
         "kind": kind.name,
         "shard": shard,
@@ -104,16 +104,11 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
         "columns": {name: _short(values) for name, values in columns.items()},
         "pictures": places,
         "recipe": meta["recipe"],
-        "judge": scores["recipe"],
+        "metrics": recipes,
         "versions": meta["versions"],
     }
     whole = head | {"records": count, "content": content, "packs": packs}
     _write(path, f"{_HEAD}{as_script(whole)}\ngallery.shard({as_script(data)});\n")
-    for left in path.with_suffix("").glob("*"):
-        if left.name not in packs:
-            remove(left)
-    if not packs:
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return {"images": count, "pictures": len(pictures), "packs": len(packs)}
 
 
@@ -122,35 +117,42 @@ def _short(values: list[Any]) -> Any:
     return values[0] if values and all(value == values[0] for value in values) else values
 
 
-def _old_pictures(path: Path, content: str) -> tuple[list[Any], dict[str, str]] | None:
-    """The pictures of a file that is there, where they are the ones that are wanted and none of their packs is lost."""
-    try:
-        head = read_head(path)
-        if head["content"] != content or check_packs(path, head):
-            return None
-        text = path.read_text(encoding="utf-8").split("\n")[1]
-        return json.loads(text.removeprefix("gallery.shard(").removesuffix(");"))["pictures"], head["packs"]
-    except (DarkroomError, OSError, ValueError, KeyError, IndexError):
-        return None
+def packs_folder(path: Path, shard: str) -> Path:
+    """Where the packs of a shard lie, of whatever recipe: a pack is known by its content. path: the shard's file."""
+    return path.parent.parent / shard
 
 
-def check_packs(path: Path, head: dict[str, Any]) -> list[str]:
-    """What is wrong with the packs beside the shard's file `path`, a line each."""
+def _old_pictures(path: Path, folder: Path, content: str) -> tuple[list[Any], dict[str, str]] | None:
+    """The pictures of an earlier file of this shard, where they are the ones that are wanted and none of their packs is lost."""
+    for old in path.parent.parent.glob(f"*/{folder.name}-*.js"):
+        try:
+            head = read_head(old)
+            if head["content"] != content or check_packs(folder, head):
+                continue
+            text = old.read_text(encoding="utf-8").split("\n")[1]
+            return json.loads(text.removeprefix("gallery.shard(").removesuffix(");"))["pictures"], head["packs"]
+        except (DarkroomError, OSError, ValueError, KeyError, IndexError):
+            continue
+    return None
+
+
+def check_packs(folder: Path, head: dict[str, Any]) -> list[str]:
+    """What is wrong with the packs in `folder` of the shard's file that has this first line, a line each."""
     problems = []
     for name, sha256 in head["packs"].items():
-        pack = path.with_suffix("") / name
+        pack = folder / name
         if not pack.exists():
-            problems.append(f"{pack}: no such file; delete {path.name} and run again")
+            problems.append(f"{pack}: no such file; delete the shard's .js files and run again")
         elif hashlib.sha256(pack.read_bytes()).hexdigest() != sha256:
-            problems.append(f"{pack}: damaged; delete {path.name} and run again")
+            problems.append(f"{pack}: damaged; delete it and the shard's .js files, and run again")
     return problems
 
 
 class _Packs:
     """Collects pictures and writes them out pack by pack."""
 
-    def __init__(self, path: Path, content: str, letter: str, most: int):
-        self.path, self.content, self.letter, self.most = path, content, letter, most
+    def __init__(self, folder: Path, content: str, letter: str, most: int):
+        self.folder, self.content, self.letter, self.most = folder, content, letter, most
         self.group: list[str] = []
         self.size = 0
         self.written: dict[str, str] = {}
@@ -168,17 +170,17 @@ class _Packs:
         if not self.group:
             return
         stem = f"{self.content}-{self.letter}{len(self.written)}"
-        name = f"{self.path.parent.name}/{self.path.stem}/{stem}"
+        name = f"{self.folder.parent.name}/{self.folder.name}/{stem}"
         text = (
             f"{_HEAD}{as_script({'digest': self.content})}\ngallery.pack({as_script(name)},{as_script(self.group)});\n"
         )
-        _write(self.path.with_suffix("") / f"{stem}.js", text)
+        _write(self.folder / f"{stem}.js", text)
         self.written[f"{stem}.js"] = hashlib.sha256(text.encode()).hexdigest()
         self.group, self.size = [], 0
 
 
 def _write_packs(
-    images: Path, pictures: dict[str, int], options: dict[str, Any], path: Path, content: str
+    images: Path, pictures: dict[str, int], options: dict[str, Any], folder: Path, content: str
 ) -> tuple[list[Any], dict[str, str]]:
     """Write the packs; returns the pictures' places, by number, and the packs' SHA-256 by name.
 
@@ -186,8 +188,8 @@ def _write_packs(
     None for a picture that cannot be opened.
     """
     places: list[Any] = [None] * len(pictures)
-    thumbnails = _Packs(path, content, "t", THUMBNAIL_PACK)
-    previews = _Packs(path, content, "p", PREVIEW_PACK)
+    thumbnails = _Packs(folder, content, "t", THUMBNAIL_PACK)
+    previews = _Packs(folder, content, "p", PREVIEW_PACK)
     for sha256, data in _pictures(images):
         number = pictures.get(sha256)
         if number is None or places[number] is not None:
@@ -251,10 +253,10 @@ def _webp(image: Any, longest: int, quality: int) -> bytes:
 
 def write_index(
     kinds: "list[Kind]",
-    rubric: "Rubric",
+    catalogue: "Catalogue",
     select: dict[str, Any],
     scores: Path,
-    digests: dict[str, dict[str, str]],
+    files: dict[tuple[str, str], Path],
     folder: Path,
     about: dict[str, Any],
     head: dict[str, Any],
@@ -262,24 +264,23 @@ def write_index(
 ) -> dict[str, int]:
     """Write the page's own files and index.js into `folder`, where the shards' files are. Returns counts.
 
-    scores: the merged scores.parquet, which says what is selected and labelled; digests: kind -> shard -> digest of its file.
-    about: `set`, which names the set in the browser's storage, and `title`. Raises DarkroomError for a stale shard file.
+    scores: the merged scores.parquet, which says what is selected and labelled; files: (kind, shard) -> its file.
+    about: `set`, which names the set in the browser's storage, and `title`. Raises DarkroomError for a shard file of other images.
     """
     shards, labels = [], {}
     selected = _selected(scores, labels)
     for kind in kinds:
         for shard in kind.plan.names:
-            path = folder / kind.name / f"{shard}.js"
+            path = files[kind.name, shard]
             found = read_head(path)
-            if found["digest"] != digests[kind.name][shard]:
-                raise DarkroomError(f"{path}: stale; run snakemake again")
             flags = selected.get((kind.name, shard), [])
             if len(flags) != found["records"]:
                 raise DarkroomError(f"{path}: {found['records']} images where {scores} has {len(flags)}; delete it")
             packed = base64.b64encode(_bits(flags)).decode()
-            shards.append([kind.name, shard, len(flags), digest(found, 8), packed])
+            name = path.relative_to(folder / kind.name).as_posix()
+            shards.append([kind.name, shard, len(flags), digest(found, 8), packed, name])
     index = about | {
-        "kinds": {kind.name: _questions(rubric, kind.name, select[kind.name]) for kind in kinds},
+        "kinds": {kind.name: _questions(catalogue, kind.name, select[kind.name]) for kind in kinds},
         "perRow": select["per_row"],
         "shards": shards,
         "labels": labels,
@@ -314,16 +315,20 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
     return found
 
 
-def _questions(rubric: "Rubric", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
+def _questions(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
     """What the page knows of a kind's scores: name, range and threshold; and of the questions they come from."""
-    limits = {name: limit for question in rubric.questions[kind] for name, limit in question.fields.items()}
-    scores = []
-    for name in rubric.scores(kind):
-        low, high = (limits[name]["minimum"], limits[name]["maximum"]) if name in limits else (0, 1)
-        scores.append({"name": name, "low": low, "high": high, "whole": name in limits, "least": thresholds.get(name)})
-    texts = [name for name, limit in limits.items() if "max_length" in limit]
-    asked = [{"name": question.name, "text": question.text} for question in rubric.questions[kind]]
-    return {"scores": scores, "texts": texts, "questions": asked}
+    scores = [
+        {
+            "name": column.name,
+            "low": column.low,
+            "high": column.high,
+            "whole": column.type == "int",
+            "least": thresholds.get(column.name),
+        }
+        for column in catalogue.scores(kind)
+    ]
+    asked = [{"name": question.name, "text": question.label} for question in catalogue.questions(kind)]
+    return {"scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from darkroom.metrics.rubric import Question
+from darkroom.metrics.base import Asked
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records
 from darkroom.views.report import Example, KindReport, Score, StageTimes
@@ -223,15 +223,15 @@ def failure_reasons(kinds: list[KindReport], most: int = 12) -> Figure:
     return figure
 
 
-def example_sheet(kind: KindReport, folder: Path) -> Figure:
+def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
     """The best and the worst images by the first score; for edits the source beside the result.
 
-    folder: the shard files of this kind.
+    file_of: shard -> its file of images.
     """
     parts = [(title, found) for title, found in (("best", kind.best), ("worst", kind.worst)) if found]
     if not parts:
         return _nothing(f"No {NAMES[kind.name]} with a score to show.")
-    pictures = _pictures(folder, [entry for _, found in parts for entry in found])
+    pictures = _pictures(file_of, [entry for _, found in parts for entry in found])
     across = 4
     downs = [math.ceil(len(found) / across) for _, found in parts]
     wide, high = 2.6, (2.6 if kind.name == "images" else 1.6) + 0.62
@@ -266,13 +266,13 @@ def example_sheet(kind: KindReport, folder: Path) -> Figure:
     return figure
 
 
-def _pictures(folder: Path, entries: list[Example]) -> dict[str, Image.Image]:
+def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> dict[str, Image.Image]:
     """key -> the image, of at most `_CELL` pixels a side; of an edit, its source and itself side by side."""
     found: dict[str, Image.Image] = {}
     for shard in {entry.shard for entry in entries}:
         wanted = {entry.key for entry in entries if entry.shard == shard}
-        reader = RecordReader(folder / f"{shard}.parquet")
-        for place, record in enumerate(iter_records(folder / f"{shard}.parquet", ["key"])):
+        reader = RecordReader(file_of(shard))
+        for place, record in enumerate(iter_records(file_of(shard), ["key"])):
             if record["key"] in wanted and record["key"] not in found:
                 full = reader[place]
                 parts = [full[name] for name in ("source", "image") if full.get(name)]
@@ -314,7 +314,7 @@ class RecipePage:
     """A page that says how the set was made: name -> value tables, and the questions of each kind."""
 
     tables: dict[str, dict[str, Any]]
-    questions: dict[str, list[Question]]
+    questions: dict[str, list[Asked]]
 
     def write(self, path: Path) -> None:
         out = io.StringIO()
@@ -328,9 +328,9 @@ class RecipePage:
         for kind, questions in self.questions.items():
             out.write(f"<h2>asked of {NAMES[kind]}</h2><table>")
             for question in questions:
-                scores = ", ".join(name for name, type_ in question.columns.items() if type_ != "text")
+                scores = ", ".join(question.numbers)
                 out.write(f"<tr><th>{html.escape(question.name)}<small>{html.escape(scores)}</small></th>")
-                out.write(f"<td>{html.escape(question.text)}</td></tr>")
+                out.write(f"<td>{html.escape(question.label)}</td></tr>")
             out.write("</table>")
         out.write("</html>\n")
         path.write_text(out.getvalue(), encoding="utf-8")

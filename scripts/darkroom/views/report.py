@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from darkroom.jobs.history import read_records
-from darkroom.metrics.rubric import Question, Rubric
+from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.rows.labels import LABELS
 
 EXAMPLES = 8  # best pictures of a sheet, and as many worst
@@ -38,12 +38,11 @@ class Score:
     GROUPS = ("all", "selected", *LABELS)
 
     @classmethod
-    def of(cls, name: str, question: Question) -> "Score":
-        limits = question.fields.get(name)
-        whole = limits is not None and limits["maximum"] - limits["minimum"] < BINS
-        low, high = (limits["minimum"], limits["maximum"]) if limits else (0, 1)
+    def of(cls, column: ScoreColumn) -> "Score":
+        low, high = column.low, column.high
+        whole = column.type == "int" and high - low < BINS
         edges = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, high, BINS + 1)
-        return cls(name, edges, whole, np.zeros((len(cls.GROUPS), len(edges) - 1), int))
+        return cls(column.name, edges, whole, np.zeros((len(cls.GROUPS), len(edges) - 1), int))
 
     def group(self, name: str) -> np.ndarray:
         """The counts of a group by bin."""
@@ -134,13 +133,12 @@ class KindReport:
 
 
 def read_table(
-    table: Path, rejected: Path, rubric: Rubric, select: dict[str, Any], rows: dict[str, int]
+    table: Path, rejected: Path, catalogue: Catalogue, select: dict[str, Any], rows: dict[str, int]
 ) -> dict[str, KindReport]:
     """kind -> its report, from scores.parquet and rejected.jsonl; rows: kind -> rows that could be used."""
     kinds = {}
     for name, number in rows.items():
-        questions = {score: q for q in rubric.questions[name] for score in rubric.scores(name) if score in q.columns}
-        scores = {score: Score.of(score, question) for score, question in questions.items()}
+        scores = {column.name: Score.of(column) for column in catalogue.scores(name)}
         by = next(iter(select[name]), next(iter(scores), None))
         kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=select[name])
     with open(rejected, encoding="utf-8") as stream:
@@ -152,20 +150,20 @@ def read_table(
     names = set(file.schema_arrow.names)
     wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
     for kind in kinds.values():
-        wanted |= set(kind.scores) | {f"{question.name}_error" for question in rubric.questions[kind.name]}
+        wanted |= {*kind.scores, *catalogue.names(kind.name, "error")}
     for batch in file.iter_batches(batch_size=16_384, columns=sorted(wanted & names)):
         whole = batch.to_pydict()
         of = np.array(whole["kind"], object)
         for kind in kinds.values():
             if len(places := np.flatnonzero(of == kind.name)):
-                _add(kind, {name: [values[i] for i in places] for name, values in whole.items()}, rubric)
+                _add(kind, {name: [values[i] for i in places] for name, values in whole.items()}, catalogue)
     for kind in kinds.values():
         taken = {entry.key for entry in kind.best}
         kind.worst = [entry for entry in kind.worst if entry.key not in taken]
     return kinds
 
 
-def _add(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> None:
+def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
     made = np.array([error is None for error in columns["error"]])
     selected = np.array(columns["selected"], bool)
     label = np.array(columns.get("label") or [None] * len(made), object)
@@ -184,10 +182,10 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> Non
         values = np.array([np.nan if value is None else value for value in columns[name]], float)
         there = made & ~np.isnan(values)
         whole &= there
-        place = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
-        binned[name] = np.where(there, place, -1)
+        bins = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
+        binned[name] = np.where(there, bins, -1)
         for row, group in enumerate(score.GROUPS):
-            score.counts[row] += np.bincount(place[there & groups[group]], minlength=len(score.edges) - 1)
+            score.counts[row] += np.bincount(bins[there & groups[group]], minlength=len(score.edges) - 1)
         score.missing += int((made & ~there).sum())
         score.total += float(values[there].sum())
         if name == kind.by:
@@ -200,7 +198,7 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> Non
                 shape = [len(kind.scores[name].edges) - 1 for name in (one, other)]
                 counts = np.bincount(first[both] * shape[1] + second[both], minlength=shape[0] * shape[1])
                 kind.joint[one, other] = kind.joint.get((one, other), 0) + counts.reshape(shape)
-    _count_failures(kind, columns, rubric)
+    _count_failures(kind, columns, catalogue)
 
 
 def _extremes(kind: KindReport, values: np.ndarray, places: np.ndarray, columns: dict[str, list[Any]]) -> None:
@@ -222,7 +220,7 @@ def _extremes(kind: KindReport, values: np.ndarray, places: np.ndarray, columns:
         kind.best, kind.worst = (chosen, kind.worst) if falling else (kind.best, chosen)
 
 
-def _count_failures(kind: KindReport, columns: dict[str, list[Any]], rubric: Rubric) -> None:
+def _count_failures(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
     def count(reason: str) -> None:
         full = len(kind.failures) >= _REASONS_KEPT and reason not in kind.failures
         kind.failures["other reasons" if full else reason] += 1
@@ -230,8 +228,8 @@ def _count_failures(kind: KindReport, columns: dict[str, list[Any]], rubric: Rub
     for error in columns["error"]:
         if error is not None:
             count(f"no image: {general(error)}")
-    for question in rubric.questions[kind.name]:
-        for broken, error in zip(columns["error"], columns[f"{question.name}_error"], strict=True):
+    for question in catalogue.questions(kind.name):
+        for broken, error in zip(columns["error"], columns[question.error], strict=True):
             if broken is None and error is not None:
                 count(f"no score ({question.name}): {general(error)}")
 

@@ -1,24 +1,17 @@
 """The tiny judge: its data's truth, its tokenizer, its training forward pass, and the shipped weights."""
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "training"))
-
+from conftest import FLUX, JUDGE
 from shapeworld import bench_judge, judge_generated, judge_model, judge_pictures, judge_questions, scorer, world
 from shapeworld.judge_pictures import Order, outcome
 from shapeworld.world import Scene, Thing
 
-MODEL = ROOT / "resources" / "models" / "shapes-judge"
-GENERATOR = ROOT / "resources" / "models" / "shapes-flux"
 PAIR = Scene("relation", "white", (Thing("red", "circle", 16, 32, 11), Thing("blue", "square", 48, 32, 11)), "left of")
 
 
@@ -117,7 +110,7 @@ def test_a_relation_along_the_other_axis_is_false_and_asked_for():
 
 
 def test_pictures_decoded_again_are_sorted_by_what_the_scorer_reads():
-    painter = judge_generated.Generator.load(GENERATOR)
+    painter = judge_generated.Generator.load(FLUX)
     soft, near = random.Random(5), judge_generated.NearMisses()
     while len(near.barely) < 12:
         scene = world.sample_scene(soft, "one", background="yellow")
@@ -243,7 +236,7 @@ def test_statistics():
 
 
 def test_the_shipped_judge_tells_right_from_wrong():
-    judge = bench_judge.Judge(MODEL)
+    judge = bench_judge.Judge(JUDGE)
     assert judge.model.dtype == torch.float32
     template = judge_model.load_rubrics()["images"]["p_yes"]["text"]
     picture = np.asarray(world.render(PAIR))

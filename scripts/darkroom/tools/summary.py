@@ -3,13 +3,11 @@
 import csv
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
-from darkroom.run.workflow import RULES, Workflow
-from darkroom.tables.kind import TABLE_COLUMNS
+from darkroom.run.workflow import Workflow
 
 
 def summary(workflow: Workflow) -> str:
@@ -17,11 +15,7 @@ def summary(workflow: Workflow) -> str:
     results, scores = workflow.results(), workflow.results("scores.parquet")
     if not scores.exists():
         raise DarkroomError(f"{scores}: no such file; run snakemake first")
-    numbers = [
-        column.name
-        for column in pq.read_schema(scores)
-        if column.name not in TABLE_COLUMNS and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
-    ]
+    numbers = {name: None for kind in workflow.plans for name in workflow.catalogue.score_names(kind)}
     table = pq.read_table(scores, columns=["kind", "row", "error", "selected", *numbers])
     lines = [""]
     for kind in workflow.plans:
@@ -29,7 +23,7 @@ def summary(workflow: Workflow) -> str:
         rows, failed = len(part["row"].unique()), len(part) - part["error"].null_count
         lines.append(
             f"{kind:>8}: {rows} rows, {len(part)} requests, {len(part) - failed} images, {failed} failed,"
-            f" {pc.sum(part['selected']).as_py() or 0} selected; {_job_seconds(results, RULES[kind]):.0f} s"
+            f" {pc.sum(part['selected']).as_py() or 0} selected; {_job_seconds(results, workflow.stage(kind).rule):.0f} s"
         )
         means = {name: pc.mean(part[name]).as_py() for name in numbers}
         told = ", ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
@@ -41,7 +35,7 @@ def summary(workflow: Workflow) -> str:
         lines.append(f"Open     {results}/gallery/index.html in a browser: every image, its scores and reasons")
     lines.append(f"Look at  {results}/dataset/           your rows with their images (PNG) and scores")
     lines.append(f"         {results}/scores.csv         one line per image: scores, replies, reasons")
-    lines.append(f"         {results}/images/*.parquet   the shards; Hugging Face datasets shows them as pictures")
+    lines.append(f"         {results}/images/*/*.parquet the shards; Hugging Face datasets shows them as pictures")
     if (results / "plots").exists():
         told = "yield, scores, failures, time; `make report` puts them into report.zip"
         lines.append(f"         {results}/plots/           {told}")

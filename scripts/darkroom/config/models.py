@@ -1,0 +1,480 @@
+"""What a config may hold: a typed model for each section, with defaults, limits and descriptions (Markdown).
+
+The checks, the JSON schema for editors and the tables of config/README.md (`darkroom.config.reference`) come from these
+models. Extensions add sections and metrics with `allow_section` and `allow_metric`.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+
+from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section
+from darkroom.errors import DarkroomError
+
+# What extensions bring: name -> model.
+SECTIONS: dict[str, type[BaseModel]] = {}
+METRICS: dict[str, type[BaseModel]] = {}
+
+# The least value of resources that Snakemake or a cluster counts; all others are a whole number or text.
+_COUNTED = {"threads": 1, "gpu": 0, "mem_mb": 1, "disk_mb": 1, "nodes": 1, "tasks": 1, "cpus_per_task": 1}
+
+
+class AnyKeys(Section):
+    """A section that takes any key; what it is for checks them itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def allow_section(name: str, model: type[BaseModel]) -> None:
+    """Let the config have a section `name`, and thresholds for its pictures under `select.<name>`.
+
+    model: checks the section; a subclass of `Section` also reads values as the other sections do.
+    Raises DarkroomError where the name is taken.
+    """
+    if name in Config.model_fields or SECTIONS.get(name, model) is not model:
+        raise DarkroomError(f"section {name}: the config has one of that name")
+    SECTIONS[name] = model
+
+
+def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
+    """Let the config have `metrics.<name>`, checked by `model`. Raises DarkroomError where the name is taken."""
+    if METRICS.get(name, model) is not model:
+        raise DarkroomError(f"metric {name}: there is one of that name")
+    METRICS[name] = model
+
+
+def config_model() -> type["Config"]:
+    """The model of the whole config, with what the extensions loaded so far bring."""
+    if not SECTIONS and not METRICS:
+        return Config
+    thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in SECTIONS}
+    asked_for: dict[str, Any] = {name: (model | None, None) for name, model in METRICS.items()}
+    sections = SECTIONS | {
+        "select": create_model("Select", __base__=Select, **thresholds),
+        "metrics": create_model("Metrics", __base__=Metrics, **asked_for),
+    }
+    added: dict[str, Any] = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
+    return create_model("Config", __base__=Config, **added)
+
+
+def _each_once(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError("must not name anything twice")
+    return values
+
+
+def _check_resources(resources: dict[str, int | str]) -> dict[str, int | str]:
+    checked: dict[str, int | str] = {}
+    for name, value in resources.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise Refused(f"{name}: a resource is named with letters, digits and _")
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)  # from the command line
+        least = _COUNTED.get(name)
+        if least is not None and not (isinstance(value, int) and value >= least):
+            raise Refused(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        if isinstance(value, int) and value < 0:
+            raise Refused(f"{name}: must be at least 0, got {value}")
+        if value == "":
+            raise Refused(f"{name}: must not be empty, got ''")
+        checked[name] = value
+    return checked
+
+
+Text = Annotated[str, Field(min_length=1)]
+Thresholds = dict[str, Number]
+Preferred = Annotated[
+    str | None,
+    Field(
+        description="Score that tells the better of two images. Null is the first one under `select`, else the rubric's first."
+    ),
+]
+Model = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="A folder, or owner/name on the Hugging Face hub. Only safetensors are loaded, and no code of the model's.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    Field(
+        description="Commit of a hub model, 40 digits. It is part of what decides whether images are made again, so nothing is made"
+        " before it is known: where this names a branch or a tag, or nothing (`main`), `darkroom fetch` looks the"
+        " commit up, once for this `results`, and prints the line to put here."
+    ),
+]
+CacheDir = Annotated[
+    str | None,
+    Field(
+        description="The hub's cache folder, where models are fetched to and read from; null is `HF_HOME`'s. On a cluster it"
+        " must be on a disk that the nodes see."
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cuda", "cpu"],
+    Field(description="`auto` is CUDA where there is one. With `cpu` the jobs ask for no GPU."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    Field(description="`auto` is bfloat16 on CUDA, float32 on the CPU."),
+]
+Pixels = Annotated[
+    int | None,
+    Field(
+        ge=16,
+        le=8192,
+        description="Pixels, where a row names none. Null, for edits, keeps the source's size. Sizes off the model's grid are worked"
+        " at the next larger one and come out exact.",
+    ),
+]
+Guidance = Annotated[
+    float, Field(ge=0, le=100, description="Guidance that the model was distilled with (guidance_scale)."), AS_GIVEN
+]
+Family = Annotated[
+    str,
+    Field(
+        examples=["flux", "flux-kontext", "auto"],
+        description="`flux`, `flux-kontext` (edits), or `auto`: any other diffusers pipeline that takes a list of prompts and a"
+        " list of generators. Or a family that an extension brings.",
+    ),
+]
+Resources = Annotated[
+    dict[str, int | str],
+    Field(
+        description="What a job of this stage asks for, in place of what is worked out: resources of Snakemake and its executors,"
+        " such as `{mem_mb: 48000, runtime: 240, threads: 8, gpu: 1, slurm_partition: a100}`."
+    ),
+    AfterValidator(_check_resources),
+]
+
+
+class Shards(Section):
+    size: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="Rows in a shard on average: one job per shard and stage. 10 to 30 GPU-minutes of work in each, and at most"
+        " some 10 000 shards, serve a cluster well.",
+    )
+
+
+class _Images(Section):
+    """What `generate` and `edit` have in common."""
+
+    model: Model
+    revision: Revision = None
+    family: Family
+    cache_dir: CacheDir = None
+    local_dir: str | None = Field(
+        default=None, description="A folder with a copy of the hub model, used instead of the cache."
+    )
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    width: Pixels
+    height: Pixels
+    steps: int = Field(default=28, ge=1, le=1000, description="Denoising steps.")
+    guidance: Guidance
+    true_cfg: Annotated[float, AS_GIVEN] = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Classifier-free guidance (true_cfg_scale); above 1 doubles the time, and only then FLUX reads a negative"
+        " prompt.",
+    )
+    max_sequence_length: int = Field(
+        default=512,
+        ge=1,
+        le=4096,
+        description="Tokens of a prompt that are read; longer ones are cut, and the job's log says how many.",
+    )
+    batch_size: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="Images denoised together. Large models gain little from more than 1, small ones much. Not part of an image's"
+        " identity, though above 1 it can change the last bits. On the CPU images are made one by one.",
+    )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs of a job. With more than one, as many processes, each with a GPU and a copy of the model, share the"
+        " shard's images; the results are the same. With `device: cpu` it counts for nothing.",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        default="none",
+        description="Where weights wait: `model` brings each part of the pipeline to the GPU in turn, `sequential` each layer"
+        " (slow). No pixel depends on it. FLUX's text encoders are off the GPU before the transformer comes, whatever it is.",
+    )
+    quantization: Literal["int8", "nf4"] | None = Field(
+        default=None,
+        description="Weights of the transformer and T5 (of any other pipeline: denoiser and text encoders) in `int8`, by torchao,"
+        " or `nf4`, 4 bits by bitsandbytes.",
+    )
+    attention: Literal[
+        "native",
+        "_native_cudnn",
+        "_native_efficient",
+        "_native_flash",
+        "_native_math",
+        "flash",
+        "_flash_3",
+        "sage",
+        "xformers",
+    ] = Field(
+        default="native",
+        description="diffusers' attention backend. Those that fetch their code from the hub while they run (`flash_hub` and"
+        " others) are not taken.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the transformer's repeated blocks; anew in every job and for every size of image.",
+    )
+    cache: Literal["first_block", "taylorseer"] | None = Field(
+        default=None,
+        description="Leave out work of steps that change little (FLUX and Kontext). `first_block` only with `batch_size: 1`, for"
+        " it decides on the whole batch.",
+    )
+    cache_threshold: Annotated[float, AS_GIVEN] = Field(
+        default=0.05,
+        ge=0,
+        le=10,
+        description="For `first_block`: the relative change of the first block's residual below which a step's other blocks are"
+        " left out.",
+    )
+    cache_interval: int = Field(
+        default=5, ge=1, le=1000, description="For `taylorseer`: every how many steps all is computed."
+    )
+    resources: Resources = Field(default={})
+
+
+class Generate(_Images):
+    model: Model = "black-forest-labs/FLUX.1-dev"
+    family: Family = "flux"
+    width: Pixels = 1024
+    height: Pixels = 1024
+    guidance: Guidance = 3.5
+
+
+class Edit(_Images):
+    model: Model = "black-forest-labs/FLUX.1-Kontext-dev"
+    family: Family = "flux-kontext"
+    width: Pixels = None
+    height: Pixels = None
+    guidance: Guidance = 2.5
+
+
+class Judge(Section):
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="`transformers` gives the same answers one by one, where vLLM does not run."
+    )
+    model: str = Field(
+        default="Qwen/Qwen2.5-VL-7B-Instruct",
+        min_length=1,
+        description="A vision-language model of the Qwen family, a folder or owner/name.",
+    )
+    revision: Revision = None
+    cache_dir: CacheDir = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs of a job, over which vLLM spreads the one model (tensor parallelism): for judges that one GPU cannot"
+        " hold. The number must divide the model's attention heads.",
+    )
+    engine_args: dict[str, Any] = Field(
+        default={},
+        description="Further arguments for vLLM's `LLM(...)`, such as `{gpu_memory_utilization: 0.85, max_num_seqs: 16}`. Those that"
+        " other keys settle are refused. They are part of a score's identity, except those that say where memory lies and how"
+        " much is asked at once.",
+    )
+    temperature: Annotated[float, AS_GIVEN] = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="How replies in JSON are sampled; 0 always takes the likeliest word. P(yes) comes from the logits and does not"
+        " depend on it.",
+    )
+    top_p: Annotated[float, AS_GIVEN] = Field(
+        default=1,
+        gt=0,
+        le=1,
+        description="Share of the probability that words are drawn from where `temperature` is above 0.",
+    )
+    max_tokens: int = Field(default=512, ge=1, le=32768, description="Longest JSON reply.")
+    rubric: Text = Field(
+        default="config/rubrics/default.yaml",
+        description="What is asked, and how replies become numbers; the file explains its form.",
+    )
+    min_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="Smaller pictures are enlarged to so many pixels before the judge sees them; null for the model's own limit.",
+    )
+    max_pixels: int | None = Field(
+        default=1_048_576,
+        ge=1,
+        description="Larger pictures are reduced to so many pixels before the judge sees them, within the model's own limit; null"
+        " for that.",
+    )
+    shards_per_job: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Image shards that one job scores, at most, for one start of the engine. A score file then covers these shards."
+        " Set it where a shard's questions take less time than the judge takes to load.",
+    )
+    reply_column: Text = Field(
+        default="caption", description="Column of the exported rows that takes the judge's reply."
+    )
+    resources: Resources = Field(default={})
+
+
+class Metrics(Section):
+    """Scores beside the judge's: those that are named are asked for, also with nothing under the name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asked_for(cls, given: Any) -> Any:
+        return {name: {} if one is None else one for name, one in given.items()} if isinstance(given, dict) else given
+
+
+class Select(Section):
+    images: Thresholds = Field(
+        default={},
+        description="Least score by score name, such as `{p_yes: 0.5}`. An image is selected when it reaches all of them; a null"
+        " score reaches none.",
+    )
+    edited: Thresholds = Field(default={}, description="The same for edited images.")
+    per_row: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of the selected samples of a prompt, keep the best so many, by the first score named.",
+    )
+
+
+class Gallery(Section):
+    enabled: bool = Field(
+        default=True,
+        description="Make `results/gallery/`, a page that opens from disk. Turn it off for sets of many millions.",
+    )
+    thumbnail: int = Field(default=256, ge=16, le=1024, description="Longest side of a thumbnail in pixels.")
+    preview: int | None = Field(
+        default=1024,
+        ge=64,
+        le=8192,
+        description="Longest side of the large pictures; null leaves them out, which makes the gallery of large pictures several"
+        " times smaller.",
+    )
+
+
+class Report(Section):
+    enabled: bool = Field(
+        default=True, description="Draw `results/plots/`, which `snakemake --report report.zip` shows."
+    )
+
+
+class Preferences(Section):
+    images: Preferred = None
+    edited: Preferred = None
+    margin: Annotated[float, AS_GIVEN] = Field(
+        default=0, ge=0, description="Least difference of that score in a pair. Equal scores make no pair."
+    )
+
+
+class Export(Section):
+    formats: Annotated[
+        list[Literal["folder", "imagefolder", "parquet", "webdataset", "preferences"]], AfterValidator(_each_once)
+    ] = Field(
+        default=["folder"],
+        description="`folder` is `results/dataset/`: your rows back, with PNG files. `imagefolder`, `parquet`, `webdataset` and"
+        " `preferences` (pairs of a better and a worse image) are folders below `results/exports/`.",
+        json_schema_extra={"uniqueItems": True},
+    )
+    name: str = Field(
+        default="darkroom", pattern=NAME, description="Name of the data set in its README and Croissant description."
+    )
+    licence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Licence that you give the data set, such as `cc-by-4.0`. Null says `unknown`.",
+    )
+    acknowledge_licences: list[Text] = Field(
+        default=[],
+        description="Licences that limit training on a model's images, such as `flux-1-dev-non-commercial-license`, and that your"
+        " use is within. All formats but `folder` need it for such a model.",
+    )
+    provenance: bool = Field(
+        default=True,
+        description="Write into each PNG file how it was made (text chunks and XMP). Its pixels stay the same.",
+    )
+    file_mb: int = Field(
+        default=500, ge=1, le=100_000, description="Greatest size of a Parquet or tar file, in millions of bytes."
+    )
+    preferences: Preferences = Field(default_factory=Preferences)
+
+
+class Config(Section):
+    """Darkroom configuration"""
+
+    prompts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Rows to turn into images: `.jsonl`, `.jsonl.gz`, `.csv` or `.parquet`. Null: none.",
+    )
+    edits: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Rows that edit images, in the same formats. Null: none. At least one of the two is needed.",
+    )
+    results: str = Field(default="results", min_length=1, description="Folder for everything that is made.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=9_007_199_254_740_991,
+        description="Root seed. An image's seed is a hash of it, the row's id and the sample number, so it does not change when rows"
+        " are added, moved or split over more jobs.",
+    )
+    samples_per_prompt: int = Field(
+        default=1, ge=1, le=1000, description="Images of each prompt and each edit. A row's `samples` replaces it."
+    )
+    shards: Shards = Field(default_factory=Shards)
+    container: str | None = Field(
+        default=None,
+        min_length=1,
+        description="An image for `--sdm apptainer`, a file or `docker://…`: build one from `envs/darkroom.def`, and run with"
+        ' `--sdm apptainer --apptainer-args "--nv"`. Folders outside of the working folder and your home need a `--bind`. Null:'
+        " no container.",
+    )
+    strict: bool = Field(
+        default=False, description="Stop at the first bad row or failed request, instead of recording it and going on."
+    )
+    retry_failed: bool = Field(
+        default=False,
+        description="Make failed requests and unreadable replies again, and carry all else over. For the command line of one run:"
+        " `snakemake --config retry_failed=true`.",
+    )
+    extensions: Annotated[list[Text], AfterValidator(_each_once)] = Field(
+        default=[],
+        description="Python files of your own that are run before the config is checked and bring families, metrics, stages or"
+        " sections.",
+        json_schema_extra={"uniqueItems": True},
+    )
+    generate: Generate = Field(default_factory=Generate)
+    edit: Edit = Field(default_factory=Edit)
+    judge: Judge = Field(default_factory=Judge)
+    metrics: Metrics = Field(default_factory=Metrics)
+    select: Select = Field(default_factory=Select)
+    labels: str | None = Field(
+        default=None,
+        min_length=1,
+        description="CSV with the columns `key` and `label` (`accept` or `reject`), as the gallery exports it; becomes the column"
+        " `label` of the tables. A line that fits no image is in `rejected.jsonl`.",
+    )
+    gallery: Gallery = Field(default_factory=Gallery)
+    report: Report = Field(default_factory=Report)
+    export: Export = Field(default_factory=Export)

@@ -1,0 +1,204 @@
+"""What the models of the config share: how they read a value, and how they word the line that refuses one.
+
+Snakemake passes values from its command line as text: `--config 'generate={steps: 40}'` gives "40". So text is read as YAML
+wherever a key wants no text.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
+from pydantic.fields import FieldInfo
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+_PATTERNS = {NAME: "may hold letters, digits, . _ and -, at most 96 characters"}
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+_SCALARS = (bool, int, float, type(None))
+
+
+def _as_given(value: Any, check: Any) -> Any:
+    check(value)
+    return value
+
+
+# A number that stays as it was written: 2 and 2.0 are two recipes, so pydantic must not turn one into the other.
+AS_GIVEN = WrapValidator(_as_given)
+Number = Annotated[float, AS_GIVEN]
+
+
+class Refused(ValueError):
+    """What a validator of a section raises about keys that do not go together: "key: why"."""
+
+
+class Section(BaseModel):
+    """A section of the config. It refuses unknown keys and wrong types; sections of extensions are subclasses, too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        read = {key: read_value(value, _annotation(cls, key)) for key, value in given.items()}
+        # A section that is left out is checked like an empty one: an extension's may have keys without a default.
+        return {key: {} for key in sections_of(cls) if key not in read} | read
+
+
+def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The keys of a model that are sections themselves, and their models."""
+    wanted = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: one for name, one in wanted.items() if isinstance(one, type) and issubclass(one, BaseModel)}
+
+
+def kinds(annotation: Any) -> tuple[list[Any], bool]:
+    """The types that a value may have, without None, and whether it may be null."""
+    if get_origin(annotation) is Annotated:
+        return kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        every = [kinds(part) for part in get_args(annotation)]
+        return [kind for found, _ in every for kind in found], any(null for _, null in every)
+    return ([], True) if annotation in (None, type(None)) else ([annotation], False)
+
+
+def read_value(value: Any, annotation: Any) -> Any:
+    """`value` as its key wants it: text read as YAML where the key wants no text, 512.0 as 512 where it wants whole numbers.
+
+    A value that does not fit comes back as it is, for pydantic to refuse.
+    """
+    found, null = kinds(annotation)
+    if isinstance(value, dict):
+        inner = _item_annotation(found, dict)
+        return value if inner is None else {key: read_value(item, inner) for key, item in value.items()}
+    if isinstance(value, list):
+        inner = _item_annotation(found, list)
+        return value if inner is None else [read_value(item, inner) for item in value]
+    if isinstance(value, str):
+        value = _scalar(value, found, null)
+    if isinstance(value, float) and value.is_integer() and int in found and float not in found:
+        return int(value)
+    if value is None and not null and any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in found):
+        return {}  # `generate:` with nothing under it is an empty section
+    return value
+
+
+def _item_annotation(found: list[Any], origin: type) -> Any:
+    """The annotation of the items of a list or dict (`origin`); None where a model reads them, or none is wanted."""
+    if Any in found:
+        return Any
+    return next((get_args(kind)[-1] for kind in found if get_origin(kind) is origin), None)
+
+
+def _scalar(text: str, found: list[Any], null: bool) -> Any:
+    """`text` read as YAML, if that gives a value of a kind the key wants and the key does not want the text itself."""
+    words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
+    if text in words:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if value is None:
+        return None if null or Any in found else text
+    if str in found or type(value) not in _SCALARS:
+        return text
+    whole = isinstance(value, float) and value.is_integer() and int in found
+    fits = type(value) in found or Any in found or whole or (type(value) is int and float in found)
+    return value if fits else text
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line about the first thing that is wrong: an unknown key, else the error at the highest level."""
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
+    if first["type"] == "extra_forbidden":
+        unknown_keys = [one["loc"] for one in found if one["type"] == "extra_forbidden"]
+        *above, unknown = min(unknown_keys, key=lambda loc: (len(loc), [str(part) for part in loc]))
+        return _unknown_key(_place(model, above)[0], ".".join(map(str, above)), str(unknown))
+    annotation, loc = _place(model, first["loc"])
+    where = ".".join(map(str, loc))
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, Refused):
+        return f"{where}.{raised}" if where else str(raised)
+    if first["type"] == "missing":
+        return f"{where}: must be given"
+    if raised is not None and isinstance(first["input"], dict | BaseModel):
+        return f"{where}: {raised}"
+    got = "null" if first["input"] is None else repr(first["input"])
+    got = got if len(got) <= 60 else got[:57] + "..."
+    return f"{where}: {_expected(first, annotation)}, got {got}"
+
+
+def _expected(error: Any, annotation: Any) -> str:
+    context = error.get("ctx", {})
+    limits = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+    limits |= {"greater_than": ("above", "gt"), "less_than": ("below", "lt")}
+    if error["type"] in limits:
+        words, key = limits[error["type"]]
+        return f"must be {words} {number(context[key])}"
+    if error["type"] == "string_pattern_mismatch":
+        return _PATTERNS.get(context["pattern"], f"must match {context['pattern']}")
+    if error["type"] == "string_too_short" and context["min_length"] == 1:
+        return "must not be empty"
+    if error["type"] == "finite_number":
+        return "expected a finite number"
+    if error["type"] == "literal_error" or error["type"].endswith("_type"):
+        return "expected " + wanted(annotation)
+    return str(context.get("error", error["msg"]))
+
+
+def _unknown_key(model: type[BaseModel], where: str, unknown: str) -> str:
+    known = sorted(model.model_fields)
+    name = f"{where}.{unknown}" if where else unknown
+    if not known:
+        return f"unknown key {name}; name the file that brings it under `extensions`"
+    near = difflib.get_close_matches(unknown, known, n=1)
+    return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+
+
+def _annotation(model: type[BaseModel], key: Any) -> Any:
+    field = model.model_fields.get(key)
+    return Any if field is None else field.annotation
+
+
+def _place(model: type[BaseModel], loc: Iterable[int | str]) -> tuple[Any, list[int | str]]:
+    """(annotation, place) of the value that an error is about: `loc` without the parts of a union, which pydantic adds."""
+    annotation: Any = model
+    place: list[int | str] = []
+    for part in loc:
+        found, _ = kinds(annotation)
+        if len(found) != 1:
+            break
+        (kind,) = found
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            annotation = _annotation(kind, part)
+        elif get_origin(kind) in (dict, list):
+            annotation = get_args(kind)[-1]
+        else:
+            break
+        place.append(part)
+    return annotation, place
+
+
+def wanted(annotation: Any) -> str:
+    """What a key takes, in words: "a whole number or null", "one of auto, cuda, cpu"."""
+    found, null = kinds(annotation)
+    words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
+    if words:
+        return "one of " + ", ".join((["null"] if null else []) + words)
+    names = [_NAMES.get(get_origin(kind) or kind, "a section") for kind in found]
+    return " or ".join(names + (["null"] if null else []))
+
+
+def limits(field: FieldInfo) -> str:
+    """The limits of a number, in words: " from 1 to 64", " above 0 to 1"."""
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    found = {name: getattr(one, name) for name in words for one in field.metadata if hasattr(one, name)}
+    return "".join(f" {words[name]} {number(limit)}" for name, limit in found.items())
+
+
+def number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)

@@ -1,0 +1,230 @@
+"""What a metric is, and the catalogue of the columns that metrics make.
+
+Whoever shows or uses a score reads the catalogue and knows nothing of the metric behind it.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from darkroom.errors import DarkroomError
+
+# Columns that the score files and the tables have already.
+TAKEN = frozenset(
+    "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
+    " sha256 error fields image source source_name source_sha256 selected label".split()
+)
+ROLES = ("score", "mass", "reply", "error", "text")
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A column that a metric adds to the score files and tables.
+
+    Attributes:
+        name: of the column; letters, digits and underscores.
+        type: "float", "int", "text" or "bool".
+        metric: name of the metric that fills it.
+        role: "score", a value of the picture; "mass", how far a score can be trusted, 0..1; "reply", what the metric's
+            model said, as it came; "error", why the question has no score; "text", words about the picture.
+        question: name of the question the column belongs to. The columns of one question are filled, or null, together;
+            its error column says why.
+        label: that question in words, for people. `{prompt}` stands for the picture's prompt.
+        low: least value of a number, None for text.
+        high: greatest value of a number, None for text.
+        selectable: whether `select` and `export.preferences` may name it, and plots and the gallery show it as a score.
+    """
+
+    name: str
+    type: str
+    metric: str
+    role: str
+    question: str
+    label: str = ""
+    low: float | None = None
+    high: float | None = None
+    selectable: bool = False
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """(low, high), infinite where there is none."""
+        return (-math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
+
+    def __post_init__(self) -> None:
+        where = f"metric {self.metric}: column {self.name}"
+        if not self.name.isidentifier():
+            raise DarkroomError(f"{where}: its name must be letters, digits and underscores")
+        if self.role not in ROLES:
+            raise DarkroomError(f"{where}: its role must be one of {', '.join(ROLES)}, got {self.role}")
+        if self.selectable and (self.low is None or self.high is None or not self.low <= self.high):
+            raise DarkroomError(f"{where}: a score that can be selected by needs low and high, low not above high")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as its columns tell it; they are filled together, or null together."""
+
+    name: str
+    label: str
+    columns: tuple[ScoreColumn, ...]
+
+    @property
+    def reply(self) -> str | None:
+        """The column of the reply as it came, None where there is none."""
+        return next((column.name for column in self.columns if column.role == "reply"), None)
+
+    @property
+    def error(self) -> str:
+        """The column that says why there is no score."""
+        return next(column.name for column in self.columns if column.role == "error")
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns that hold numbers."""
+        return [column.name for column in self.columns if column.type != "text"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The score columns of each kind of picture, in the order of the tables. A kind that is not named has none."""
+
+    kinds: Mapping[str, tuple[ScoreColumn, ...]]
+
+    @classmethod
+    def of(cls, kinds: Mapping[str, Iterable[ScoreColumn]]) -> "Catalogue":
+        """The catalogue of these columns.
+
+        Raises DarkroomError where a column clashes with one of the tables or of another metric, or has another type for
+        another kind of picture, or where a question has no error column.
+        """
+        catalogue = cls({kind: tuple(columns) for kind, columns in kinds.items()})
+        types: dict[str, tuple[str, str]] = {}
+        for kind, columns in catalogue.kinds.items():
+            owners: dict[str, str] = {}
+            for column in columns:
+                if column.name in TAKEN:
+                    raise DarkroomError(
+                        f"metric {column.metric}: {kind}: column {column.name} is there already; give it another name"
+                    )
+                if (owner := owners.get(column.name)) is not None:
+                    makers = (
+                        f"metric {owner} and metric {column.metric}"
+                        if owner != column.metric
+                        else f"metric {owner}, twice"
+                    )
+                    raise DarkroomError(
+                        f"{kind}: column {column.name} is made by {makers}; give one of them another name"
+                    )
+                owners[column.name] = column.metric
+                type_, first = types.setdefault(column.name, (column.type, kind))
+                if type_ != column.type:
+                    raise DarkroomError(
+                        f"metric {column.metric}: column {column.name} is {type_} for {first} and {column.type} for {kind}"
+                    )
+            for question in catalogue.questions(kind):
+                if all(column.role != "error" for column in question.columns):
+                    raise DarkroomError(
+                        f"metric {question.columns[0].metric}: {kind}: question {question.name} has no column of role error"
+                    )
+        return catalogue
+
+    def columns(self, kind: str) -> tuple[ScoreColumn, ...]:
+        """All columns of a kind, in order."""
+        return self.kinds.get(kind, ())
+
+    def types(self, kind: str) -> dict[str, str]:
+        """Name of each column of a kind -> its type, in order."""
+        return {column.name: column.type for column in self.columns(kind)}
+
+    def scores(self, kind: str) -> list[ScoreColumn]:
+        """The numbers of a kind that a selection can name."""
+        return [column for column in self.columns(kind) if column.selectable]
+
+    def score_names(self, kind: str) -> list[str]:
+        return [column.name for column in self.scores(kind)]
+
+    def names(self, kind: str, role: str) -> list[str]:
+        """The columns of a kind that have this role."""
+        return [column.name for column in self.columns(kind) if column.role == role]
+
+    def questions(self, kind: str) -> list[Asked]:
+        """The questions that the columns of a kind belong to, in order."""
+        found: dict[tuple[str, str], list[ScoreColumn]] = {}
+        for column in self.columns(kind):
+            found.setdefault((column.metric, column.question), []).append(column)
+        return [Asked(name, columns[0].label, tuple(columns)) for (_, name), columns in found.items()]
+
+    def main_reply(self, kind: str) -> str | None:
+        """The reply column of a kind that says most: the first of a question that is answered by more than yes or no."""
+        asked = [question for question in self.questions(kind) if question.reply]
+        free = [question for question in asked if all(column.role != "mass" for column in question.columns)]
+        return next((question.reply for question in [*free, *asked]), None)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One image to be scored.
+
+    Attributes:
+        key: identity of its scores; hexadecimal.
+        prompt: what the image was made for; of an edit, the instruction.
+        images: PIL images in mode RGB; for an edit the source, then the result.
+        record: the image's record in its shard, without pictures.
+    """
+
+    key: str
+    prompt: str
+    images: list[Any]
+    record: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """A number for what is drawn by lot, the same in every run."""
+        return int(self.key[:8], 16)
+
+
+class Scorer(Protocol):
+    """A metric that is ready to score: its model is loaded."""
+
+    def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
+        """The columns of each subject, in order; a column that is left out is null.
+
+        Neither the order nor the company of a subject may change its scores. What cannot be scored has a reason in its
+        error column, and no number. Raises DarkroomError only where nothing can be scored at all.
+        """
+        ...
+
+
+class Metric(ABC):
+    """Something that scores pictures one by one. `tests/metric_contract.py` tests what is promised here.
+
+    Importing and constructing a metric loads nothing heavy: that is what `open` is for.
+
+    Attributes:
+        name: letters, digits and underscores; unique among metrics, and part of paths.
+        version: raise it when a change of the code changes the scores of the same picture.
+        packages: distributions whose versions the score files record.
+        needs: the section of the config that says `device` and `gpus`; None for a metric that needs no device.
+    """
+
+    name: str
+    version: int = 1
+    packages: tuple[str, ...] = ()
+    needs: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def columns(self, kind: str) -> list[ScoreColumn]:
+        """The columns for a kind of picture, in order; none where this metric does not score that kind."""
+
+    @abstractmethod
+    def recipe(self, kind: str) -> dict[str, Any]:
+        """What decides the scores apart from prompt and pictures, with `version`, as plain JSON.
+
+        It is part of every score's key and of the digest that a score file is made for, and is stored in the file.
+        """
+
+    @abstractmethod
+    def open(self, kind: str) -> Scorer:
+        """Load what is needed to score pictures of a kind. Raises DarkroomError, one line, where that cannot be."""

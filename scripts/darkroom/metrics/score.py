@@ -1,0 +1,214 @@
+"""Score shards of images by one metric, and write the score file.
+
+Scores are kept while the job runs in a journal (JSON lines), so that a killed job goes on where it stopped, and
+carried over from old score files where the picture, the prompt and the metric's recipe are the same.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.identity import digest
+from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
+from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject
+from darkroom.store.carry import find_scores
+from darkroom.store.images import open_picture
+from darkroom.store.journal import clear_journal, open_journal
+from darkroom.store.manifest import write_shard_with_manifest
+from darkroom.store.shardfile import check_digest, iter_records
+
+# Images scored together. Fixed, so that a picture meets the same neighbours in every run of its shards.
+CHUNK = 64
+
+# Columns of a score file before those of its metric.
+SCORE_COLUMNS = {
+    "key": "text",
+    "image_key": "text",
+    "row": "text",
+    "item": "int",
+    "sample": "int",
+    "prompt": "text",
+    "sha256": "text",
+    "fields": "text",
+}
+# What is read of an image shard to know what has to be scored; generated images have no source.
+_BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields", "source_sha256"]
+_PICTURES = ("source", "image")
+
+Scores = dict[str, Any]  # column -> value
+
+
+def score_key(recipe: dict[str, Any], record: dict[str, Any]) -> str:
+    """The identity of an image's scores: the metric's recipe, what was asked for, and the pictures."""
+    return digest([recipe, record["prompt"], record["sha256"], record.get("source_sha256")])
+
+
+def score_columns(columns: Iterable[ScoreColumn]) -> dict[str, str]:
+    """All columns of the score files of a metric that makes `columns`, and their types."""
+    return SCORE_COLUMNS | {column.name: column.type for column in columns}
+
+
+def score_shards(
+    metric: Metric,
+    kind: str,
+    images: dict[Path, str],
+    path: Path,
+    stage_digest: str,
+    journal: Path,
+    old_files: list[Path],
+    old_journals: list[Path],
+    made_from: list[str],
+    open_scorer: Callable[[], Scorer] | None = None,
+    retry_failed: bool = False,
+) -> dict[str, float]:
+    """Write the score file of some image shards.
+
+    Args:
+        metric: what scores.
+        kind: of the images.
+        images: the image shards in order, each with the digest it is made for.
+        path: the score file.
+        stage_digest: what the score file is made for.
+        journal: a file for scores that are finished before all are.
+        old_files: score files of this metric that may hold scores of these pictures.
+        old_journals: journals that may hold such scores.
+        made_from: the content of the image shards, as their manifests say it.
+        open_scorer: what opens the metric, called only where something is to be scored; `metric.open` unless told.
+        retry_failed: score again what has no score for a reason of the metric's own.
+
+    Returns:
+        The counts requests, made, carried and failed, and "working", the seconds spent on scoring.
+
+    Raises:
+        DarkroomError: a shard is stale, or the metric cannot be opened.
+        Interrupted: after SIGTERM; finished scores are kept.
+    """
+    made = [check_digest(shard, planned) for shard, planned in images.items()]
+    columns, recipe = metric.columns(kind), metric.recipe(kind)
+    names = [column.name for column in columns]
+    reasons = [column.name for column in columns if column.role == "error"]
+    known = find_scores(names, reasons, old_files, old_journals, retry_failed)
+    records = list(_records(images, _BRIEF))
+    keys = [score_key(recipe, record) for record in records]
+    todo = {key for key, record in zip(keys, records, strict=True) if record["error"] is None and key not in known}
+    missing = sum(record["error"] is not None for record in records)
+    carried = len(records) - missing - len(todo)
+    say(f"{len(records)} images: {len(todo)} to score, {carried} carried over, {missing} missing")
+    working = 0.0
+    if todo and columns:
+        say(f"{metric.name}: versions: " + ", ".join(f"{n} {v}" for n, v in versions(*metric.packages).items()))
+        chunks = _chunks(images, recipe, todo)
+        scorer = open_scorer() if open_scorer else metric.open(kind)
+        new, working = _score_all(chunks, len(todo), metric, kind, scorer, journal)
+        known |= new
+    unscored = sum(any(known.get(key, {}).get(name) for name in reasons) for key in keys)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for key, record in zip(keys, records, strict=True):
+            row = {name: record.get(name) for name in SCORE_COLUMNS}
+            row |= {"key": key, "image_key": record["key"]}
+            no_image = dict.fromkeys(reasons, f"no image: {record['error']}")
+            yield row | (known.get(key, {}) if record["error"] is None else no_image)
+
+    meta = {
+        "digest": stage_digest,
+        "rule": "score_images",
+        "metric": metric.name,
+        "images": list(images.values()),
+        "recipe": recipe,
+        "versions": versions(*metric.packages),
+        "device": device_kind(metric.needs["device"]) if metric.needs else "cpu",
+        "image_failures": sum(shard["failed"] for shard in made),
+        "failed": unscored,
+    }
+    write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
+    clear_journal(journal, set(keys))
+    say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image")
+    counts = {"requests": len(records), "made": len(todo), "carried": carried, "failed": missing}
+    return counts | {"working": round(working, 3)}
+
+
+def _records(images: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    return (record for shard in images for record in iter_records(shard, columns))
+
+
+def _score_all(
+    chunks: Iterable[dict[str, dict[str, Any]]], number: int, metric: Metric, kind: str, scorer: Scorer, journal: Path
+) -> tuple[dict[str, Scores], float]:
+    """key -> scores of the records in `chunks`, each chunk in the journal when it is done; and the seconds it took."""
+    progress = Progress(number, "images")
+    found: dict[str, Scores] = {}
+    with open_journal(journal) as out:
+        for chunk in chunks:
+            if stop_requested.is_set():
+                raise Interrupted(
+                    f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
+                )
+            new = score_chunk(metric, kind, scorer, chunk)
+            out.add(new)
+            found |= new
+            progress.add(len(new))
+    return found, progress.seconds
+
+
+def _chunks(images: Iterable[Path], recipe: dict[str, Any], todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
+    """The records to score, by score key, in the fixed chunks of the shards together."""
+    chunk: dict[str, dict[str, Any]] = {}
+    left = set(todo)
+    for number, record in enumerate(_records(images)):
+        if number % CHUNK == 0 and chunk:
+            yield chunk
+            chunk = {}
+        key = score_key(recipe, record)
+        if record["error"] is None and key in left:
+            left.discard(key)
+            chunk[key] = record
+    if chunk:
+        yield chunk
+
+
+def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, dict[str, Any]]) -> dict[str, Scores]:
+    """All columns of a metric for records of an image shard, by score key.
+
+    A picture that cannot be opened has nulls and a reason. Raises DarkroomError where the scorer does not keep its
+    contract: another number of results, or columns that were not promised.
+    """
+    columns = metric.columns(kind)
+    questions = Catalogue.of({kind: columns}).questions(kind)
+    scores: dict[str, Scores] = {key: {column.name: None for column in columns} for key in records}
+    subjects = []
+    for key, record in records.items():
+        try:
+            parts = [record[part] for part in _PICTURES if part in record]
+            pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
+        except RowError as error:
+            scores[key] |= {question.error: str(error) for question in questions}
+            continue
+        about = {name: value for name, value in record.items() if name not in _PICTURES}
+        subjects.append(Subject(key, record["prompt"], pictures, about))
+    results = scorer.score(subjects) if subjects else []
+    if len(results) != len(subjects):
+        raise DarkroomError(f"metric {metric.name}: {len(results)} results for {len(subjects)} images")
+    for subject, result in zip(subjects, results, strict=True):
+        if unknown := sorted(set(result) - set(scores[subject.key])):
+            raise DarkroomError(f"metric {metric.name}: gives a column {unknown[0]} that its `columns` do not name")
+        scores[subject.key] |= result
+        for question in questions:
+            _refuse_odd_numbers(question, scores[subject.key])
+    return scores
+
+
+def _refuse_odd_numbers(question: Asked, scores: Scores) -> None:
+    """Where a number is none, or lies outside its range, the question has no scores but a reason."""
+    for column in question.columns:
+        value = scores[column.name]
+        if value is None or column.type not in ("int", "float"):
+            continue
+        least, most = column.limits if column.role == "score" else (-math.inf, math.inf)  # a mass may be rounded up
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not least <= value <= most:
+            scores |= dict.fromkeys(question.numbers)
+            scores[question.error] = f"{column.name} is {value!r}, outside {least:g} to {most:g}"
+            return

@@ -1,0 +1,83 @@
+"""What a job of a run works with, put together from its plan: the requests, the files it makes and those it may take over."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from darkroom.engines.work import ShardJob
+from darkroom.plan.requests import Request, expand
+from darkroom.run.lineage import Step, manifest_of
+from darkroom.run.workflow import Workflow
+from darkroom.store.carry import ShardFolder
+from darkroom.store.manifest import read_manifest
+from darkroom.store.scratch import Scratch
+
+
+def contents(files: list[str]) -> list[str]:
+    """What shard files hold, by hash, as their manifests say it; nothing for one that has none."""
+    found = (read_manifest(manifest_of(path)) for path in files)
+    return [manifest["content"] if manifest else "" for manifest in found]
+
+
+@dataclass
+class Kept:
+    """Where results of a step that are still good may lie: asked once for each of its files."""
+
+    workflow: Workflow
+    step: Step
+
+    @cached_property
+    def folder(self) -> ShardFolder:
+        """All shard files of the step, of whatever recipe."""
+        parts = self.step.name.split("/")
+        return ShardFolder(self.workflow.results(*parts))
+
+    def shards(self, shards: list[str]) -> list[str]:
+        """The shards that held rows of these before, and these themselves."""
+        return self.workflow.plans[self.step.stage].earlier_shards(*shards)
+
+    def image_files(self, shard: str) -> list[Path]:
+        """Shard files that may hold images of the rows of a shard."""
+        return self.folder.files(self.shards([shard]))
+
+    def scratch(self, shard: str) -> Scratch:
+        """Where finished images of a shard wait."""
+        return Scratch(self.workflow.scratch_folder(self.step) / shard)
+
+    def score_files(self, group: str) -> tuple[list[Path], list[Path]]:
+        """(score files, journals) that may hold scores of the rows of a group, the journal of its own last."""
+        groups = self.workflow.groups[self.step.stage]
+        shards = self.shards(groups.members[group])
+        names = dict.fromkeys([group, *(name for shard in shards for name in groups.homes_of(shard))])
+        journals = [self.workflow.journal(self.step, name) for name in reversed(names)]
+        return self.folder.files(names), journals
+
+
+def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
+    """The requests of a shard's lines; rejected rows have none."""
+    wanted, config = workflow.stage(stage), workflow.config
+    rows = [row for row in map(json.loads, lines.splitlines()) if "rejected" not in row]
+    section, seed, samples = config[wanted.section], config["seed"], config["samples_per_prompt"]
+    return [request for row in rows for request in expand(row, section, seed, samples, wanted.every)]
+
+
+def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
+    """What the job that makes a shard of a stage works with."""
+    wanted, lineage = workflow.stage(stage), workflow.lineage
+    images = lineage.sources(stage, shard)
+    return ShardJob(
+        name=wanted.section,
+        section=workflow.config[wanted.section],
+        recipe=workflow.recipes[stage],
+        digest=lineage.image_digests[stage][shard],
+        folder=Path(workflow.config[wanted.rows]).absolute().parent,
+        rule=wanted.rule,
+        edits=wanted.reads is not None,
+        scratch=Kept(workflow, lineage.step(stage)).scratch(shard),
+        strict=workflow.config["strict"],
+        images=[Path(path) for path in images],
+        model=workflow.models.get(wanted.section),
+        made_from=contents(images),
+        extensions=tuple(workflow.config["extensions"]),
+    )

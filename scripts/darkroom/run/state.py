@@ -1,0 +1,128 @@
+"""What is there although it must be made again, and what is newer than what follows from it although nothing changed.
+
+A file that is wanted for something else has another path (`lineage`), so Snakemake sees by itself that it is missing. Left are
+the cases that a path cannot tell:
+
+- files under names that stay (tables, exports, plots, the gallery's index) that were made for something else;
+- a shard that came back with other pictures than what follows was made from;
+- a shard file that another program replaced or cut short, or whose failures are to be tried again.
+
+Times only raise a suspicion: where a file is newer than what was made from it, the manifests' contents decide.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from darkroom.errors import DarkroomError
+from darkroom.run.lineage import File, manifest_of
+from darkroom.run.outputs import Output
+from darkroom.store.manifest import read_manifest
+
+
+@dataclass
+class State:
+    """again: files that are there and must be made again. settled: files whose inputs are newer, but say the same as when they
+    were used. Outputs are named by their manifest (`Output.made`)."""
+
+    again: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
+
+    def _decide(self, path: str, same: bool) -> None:
+        (self.settled if same else self.again).add(path)
+
+
+def look(
+    shards: Iterable[File], shown: Iterable[tuple[str, list[str]]], outputs: Iterable[Output], retry_failed: bool
+) -> State:
+    """The state of a run's files.
+
+    shards: files of pictures and scores. shown: files of the gallery and the manifests each is made from. retry_failed: files
+    that hold failures are to be made again.
+    """
+    state = State()
+    for file in shards:
+        _look_at_shard(file, state, retry_failed)
+    for path, inputs in shown:
+        own = _time(path)
+        if own is not None and any(_newer(manifest, own) for manifest in inputs):
+            state._decide(path, _shown_from(path) == _contents(inputs))
+    for output in outputs:
+        _look_at_output(output, state)
+    return state
+
+
+def _look_at_shard(file: File, state: State, retry_failed: bool) -> None:
+    data, own = _time(file.path), _time(file.manifest)
+    if data is None and own is None:
+        return
+    if data is None or own is None or (data > own and not _is_sound(file)):
+        state.again.add(file.path)
+        return
+    inputs = [manifest_of(path) for path in file.inputs]
+    newer = any(_newer(path, own) for path in inputs)
+    if not newer and not retry_failed:
+        return
+    manifest = read_manifest(file.manifest)
+    if manifest is None or (retry_failed and manifest["failed"]):
+        state.again.add(file.path)
+    elif newer:
+        state._decide(file.path, manifest["made_from"] == _contents(inputs))
+
+
+def _look_at_output(output: Output, state: State) -> None:
+    own = _time(output.made)
+    if own is None or not all(os.path.exists(path) for path in output.files):
+        return
+    manifest = read_manifest(output.made)
+    if manifest is None or manifest["digest"] != output.digest:
+        state.again.add(output.made)
+    elif any(_newer(path, own) for path in output.inputs):
+        state._decide(output.made, manifest["made_from"] == [output.made_from()])
+
+
+def _time(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _newer(path: str, than: int) -> bool:
+    found = _time(path)
+    return found is not None and found > than
+
+
+def _contents(manifests: list[str]) -> list[str]:
+    return [manifest["content"] if (manifest := read_manifest(path)) else "" for path in manifests]
+
+
+def _is_sound(file: File) -> bool:
+    """Whether a shard file that is newer than its manifest is the one that is wanted: touched, not replaced."""
+    from darkroom.store.shardfile import read_meta
+
+    try:
+        return read_meta(file.path)["digest"] == file.digest
+    except DarkroomError:
+        return False
+
+
+def _shown_from(path: str) -> list[str] | None:
+    from darkroom.views.gallery import read_head
+
+    try:
+        return read_head(path).get("made_from")
+    except DarkroomError:
+        return None
+
+
+def touch_stamp(path: Path, needed: bool) -> None:
+    """Bring the stamp up to date that makes files be made again: it is an input of theirs, newer than they are, and never the same.
+
+    needed: whether there are such files. Raises OSError where it cannot be written.
+    """
+    if needed or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{time.time_ns()}\n")

@@ -1,0 +1,173 @@
+"""Families of models as data: what the rest of the library is told of them, and what an extension can bring."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from darkroom import engines
+from darkroom.config.load import load_config, used_sections
+from darkroom.engines import FAMILIES, Family, family, register
+from darkroom.errors import DarkroomError
+from darkroom.identity import digest
+from darkroom.models.hub import hub_models
+from darkroom.models.licences import models_of
+from darkroom.plan.recipe import image_recipe
+from darkroom.plan.requests import expand, request_key
+from darkroom.rows.read import parse_row
+from test_config import SCHEMA, folder  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("folder")
+ROWS = {"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"model": "./model", "rubric": "rubric.yaml"}}
+CACHED = {"quantization": "int8", "cache": "taylorseer", "cache_interval": 3, "dtype": "float32"}
+
+
+def loaded(name, kind, **options):
+    return load_config(ROWS | {name: {"family": kind} | options}, SCHEMA)
+
+
+def key(section, recipe, source=None, **fields):
+    (request,) = expand(parse_row({"prompt": "a fox"} | fields, "prompts") | {"id": "r"}, section, 0, 1)
+    return request_key(request, recipe, source, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "recipe", "wanted"),
+    [
+        ("generate", "flux", {}, "220a4aa9b09f", "11d72e9a00302b5b4c279a44294226a3"),
+        ("generate", "flux", {"true_cfg": 2}, "b1d6bf6762ed", "d78eb82d9c000922d687c481f4f1cde7"),
+        ("generate", "flux", CACHED, "91832f0dd385", "aac2397c216d0db4ed3a659175c31c24"),
+        ("edit", "flux-kontext", {}, "d10c4e25ed4f", "ed8414b92dd0322ca025924df58837c7"),
+        ("edit", "flux-kontext", {"true_cfg": 4, "steps": 7}, "7301bceee461", "7140505eb1cef486d2488a0cbc464d45"),
+        ("generate", "auto", {}, "795e9b5ac39f", "de35ae810027310d56291c41d92d41b5"),
+        (
+            "edit",
+            "auto",
+            {"attention": "flash", "dtype": "bfloat16"},
+            "fcb9375cb288",
+            "e2b9a013e47bde22c8c40827f7e01c37",
+        ),
+    ],
+)
+def test_recipes_and_keys_are_what_they_were_before_families_were_data(name, kind, options, recipe, wanted):
+    """Digests written down then: results of then stay good."""
+    section = loaded(name, kind, **options)[name]
+    made = image_recipe(section)
+    assert digest(made, 12) == recipe
+    fields = {"negative_prompt": "blurry", "width": 64, "seed": 3}
+    assert key(section, made, "source" if name == "edit" else None, **fields) == wanted
+
+
+def test_families_are_told_without_anything_heavy():
+    code = "import sys, darkroom.engines, darkroom.engines.base, darkroom.plan.requests, darkroom.models.licences\n"
+    code += "print([name for name in ('torch', 'diffusers', 'PIL', 'numpy', 'pyarrow') if name in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_loop_over_batches_needs_no_torch():
+    code = "import sys, darkroom.make, darkroom.tools.replay; print('torch' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("generate", "flux-kontext", "generate.family: flux-kontext edits images; use flux or auto"),
+        ("edit", "flux", "edit.family: flux makes images from text alone; use flux-kontext or auto"),
+        ("edit", "sd", "edit.family: expected one of flux, flux-kontext, auto, got 'sd'"),
+    ],
+)
+def test_a_family_that_cannot_serve_is_one_line(name, kind, message):
+    with pytest.raises(DarkroomError) as error:
+        loaded(name, kind)
+    assert str(error.value) == f"config: {message}"
+
+
+def test_a_family_without_a_model_is_known_by_its_name(flat_colour):
+    config = loaded("generate", "flat-colour", model="nobody/nothing", revision="main", gpus=4)
+    section = config["generate"]
+    assert section["model"] is section["revision"] is None and section["device"] == "cpu"
+    assert used_sections(config) == ["edit", "judge"] and "generate" not in hub_models(config, unpinned=True)
+    recipe = image_recipe(section)
+    assert recipe == {
+        "version": 1,
+        "family": "flat-colour",
+        "model": "family:flat-colour",
+        "width": 1024,
+        "height": 1024,
+    }
+    model = models_of(config)[0]
+    assert (model.section, model.name, model.licence.name, model.licence.limits) == (
+        "generate",
+        "flat-colour",
+        "none",
+        None,
+    )
+
+
+def test_only_what_a_family_says_decides_its_pixels(flat_colour):
+    section = loaded("generate", "flat-colour")["generate"]
+    recipe = image_recipe(section)
+    plain = key(section, recipe, seed=1)
+    assert key(section, recipe, seed=1, prompt="b", steps=3, guidance=1, negative_prompt="c") == plain
+    assert len({plain, key(section, recipe, seed=2), key(section, recipe, seed=1, width=32)}) == 3
+    assert image_recipe(loaded("generate", "flat-colour", steps=3, dtype="float16")["generate"]) == recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"quantization": "int8"}, "quantization: works with the families flux, flux-kontext and auto"),
+        ({"cache": "taylorseer"}, "cache: works with the families flux and flux-kontext"),
+        ({"compile": True}, "compile: works with the families flux, flux-kontext and auto"),
+        ({"attention": "sage"}, "attention: works with the families flux, flux-kontext and auto"),
+        ({"offload": "model"}, "offload: works with the families flux, flux-kontext and auto"),
+        ({"device": "cuda"}, "device: family flat-colour uses no GPU of the job's; leave it out"),
+    ],
+)
+def test_a_setting_that_does_not_reach_the_engine_is_refused(flat_colour, options, reason):
+    with pytest.raises(DarkroomError) as error:
+        loaded("generate", "flat-colour", **options)
+    assert str(error.value) == f"config: generate.{reason}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": "flux"}, "family flux: is registered already; give it another name"),
+        ({"makes": False}, "family mine: neither makes nor edits images; set makes or edits"),
+        (
+            {"settings": frozenset({"seed", "stepz"})},
+            "family mine: settings: stepz is no field of a request; known are ",
+        ),
+        ({"open": "mine.py"}, "family mine: open and identity are written module:name"),
+        ({"identity": "mine"}, "family mine: open and identity are written module:name"),
+    ],
+)
+def test_a_family_that_cannot_be_used_is_refused_in_one_line(fields, reason):
+    before = dict(FAMILIES)
+    with pytest.raises(DarkroomError) as error:
+        register(Family(**({"name": "mine", "open": "mine:Engine", "makes": True} | fields)))
+    assert str(error.value).startswith(reason) and "\n" not in str(error.value)
+    assert before == FAMILIES
+
+
+def test_an_engine_that_cannot_be_found_is_one_line(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mine", Family(name="mine", open="nowhere_at_all:Engine", makes=True))
+    with pytest.raises(DarkroomError, match=r"^family mine: cannot load nowhere_at_all:Engine: No module named"):
+        engines.open_engine({"family": "mine"}, "generate")
+    with pytest.raises(DarkroomError, match=r"^generate\.family: expected one of .*, got 'other'$"):
+        engines.open_engine({"family": "other"}, "generate")
+
+
+def test_an_identity_of_its_own_names_the_model(monkeypatch):
+    own = Family(name="mine", open="x:y", makes=True, needs_model=False, identity="darkroom.identity:digest")
+    monkeypatch.setitem(FAMILIES, "mine", own)
+    section = loaded("generate", "mine")["generate"]
+    assert image_recipe(section)["model"] == digest(section)
+    assert family("flux").model_identity({"model": "a/b", "revision": "c"}) == "a/b@c"

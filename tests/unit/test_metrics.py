@@ -1,0 +1,252 @@
+"""Metrics beside the judge: what they promise, how they are found, and that all readers show their columns."""
+
+import importlib.util
+import json
+import math
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import test_exports
+from conftest import REPOSITORY
+from darkroom import metrics
+from darkroom.errors import DarkroomError
+from darkroom.exports.write import write_export
+from darkroom.metrics import catalogue_of, metrics_of
+from darkroom.metrics.base import Metric, ScoreColumn
+from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.score import score_chunk, score_shards
+from darkroom.store.shardfile import read_meta
+from darkroom.tables.merge import merge_scores
+from darkroom.views import plots
+from darkroom.views.gallery import write_index, write_shard
+from darkroom.views.report import read_table
+from metric_contract import MetricContract, image_record
+
+
+@pytest.fixture(scope="session")
+def brightness():
+    """The class that the extension file brings; registered."""
+    spec = importlib.util.spec_from_file_location(
+        "darkroom_extension_brightness", REPOSITORY / "tests/extensions/brightness.py"
+    )
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Brightness
+
+
+class TestBrightness(MetricContract):
+    @pytest.fixture(scope="class")
+    def metric(self, brightness):
+        return brightness({})
+
+    @pytest.fixture(scope="class")
+    def changed(self, brightness):
+        return brightness({"weights": "bt601"})
+
+
+class Told(Metric):
+    """Says of every picture what it was told to say."""
+
+    name = "told"
+
+    def __init__(self, says, columns=None, name="told"):
+        self.says, self.name = says, name
+        self.own = columns or [self.column("told"), self.column("told_error", "text", role="error")]
+
+    def column(self, name, type_="float", **changes):
+        known = {"role": "score", "question": "q", "metric": self.name, "low": 0, "high": 1, "selectable": True}
+        if changes.get("role", "score") != "score":
+            known |= {"low": None, "high": None, "selectable": False}
+        return ScoreColumn(name, type_, **known | changes)
+
+    def columns(self, kind):
+        return self.own
+
+    def recipe(self, kind):
+        return {"version": 1}
+
+    def open(self, kind):
+        return self
+
+    def score(self, subjects):
+        return [self.says for _ in subjects]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (math.nan, "told is nan, outside 0 to 1"),
+        (math.inf, "told is inf, outside 0 to 1"),
+        (1.5, "told is 1.5, outside 0 to 1"),
+        ("0.5", "told is '0.5', outside 0 to 1"),
+        (True, "told is True, outside 0 to 1"),
+    ],
+)
+def test_what_is_no_number_of_the_range_is_null_with_a_reason(value, reason):
+    metric = Told({"told": value})
+    found = score_chunk(metric, "images", metric.open("images"), {"0" * 32: image_record("images", 0)})
+    assert found["0" * 32] == {"told": None, "told_error": reason}
+
+
+def test_a_scorer_that_breaks_its_contract_is_named():
+    records = {f"{n:032x}": image_record("images", n) for n in range(2)}
+    metric = Told({"other": 1.0})
+    with pytest.raises(DarkroomError, match="metric told: gives a column other that"):
+        score_chunk(metric, "images", metric.open("images"), records)
+    metric.score = lambda subjects: []
+    with pytest.raises(DarkroomError, match="metric told: 0 results for 2 images"):
+        score_chunk(metric, "images", metric.open("images"), records)
+
+
+def test_columns_that_clash_are_one_line_that_names_both(brightness):
+    twin = Told({}, name="twin")
+    twin.own = [twin.column("brightness"), twin.column("e", "text", role="error")]
+    with pytest.raises(DarkroomError, match="column brightness is made by metric brightness and metric twin"):
+        catalogue_of([brightness({}), twin], ["images"])
+    judge = JudgeMetric({}, test_exports.RUBRIC)
+    twin.own[0] = twin.column("p_yes")
+    with pytest.raises(DarkroomError, match="column p_yes is made by metric judge and metric twin"):
+        catalogue_of([judge, twin], ["images", "edited"])
+    twin.own[0] = twin.column("seed")
+    with pytest.raises(DarkroomError, match="metric twin: images: column seed is there already"):
+        catalogue_of([judge, twin], ["images"])
+    twin.own = [twin.column("fine")]
+    with pytest.raises(DarkroomError, match="metric twin: images: question q has no column of role error"):
+        catalogue_of([twin], ["images"])
+    with pytest.raises(DarkroomError, match="column a b: its name must be"):
+        twin.column("a b")
+    with pytest.raises(DarkroomError, match="column x: a score that can be selected by needs low and high"):
+        twin.column("x", low=2, high=1)
+
+
+def test_the_config_names_metrics_that_are_registered(brightness):
+    config = {"judge": {}, "metrics": {"brightness": {"weights": "bt601"}}}
+    found = metrics_of(config, test_exports.RUBRIC)
+    assert [metric.name for metric in found] == ["judge", "brightness"]
+    assert found[1].recipe("images")["weights"] == "bt601"
+    assert [metric.name for metric in metrics_of({"judge": {}}, test_exports.RUBRIC)] == ["judge"]
+    for name, hint in (("brightnes", "did you mean brightness"), ("clip", "name the file that brings it")):
+        with pytest.raises(DarkroomError, match=f"config: metrics: there is no metric {name}; {hint}"):
+            metrics_of({"judge": {}, "metrics": {name: None}}, test_exports.RUBRIC)
+
+
+def test_a_name_is_registered_once(brightness):
+    assert metrics.register(brightness) is brightness  # a file that is loaded again
+    for name in ("judge", "brightness"):
+        twin = type("Twin", (Told,), {"name": name})
+        with pytest.raises(DarkroomError, match=f"metric {name}: there is one of this name already"):
+            metrics.register(twin)
+    with pytest.raises(DarkroomError, match="metric a/b: its name must be"):
+        metrics.register(type("Odd", (Told,), {"name": "a/b"}))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, brightness):
+    """Shards with the scores of the judge and of brightness, and tables of both: (folder, kinds, catalogue, export)."""
+    folder = tmp_path_factory.mktemp("two")
+    rows = [{"id": f"r{n}", "prompt": f"fox {n}", "n": n} for n in range(12)]
+    edits = [{"id": "e0", "prompt": "make it blue", "images": [{"row": "r0", "sample": 0}]}]
+    export = test_exports.build(folder, rows, edits)
+    metric = brightness({})
+    catalogue = catalogue_of([JudgeMetric({}, test_exports.RUBRIC), metric], ["images", "edited"])
+    kinds = export("folder").kinds
+    for kind in kinds:
+        for shard in kind.plan.names:
+            path, images = kind.score_file("brightness", shard), kind.image_file(shard)
+            kept = folder / "journal.jsonl", [], lambda row: None
+            score_shards(metric, kind.name, {images: "i"}, path, "b", *kept)
+        kind.score_digests["brightness"] = dict.fromkeys(kind.plan.names, "b")
+    select = {"images": {"brightness": 0.5}, "edited": {}, "per_row": None}
+    files = folder / "scores.parquet", folder / "scores.csv"
+    merge_scores(kinds, catalogue, select, *files, {"digest": "d"})
+
+    def made(format, **changes):
+        found = export(format, to="two", **changes)
+        found.catalogue, found.select = catalogue, select
+        return found
+
+    return folder, kinds, catalogue, select, made
+
+
+def test_the_tables_have_every_metric_s_columns(two):
+    folder, *_ = two
+    table = pq.read_table(folder / "scores.parquet").to_pylist()
+    names = list(table[0])
+    assert names.index("p_yes") < names.index("brightness") < names.index("selected")
+    for line in table:
+        if line["error"] is None:
+            assert 0 <= line["brightness"] <= 1 and line["brightness_error"] is None
+            assert line["selected"] == (line["kind"] == "edited" or line["brightness"] >= 0.5)
+        else:
+            assert line["brightness"] is None and line["brightness_error"].startswith("no image")
+    assert {line["selected"] for line in table if line["kind"] == "images"} == {True, False}
+
+
+def test_a_metric_s_file_of_other_pictures_stops_the_merge(two, tmp_path):
+    _, kinds, catalogue, select, _ = two
+    kind = kinds[0]
+    one, other = (kind.score_file("brightness", shard) for shard in kind.plan.names[:2])
+    whole = one.read_bytes()
+    files = tmp_path / "t.parquet", tmp_path / "t.csv"
+    try:
+        one.write_bytes(other.read_bytes())
+        with pytest.raises(DarkroomError, match=r"brightness.*(scores for|the scores are of another picture)"):
+            merge_scores(kinds, catalogue, select, *files, {"digest": "d"})
+        one.unlink()
+        with pytest.raises(DarkroomError, match=r"brightness.*no such file; run snakemake again"):
+            merge_scores(kinds, catalogue, select, *files, {"digest": "d"})
+    finally:
+        one.write_bytes(whole)
+    assert read_meta(one)["metric"] == "brightness"
+
+
+def test_the_gallery_shows_every_metric(two, tmp_path):
+    folder, kinds, catalogue, select, _ = two
+    digests = {kind.name: dict.fromkeys(kind.plan.names, "g") for kind in kinds}
+    for kind in kinds:
+        for shard in kind.plan.names:
+            path = tmp_path / kind.name / f"{shard}.js"
+            write_shard(kind, shard, {"thumbnail": 64, "preview": None}, path, {"digest": "g"})
+            data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
+            assert set(data["metrics"]) == {"judge", "brightness"} and "brightness" in data["columns"]
+    about = {"title": "t", "set": "s"}
+    write_index(kinds, catalogue, select, folder / "scores.parquet", digests, tmp_path, about, {"digest": "g"})
+    index = json.loads(
+        (tmp_path / "index.js").read_text().split("\n")[1].removeprefix("gallery.index(").removesuffix(");")
+    )
+    scores = {score["name"]: score for score in index["kinds"]["images"]["scores"]}
+    assert scores["brightness"] == {"name": "brightness", "low": 0, "high": 1, "whole": False, "least": 0.5}
+    assert scores["quality"] == {"name": "quality", "low": 1, "high": 10, "whole": True, "least": None}
+
+
+def test_the_report_counts_every_metric(two, tmp_path):
+    folder, kinds, catalogue, select, _ = two
+    (tmp_path / "rejected.jsonl").write_text("")
+    rows = {kind.name: sum(shard.rows for shard in kind.plan.shards.values()) for kind in kinds}
+    found = read_table(folder / "scores.parquet", tmp_path / "rejected.jsonl", catalogue, select, rows)
+    kind = found["images"]
+    assert list(kind.scores) == ["p_yes", "quality", "brightness"] and kind.by == "brightness"
+    assert kind.scores["brightness"].number == kind.made and kind.best[0].score >= kind.worst[0].score
+    titles = [axes.get_title("left") or axes.get_title() for axes in plots.score_distributions(kind).axes]
+    assert titles == list(kind.scores)
+    assert plots.example_sheet(kind, kinds[0].image_file).texts[0].get_text() == "best by brightness"
+
+
+@pytest.mark.parametrize("format", ["folder", "imagefolder", "parquet", "webdataset", "preferences"])
+def test_every_export_gives_every_metric(two, format):
+    _, _, _, _, made = two
+    export = made(format)
+    write_export(export)
+    if format == "folder":
+        rows = [json.loads(line) for line in export.rows["images"].open(encoding="utf-8")]
+        assert all(set(row["scores"]) == {"item", "sample", "p_yes", "quality", "brightness"} for row in rows)
+        return
+    names = ["brightness_0", "brightness_1"] if format == "preferences" else ["brightness"]
+    croissant = json.loads((export.folder / "croissant.json").read_text())
+    fields = {field["name"] for field in croissant["recordSet"][0]["field"]}
+    assert format == "webdataset" or set(names) <= fields
+    assert "brightness at least 0.5" in (export.folder / "README.md").read_text()
+    if format == "preferences":
+        pairs = pq.read_table(next((export.folder / "images").glob("*.parquet"))).to_pylist()
+        assert pairs and {pair["score"] for pair in pairs} == {"brightness"}
