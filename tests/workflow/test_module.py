@@ -46,9 +46,10 @@ def test_a_larger_workflow_uses_it_as_a_module(run):
 
 
 def alone(run):
-    """The workflow and its thin scripts without library, config and models, in a folder of the run."""
+    """What Snakemake reads of the workflow, without library, config, rubrics and models, in a folder of the run."""
     folder = run.folder / "workflow of darkroom"
-    shutil.copytree(REPOSITORY / "workflow", folder / "workflow")
+    for part in ("workflow", "envs"):
+        shutil.copytree(REPOSITORY / part, folder / part)
     (folder / "scripts").mkdir()
     for script in REPOSITORY.glob("scripts/*.py"):
         shutil.copy(script, folder / "scripts")
@@ -78,6 +79,16 @@ def test_an_installed_library_does_where_the_workflow_comes_without_one(run):
         text=True,
     )
     assert done.returncode == 0 and re.search(r"^images +\d+ +0 +0 +0 ", done.stdout, re.M), done.stderr
+
+
+def test_the_library_beside_the_workflow_comes_before_an_installed_one(run):
+    other = run.folder / "site/darkroom"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text('raise ImportError("another version of the library")\n')
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    run.env = environment() | {"PYTHONPATH": str(other.parent)}
+    run.snakemake("--until", "shard_prompts")
+    assert list(run.results.glob("prompts/*.jsonl"))
 
 
 def test_without_any_library_one_line_says_what_to_do(run):

@@ -181,7 +181,7 @@ def test_failures_lists_what_came_to_nothing_and_why(copy):
 
 
 def test_rows_are_checked_before_anything_is_made(run):
-    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, *BAD])
+    run.write_rows("prompts.jsonl", [{"id": "p1", "prompt": "a red circle"}, *BAD])
     text = run.darkroom("failures").stdout
     assert text.count("prompts.jsonl, line ") == 3
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])

@@ -8,6 +8,10 @@ from pathlib import Path
 LIBRARY = Path(workflow.snakefile).parents[2] / "scripts"
 if (LIBRARY / "darkroom").is_dir():
     sys.path.insert(0, str(LIBRARY))
+    # Scripts inherit it. Snakemake puts their folder at the end of the path only, where an installed library would win.
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(LIBRARY) not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(LIBRARY), *filter(None, inherited)])
 elif find_spec("darkroom") is None:
     sys.exit(
         f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
