@@ -26,7 +26,7 @@ def main() -> None:
         made = table["error"].isna()
         print(
             f"{kind:>8}: {table['row'].nunique()} rows, {len(table)} requests, {made.sum()} images,"
-            f" {(~made).sum()} failed, {table['selected'].sum()} selected; {job_seconds(results, rules[kind]):.0f} s"
+            f" {(~made).sum()} failed, {table['selected'].sum()} selected; {job_seconds(results, rules.get(kind, kind)):.0f} s"
         )
         means = table.select_dtypes("number").drop(columns=["item", "sample", "seed", "width", "height", "steps"])
         means = means.drop(columns=["guidance", "true_cfg"]).mean().dropna()

@@ -8,7 +8,7 @@ window.gallery = (() => {
   const AT_ONCE = 6;
   const PAGE = 100000; // entries loaded without being asked for more
   const CACHE = (navigator.deviceMemory || 4) * 32e6; // characters of pictures kept in memory
-  const OURS = /^(images|edited)\/[0-9a-f]{12}x*(\.js\?[0-9a-f]{8}|\/[0-9a-f]{16}-[tp]\d+\.js)$/;
+  const OURS = /^([a-z][a-z0-9_]*)\/[0-9a-f]{12}x*(\.js\?[0-9a-f]{8}|\/[0-9a-f]{16}-[tp]\d+\.js)$/;
 
   const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [] };
   const byName = new Map();
@@ -24,7 +24,8 @@ window.gallery = (() => {
 
   const trusted = window.trustedTypes?.createPolicy("gallery", {
     createScriptURL(url) {
-      if (OURS.test(url)) return url;
+      const kind = OURS.exec(url)?.[1];
+      if (kind && Object.hasOwn(set.kinds, kind)) return url;
       throw new TypeError(`not a file of the gallery: ${url}`);
     },
   });
@@ -122,7 +123,7 @@ window.gallery = (() => {
   function failed(entry) {
     const place = shardAt(entry);
     if (value(entry, "error") !== null) return true;
-    return set.kinds[place.kind].questions.some((question) => value(entry, `${question.name}_error`) !== null);
+    return set.kinds[place.kind].questions.some((question) => value(entry, question.error) !== null);
   }
 
   function text(entry) {
@@ -130,7 +131,7 @@ window.gallery = (() => {
     const i = entry - place.base;
     const kind = set.kinds[place.kind];
     const names = ["prompt", "row", "error", "source_name", "key", ...kind.texts];
-    for (const question of kind.questions) names.push(`${question.name}_error`);
+    for (const question of kind.questions) names.push(question.error);
     return (place.text[i] ??= names.map((name) => value(entry, name) ?? "").join("\n").toLowerCase());
   }
 

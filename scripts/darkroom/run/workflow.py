@@ -533,15 +533,17 @@ class Workflow:
             Plot("failures", "1 Overview", "all", "failures by reason"),
             Plot("recipe", "1 Overview", "all", "recipe", page=True),
         ]
-        for kind in self.plans:
-            stage = {"images": "2 Images", "edited": "3 Edited images"}[kind]
+        for number, kind in enumerate(self.plans, 2):
+            title = "Images" if kind == "images" else f"{kind.capitalize()} images"
+            stage = f"{number} {title}"
             found += [
                 Plot("examples", stage, kind, "best and worst", kind),
                 Plot("scores", stage, kind, "score distributions", kind),
                 Plot("agreement", stage, kind, "agreement of the scores", kind),
             ]
-        found.append(Plot("labels", "4 Judge and people", "all", "scores and labels"))
-        found.append(Plot("time", "5 Time", "all", "time and images/s of each job"))
+        last = len(self.plans) + 2
+        found.append(Plot("labels", f"{last} Judge and people", "all", "scores and labels"))
+        found.append(Plot("time", f"{last + 1} Time", "all", "time and images/s of each job"))
         for plot in found:
             plot.folder = self.results("plots")
         return found
@@ -591,6 +593,9 @@ class Workflow:
                     images=lambda shard, kind=kind: self.results(kind, f"{shard}.parquet"),
                     scores=lambda metric, group, kind=kind: self.results("scores", kind, f"{group}.parquet"),
                 ),
+                rows=ROWS[kind],
+                section=SECTIONS[kind],
+                has_sources=kind == "edited",
             )
             for kind, plan in self.plans.items()
         ]
@@ -609,20 +614,18 @@ def _rule_folder(stage: str) -> Path:
     return Path("score_images", kind) if kind else Path(RULES[rule])
 
 
+def _check_score(key: str, kind: str, name: str, catalogue: Catalogue) -> None:
+    if name not in (known := catalogue.score_names(kind)):
+        raise DarkroomError(f"config: {key}: no metric gives a score {name}; there are {', '.join(known) or 'none'}")
+
+
 def _check_selection(select: dict[str, Any], catalogue: Catalogue) -> None:
-    for kind in ("images", "edited"):
-        known = catalogue.score_names(kind)
-        for name in select[kind]:
-            if name not in known:
-                raise DarkroomError(
-                    f"config: select.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-                )
+    for kind in catalogue.kinds:
+        for name in select.get(kind, {}):
+            _check_score(f"select.{kind}", kind, name, catalogue)
 
 
 def _check_preferences(preferences: dict[str, Any], catalogue: Catalogue) -> None:
-    for kind in ("images", "edited"):
-        name, known = preferences[kind], catalogue.score_names(kind)
-        if name is not None and name not in known:
-            raise DarkroomError(
-                f"config: export.preferences.{kind}: the rubric gives no score {name}; it gives {', '.join(known)}"
-            )
+    for kind in catalogue.kinds:
+        if (name := preferences.get(kind)) is not None:
+            _check_score(f"export.preferences.{kind}", kind, name, catalogue)
