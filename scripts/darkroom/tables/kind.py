@@ -113,7 +113,9 @@ class Kind:
         shards = self.groups[group]
         before = shards[: shards.index(shard)]
         skipped = sum(read_meta(self.image_file(name))["records"] for name in before)
-        scores = {metric: itertools.islice(found, skipped, None) for metric, found in self._scores(group).items()}
+        scores = self._scores(group)
+        for found in scores.values():
+            next(itertools.islice(found, skipped, skipped), None)
         yield from self._joined(shard, scores, group)
 
     def recipes(self, shard: str) -> dict[str, dict[str, Any]]:
