@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config)
-    rows = {kind: sum(shard.rows for shard in plan.shards.values()) for kind, plan in workflow.plans.items()}
+    of_kind = {kind.name: kind for kind in workflow.kinds()}
+    rows = {name: (kind.rows, sum(shard.rows for shard in kind.plan.shards.values())) for name, kind in of_kind.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
     kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
     times = read_times(workflow.history_folders())
-    files = {kind.name: kind for kind in workflow.kinds()}
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
-        "examples": lambda kind: plots.example_sheet(kinds[kind], files[kind].image_file),
+        "examples": lambda kind: plots.example_sheet(kinds[kind], of_kind[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),

@@ -25,7 +25,8 @@ window.gallery = (() => {
 
   const trusted = window.trustedTypes?.createPolicy("gallery", {
     createScriptURL(url) {
-      if (OURS.test(url)) return url;
+      const kind = OURS.exec(url)?.[1];
+      if (kind && Object.hasOwn(set.kinds, kind)) return url;
       throw new TypeError(`not a file of the gallery: ${url}`);
     },
   });
@@ -123,7 +124,7 @@ window.gallery = (() => {
   function failed(entry) {
     const place = shardAt(entry);
     if (value(entry, "error") !== null) return true;
-    return set.kinds[place.kind].questions.some((question) => value(entry, `${question.name}_error`) !== null);
+    return set.kinds[place.kind].questions.some((question) => value(entry, question.error) !== null);
   }
 
   function text(entry) {
@@ -131,7 +132,7 @@ window.gallery = (() => {
     const i = entry - place.base;
     const kind = set.kinds[place.kind];
     const names = ["prompt", "row", "error", "source_name", "key", ...kind.texts];
-    for (const question of kind.questions) names.push(`${question.name}_error`);
+    for (const question of kind.questions) names.push(question.error);
     return (place.text[i] ??= names.map((name) => value(entry, name) ?? "").join("\n").toLowerCase());
   }
 

@@ -67,7 +67,7 @@ window.detail = (() => {
     dialog.setAttribute("aria-label", `${value("prompt") ?? "Image"}, sample ${value("sample")}`);
     const given = labels.of(value("key"));
     for (const name of ["accept", "reject"]) part(name).setAttribute("aria-pressed", String(given === name));
-    const badges = [`${grid.active + 1} of ${grid.view.length}`, kind === "edited" ? "edit" : "image"];
+    const badges = [`${grid.active + 1} of ${grid.view.length}`, gallery.set.kinds[kind].one];
     part("badges").replaceChildren(...badges.map((text) => element("span", "flag", text)));
     if (gallery.selected(entry)) part("badges").append(element("span", "flag selected", "selected"));
     if (gallery.failed(entry)) part("badges").append(element("span", "flag failed", "failed"));
@@ -135,7 +135,7 @@ window.detail = (() => {
     const replies = [];
     for (const name of texts) if (value(name)) replies.push(element("blockquote", "", value(name)));
     for (const question of questions) {
-      const [reply, error] = [value(`${question.name}_reply`), value(`${question.name}_error`)];
+      const [reply, error] = [question.reply && value(question.reply), value(question.error)];
       if (reply === null && error === null) continue;
       const more = element("details");
       more.append(element("summary", "", `${question.name}: ${error ?? "what was asked and said"}`));

@@ -142,10 +142,10 @@ window.grid = (() => {
     made.setAttribute("aria-posinset", at + 1);
     const box = element("div", "box");
     box.style.height = `${width}px`;
-    const kind = gallery.shardAt(entry).kind;
     if (gallery.place(entry, "image", "thumbnail")) {
-      box.append(picture("image", kind === "edited" ? `Result of: ${prompt}` : prompt));
-      if (gallery.place(entry, "source", "thumbnail")) box.append(picture("source", "Source"));
+      const source = gallery.place(entry, "source", "thumbnail");
+      box.append(picture("image", source ? `Result of: ${prompt}` : prompt));
+      if (source) box.append(picture("source", "Source"));
     } else box.append(element("p", "missing", gallery.value(entry, "error") ?? "no picture"));
     const caption = element("div", "caption");
     const text = element("div", "prompt", prompt);

@@ -17,7 +17,7 @@
     document.title = `${set.title} – Darkroom gallery`;
     const kinds = Object.keys(set.kinds);
     part("kind-label").hidden = kinds.length < 2;
-    for (const kind of kinds) part("kind").append(new Option(kind === "edited" ? "edits" : kind, kind));
+    for (const kind of kinds) part("kind").append(new Option(set.kinds[kind].many, kind));
     for (const score of allScores()) {
       part("sort").append(new Option(score.name, score.name));
       part("scores").append(range(score));

@@ -32,8 +32,13 @@ def png(number: int, side: int) -> bytes:
     return out.getvalue()
 
 
-def make_set(folder: Path, number: int, side: int = 64, size: int = 100, hostile: bool = False) -> tuple[Kind, dict]:
-    """Image and score shards of `number` pictures of side x side pixels, below `folder`, and the digests of a gallery."""
+def make_set(
+    folder: Path, number: int, side: int = 64, size: int = 100, hostile: bool = False, name: str = "images"
+) -> tuple[Kind, dict]:
+    """Image and score shards of `number` pictures of side x side pixels, below `folder`, and the digests of a gallery.
+
+    name: of the kind.
+    """
     rows = [{"id": f"r{n}", "prompt": f"picture number {n}"} for n in range(number)]
     if hostile:
         rows[0]["prompt"] = rows[1]["id"] = ATTACK
@@ -42,9 +47,9 @@ def make_set(folder: Path, number: int, side: int = 64, size: int = 100, hostile
     plan = make_plan(folder / "rows.jsonl", "prompts", size, folder)
     meta = {"digest": "d", "rule": "r", "recipe": {"model": "none"}, "versions": {}, "failed": 0}
     done = 0
-    for name in plan.names:
+    for shard in plan.names:
         images, scores = [], []
-        for line in map(json.loads, plan.read(name).splitlines()):
+        for line in map(json.loads, plan.read(shard).splitlines()):
             data = png(done, side)
             key, sha256 = f"{done:032x}", hashlib.sha256(data).hexdigest()
             known = {"key": key, "row": line["id"], "item": 0, "sample": 0, "prompt": line["row"]["prompt"]}
@@ -55,21 +60,21 @@ def make_set(folder: Path, number: int, side: int = 64, size: int = 100, hostile
             p = done * 37 % 101 / 100
             scores.append(known | {"image_key": key, "sha256": sha256, "p_yes": p, "reason": f"because {done}"})
             done += 1
-        write_file(folder / "images" / f"{name}.parquet", IMAGE_COLUMNS, images, meta)
+        write_file(folder / name / f"{shard}.parquet", IMAGE_COLUMNS, images, meta)
         write_file(
-            folder / "scores/images/judge" / f"{name}.parquet", score_columns(rubric.columns("images")), scores, meta
+            folder / "scores" / name / "judge" / f"{shard}.parquet", score_columns(rubric.columns(name)), scores, meta
         )
     digests = dict.fromkeys(plan.names, "d")
-    members = {name: [name] for name in plan.names}
-    files = ShardFiles.below(folder / "prompts", folder / "images", folder / "scores/images")
-    return Kind("images", plan, 1, files, digests, {"judge": digests}, members), {"images": digests}
+    members = {shard: [shard] for shard in plan.names}
+    files = ShardFiles.below(folder / "prompts", folder / name, folder / "scores" / name)
+    return Kind(name, plan, 1, files, digests, {"judge": digests}, members), {name: digests}
 
 
 def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
     """The gallery of a set, and its page."""
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
     for name in kind.plan.names:
-        write_shard(kind, name, OPTIONS, folder / "gallery/images" / f"{name}.js", {"digest": "d"})
+        write_shard(kind, name, OPTIONS, folder / "gallery" / kind.name / f"{name}.js", {"digest": "d"})
     table = folder / "scores.parquet"
     merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
     about = {"title": "rows.jsonl", "set": "synthetic"}

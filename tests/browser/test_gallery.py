@@ -165,6 +165,18 @@ def test_a_prompt_stays_text(page, tmp_path):
     assert page.title() != "owned" and page.locator("img[onerror]").count() == 0
 
 
+def test_a_kind_of_any_name_is_shown(page, tmp_path):
+    kind, digests = make_set(tmp_path, 6, name="inverted")
+    opened(page, make_gallery(kind, digests, tmp_path))
+    assert status(page).startswith("6 of 6 images") and page.locator("#kind option").all_inner_texts() == [
+        "all",
+        "inverted",
+    ]
+    page.locator(".card").first.click()
+    page.wait_for_function("() => document.getElementById('large').naturalWidth === 64")
+    assert "inverted" in page.locator("#badges").inner_text()
+
+
 def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
     """The first picture at once, and wherever one scrolls there are pictures soon after."""
     kind, digests = make_set(tmp_path, 4000)

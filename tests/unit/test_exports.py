@@ -101,7 +101,9 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             write_shard(path, score_columns(RUBRIC.columns(kind)), scores, {"digest": "s", "rule": "r", "recipe": {}})
         digests = dict.fromkeys(plan.names, "i"), {"judge": dict.fromkeys(plan.names, "s")}
         files = ShardFiles.below(folder / name, folder / kind, folder / "scores" / kind)
-        kinds.append(Kind(kind, plan, samples, files, *digests, {shard: [shard] for shard in plan.names}))
+        made_by = {"section": "edit", "has_sources": True} if kind == "edited" else {}
+        members = {shard: [shard] for shard in plan.names}
+        kinds.append(Kind(kind, plan, samples, files, *digests, members, rows=name, **made_by))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
     merge_scores(kinds, RUBRIC.catalogue, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
 

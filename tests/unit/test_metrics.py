@@ -1,6 +1,8 @@
 """Metrics beside the judge: what they promise, how they are found, and that all readers show their columns."""
 
+import hashlib
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -12,16 +14,22 @@ from conftest import REPOSITORY
 from darkroom import metrics
 from darkroom.errors import DarkroomError
 from darkroom.exports.write import write_export
+from darkroom.identity import digest
 from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Metric, ScoreColumn
 from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.score import score_chunk, score_shards
-from darkroom.store.shardfile import read_meta
-from darkroom.tables.merge import merge_scores
+from darkroom.plan.shards import make_plan
+from darkroom.store.images import encode_png
+from darkroom.store.shardfile import IMAGE_COLUMNS, iter_records, read_meta
+from darkroom.store.shardfile import write_shard as write_shard_file
+from darkroom.tables.kind import Kind, ShardFiles
+from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views import plots
 from darkroom.views.gallery import write_index, write_shard
 from darkroom.views.report import read_table
 from metric_contract import MetricContract, image_record
+from PIL import Image, ImageOps
 
 
 @pytest.fixture(scope="session")
@@ -141,16 +149,36 @@ def test_a_name_is_registered_once(brightness):
         metrics.register(type("Odd", (Told,), {"name": "a/b"}))
 
 
+def inverted(kind, folder):
+    """A kind of pictures that a stage makes from those of another: the same rows, other pixels, no score yet."""
+    files = ShardFiles.below(folder / "prompts", folder / "inverted", folder / "scores/inverted")
+    for shard in kind.plan.names:
+        records = []
+        for record in iter_records(kind.image_file(shard)):
+            data = encode_png(ImageOps.invert(Image.open(io.BytesIO(record["image"]["bytes"]))))
+            key = digest(["inverted", record["key"]])
+            found = {"key": key, "sha256": hashlib.sha256(data).hexdigest()}
+            records.append(record | found | {"image": {"bytes": data, "path": f"{key}.png"}})
+        meta = read_meta(kind.image_file(shard))
+        write_shard_file(files.images(shard), IMAGE_COLUMNS, records, {**meta, "records": None})
+    digests = dict.fromkeys(kind.plan.names, "i")
+    return Kind("inverted", kind.plan, kind.samples, files, digests, {}, kind.groups, section=None)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, brightness):
-    """Shards with the scores of the judge and of brightness, and tables of both: (folder, kinds, catalogue, export)."""
+    """Shards of three kinds with the scores of two metrics, and tables of all: (folder, kinds, catalogue, select, export).
+
+    The third kind is what a stage after the images makes of them; the judge is asked nothing about it.
+    """
     folder = tmp_path_factory.mktemp("two")
     rows = [{"id": f"r{n}", "prompt": f"fox {n}", "n": n} for n in range(12)]
     edits = [{"id": "e0", "prompt": "make it blue", "images": [{"row": "r0", "sample": 0}]}]
     export = test_exports.build(folder, rows, edits)
     metric = brightness({})
-    catalogue = catalogue_of([JudgeMetric({}, test_exports.RUBRIC), metric], ["images", "edited"])
     kinds = export("folder").kinds
+    kinds.append(inverted(kinds[0], folder))
+    catalogue = catalogue_of([JudgeMetric({}, test_exports.RUBRIC), metric], [kind.name for kind in kinds])
     for kind in kinds:
         for shard in kind.plan.names:
             path, images = kind.score_file("brightness", shard), kind.image_file(shard)
@@ -164,6 +192,7 @@ def two(tmp_path_factory, brightness):
     def made(format, **changes):
         found = export(format, to="two", **changes)
         found.catalogue, found.select = catalogue, select
+        found.rows["inverted"] = found.folder / "inverted.jsonl"
         return found
 
     return folder, kinds, catalogue, select, made
@@ -177,10 +206,25 @@ def test_the_tables_have_every_metric_s_columns(two):
     for line in table:
         if line["error"] is None:
             assert 0 <= line["brightness"] <= 1 and line["brightness_error"] is None
-            assert line["selected"] == (line["kind"] == "edited" or line["brightness"] >= 0.5)
+            assert line["selected"] == (line["kind"] != "images" or line["brightness"] >= 0.5)
         else:
             assert line["brightness"] is None and line["brightness_error"].startswith("no image")
     assert {line["selected"] for line in table if line["kind"] == "images"} == {True, False}
+    of_kind = {name: [line for line in table if line["kind"] == name] for name in ("images", "inverted")}
+    for line, negative in zip(*of_kind.values(), strict=True):
+        assert line["brightness"] == pytest.approx(1 - negative["brightness"], abs=1e-5)
+        assert line["p_yes"] is not None and negative["p_yes"] is None
+
+
+def test_rows_that_two_kinds_share_are_rejected_once(two, tmp_path):
+    _, kinds, *_ = two
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "prompt": "fox"}\n{"prompt": 7}\n')
+    plan = make_plan(tmp_path / "rows.jsonl", "prompts", 4, tmp_path / "results")
+    files = ShardFiles.below(tmp_path, tmp_path, tmp_path)
+    for name in plan.names:
+        files.rows(name).write_bytes(plan.read(name))
+    shared = [Kind(kind.name, plan, 1, files, {}, {}, {}) for kind in (kinds[0], kinds[2])]
+    assert write_rejected(shared, tmp_path / "rejected.jsonl") == 1
 
 
 def test_a_metric_s_file_of_other_pictures_stops_the_merge(two, tmp_path):
@@ -209,7 +253,7 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
             path = tmp_path / kind.name / f"{shard}.js"
             write_shard(kind, shard, {"thumbnail": 64, "preview": None}, path, {"digest": "g"})
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
-            assert set(data["metrics"]) == {"judge", "brightness"} and "brightness" in data["columns"]
+            assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
     about = {"title": "t", "set": "s"}
     write_index(kinds, catalogue, select, folder / "scores.parquet", digests, tmp_path, about, {"digest": "g"})
     index = json.loads(
@@ -217,18 +261,22 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
     )
     scores = {score["name"]: score for score in index["kinds"]["images"]["scores"]}
     assert scores["brightness"] == {"name": "brightness", "low": 0, "high": 1, "whole": False, "least": 0.5}
+    assert index["kinds"]["inverted"]["many"] == "inverted"
+    assert [score["name"] for score in index["kinds"]["inverted"]["scores"]] == ["brightness"]
     assert scores["quality"] == {"name": "quality", "low": 1, "high": 10, "whole": True, "least": None}
 
 
 def test_the_report_counts_every_metric(two, tmp_path):
     folder, kinds, catalogue, select, _ = two
     (tmp_path / "rejected.jsonl").write_text("")
-    rows = {kind.name: sum(shard.rows for shard in kind.plan.shards.values()) for kind in kinds}
+    rows = {kind.name: (kind.rows, sum(shard.rows for shard in kind.plan.shards.values())) for kind in kinds}
     found = read_table(folder / "scores.parquet", tmp_path / "rejected.jsonl", catalogue, select, rows)
     kind = found["images"]
     assert list(kind.scores) == ["p_yes", "quality", "brightness"] and kind.by == "brightness"
     assert kind.scores["brightness"].number == kind.made and kind.best[0].score >= kind.worst[0].score
-    titles = [axes.get_title("left") or axes.get_title() for axes in plots.score_distributions(kind).axes]
+    assert found["inverted"].scores["brightness"].number == found["inverted"].made == kind.made
+    assert plots.yield_of_stages(list(found.values())).axes[2].get_title() == "Inverted images"
+    titles = [axes.get_title() for axes in plots.score_distributions(kind).axes]
     assert titles == list(kind.scores)
     assert plots.example_sheet(kind, kinds[0].image_file).texts[0].get_text() == "best by brightness"
 
@@ -242,6 +290,7 @@ def test_every_export_gives_every_metric(two, format):
         rows = [json.loads(line) for line in export.rows["images"].open(encoding="utf-8")]
         assert all(set(row["scores"]) == {"item", "sample", "p_yes", "quality", "brightness"} for row in rows)
         return
+    assert (export.folder / "inverted").is_dir() or format == "preferences"
     names = ["brightness_0", "brightness_1"] if format == "preferences" else ["brightness"]
     croissant = json.loads((export.folder / "croissant.json").read_text())
     fields = {field["name"] for field in croissant["recordSet"][0]["field"]}

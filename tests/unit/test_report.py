@@ -31,7 +31,7 @@ def report(folder, records):
     table.to_parquet(folder / "t.parquet", row_group_size=7)
     (folder / "rejected.jsonl").write_text('{"file": "prompts", "line": 3, "reason": "no prompt"}\n')
     return read_table(
-        folder / "t.parquet", folder / "rejected.jsonl", RUBRIC.catalogue, SELECT, {"images": len(records)}
+        folder / "t.parquet", folder / "rejected.jsonl", RUBRIC.catalogue, SELECT, {"images": ("prompts", len(records))}
     )["images"]
 
 

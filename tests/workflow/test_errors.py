@@ -17,7 +17,10 @@ WRONG = {
     "wrong type": ({"samples_per_prompt": "two"}, "samples_per_prompt: expected a whole number, got 'two'"),
     "wrong family": ({"edit": {"family": "sd"}}, "edit.family: expected one of flux, flux-kontext, auto, got 'sd'"),
     "nothing to do": ({"prompts": None}, "prompts and edits are both null"),
-    "unknown score": ({"select": {"images": {"beauty": 1}}}, "select.images: the rubric gives no score beauty"),
+    "unknown score": (
+        {"select": {"images": {"beauty": 1}}},
+        "select.images: no metric gives a score beauty; there are p_yes",
+    ),
     "missing rubric": ({"judge": {"rubric": "none.yaml"}}, "judge.rubric: no such file: none.yaml"),
 }
 

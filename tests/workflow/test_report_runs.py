@@ -126,7 +126,13 @@ def test_the_numbers_are_those_of_the_table(copy):
     images = copy.results / "labelled.parquet"
     table.assign(label=labels).to_parquet(images)
     for path, labelled in ((copy.results / "scores.parquet", 0), (images, 1)):
-        kinds = read_table(path, copy.results / "rejected.jsonl", rubric.catalogue, select, {"images": 10, "edited": 4})
+        kinds = read_table(
+            path,
+            copy.results / "rejected.jsonl",
+            rubric.catalogue,
+            select,
+            {"images": ("prompts", 10), "edited": ("edits", 4)},
+        )
         for name, kind in kinds.items():
             part = table[table["kind"] == name]
             made = part[part["error"].isna()]

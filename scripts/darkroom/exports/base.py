@@ -24,7 +24,6 @@ from darkroom.store.shardfile import RecordReader, check_digest
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 256  # read at once from the final table
-SECTIONS = {"images": "generate", "edited": "edit"}
 _NOT_EXPORTED = ("kind", "shard", "error", "selected")  # where an image lies here, and what all exported images share
 _OURS = ("image", "source", "model", "recipe")  # columns that exports add
 _TYPES = {pa.string(): "text", pa.int64(): "int", pa.float64(): "float", pa.bool_(): "bool"}
@@ -69,13 +68,13 @@ class Export:
         return set(check_digest(self.table, self.table_digest)["fields"])
 
     def columns(self, kind: Kind) -> dict[str, tuple[str, str]]:
-        """Column of the export -> (column of the table, type), without pictures; those of the other kind are left out.
+        """Column of the export -> (column of the table, type), without pictures; those of other kinds are left out.
 
         A column that has the name of one that exports add is called row_<name>.
         """
-        other = {c for name in ("images", "edited") if name != kind.name for c in self.catalogue.types(name)}
-        left_out = {*_NOT_EXPORTED, *(other - set(self.catalogue.types(kind.name)))} - self.own_columns
-        if kind.name == "images":
+        scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
+        left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))} - self.own_columns
+        if not kind.has_sources:
             left_out |= {"source_name", "source_sha256"}
         named: dict[str, tuple[str, str]] = {}
         for column, type_ in self.table_columns.items():
@@ -110,12 +109,12 @@ class Export:
         """What turns the pictures of a kind into PNG files."""
         images = next((k for k in self.kinds if k.name == "images"), None)
         names = {model.section: model.name for model in self.models}
-        return Marker(kind, images, names.get("generate"), names.get(SECTIONS[kind.name]), self.settings["provenance"])
+        return Marker(kind, images, names.get("generate"), names.get(kind.section), self.settings["provenance"])
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""
         made = image.record["origin"] == "generated"
-        model = next(model.name for model in self.models if model.section == SECTIONS[kind.name])
+        model = next((model.name for model in self.models if model.section == kind.section), None)
         own = {name: image.record[column] for name, (column, _) in self.columns_of[kind.name].items()}
         return own | {"model": model if made else None, "recipe": image.recipe if made else None}
 

@@ -67,8 +67,8 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         "pretty_name": export.settings["name"],
         "license": export.settings["licence"] or "unknown",
     }
-    tasks = {"images": "text-to-image", "edited": "image-to-image"}
-    header["task_categories"] = [tasks[kind.name] for kind in full]
+    tasks = ("image-to-image" if kind.has_sources else "text-to-image" for kind in full)
+    header["task_categories"] = list(dict.fromkeys(tasks))
     header["tags"] = ["synthetic", "image", *(["preference"] if export.format == "preferences" else [])]
     if export.format != "folder" and full:
         header["configs"] = [
@@ -99,7 +99,7 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         "",
     ]
     for kind in export.kinds:
-        least = ", ".join(f"{name} at least {value:g}" for name, value in export.select[kind.name].items())
+        least = ", ".join(f"{name} at least {value:g}" for name, value in export.select.get(kind.name, {}).items())
         lines.append(f"- {kind.name}: {least or 'every image that was made'}")
     if export.select["per_row"]:
         lines.append(f"- of each prompt, the best {export.select['per_row']}")
@@ -142,7 +142,7 @@ def _all_columns(export: Export, kind: Kind) -> dict[str, Any]:
         return preferences.columns(export, kind)
     if export.format == "parquet":
         return parquet.columns(export, kind)
-    sources = {"source.png": "picture"} if kind.name == "edited" else {}
+    sources = {"source.png": "picture"} if kind.has_sources else {}
     own = {"png": "picture"} | sources | {"txt": "text", "json": export.described_columns(kind)}
     return own | {"__key__": "text", "__url__": "text"}
 
@@ -221,7 +221,7 @@ def _folder_records(export: Export, kind: Kind, files: list[str]) -> tuple[list[
 def _imagefolder_records(export: Export, kind: Kind, files: list[str]) -> tuple[list[Any], list[Any]]:
     columns = export.described_columns(kind)
     types = {name: columns[column] for name, column in imagefolder.metadata_columns(export, kind).items()}
-    types = {"file_name": "text"} | ({"source_file_name": "text"} if kind.name == "edited" else {}) | types
+    types = {"file_name": "text"} | ({"source_file_name": "text"} if kind.has_sources else {}) | types
     fields = [
         _field(kind, name, _CROISSANT_TYPES[type_], {"fileObject": {"@id": files[0]}, "extract": {"column": name}})
         for name, type_ in types.items()

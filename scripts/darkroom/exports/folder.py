@@ -35,7 +35,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
 
 def picture_folders(kind: Kind) -> tuple[str, ...]:
     """The folders that hold a kind's pictures."""
-    return ("edited", "sources") if kind.name == "edited" else (kind.name,)
+    return (kind.name, "sources") if kind.has_sources else (kind.name,)
 
 
 def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str, Any]]:
@@ -51,7 +51,7 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
                 kept.append(record)
                 paths.append(put_pictures(pictures, kind.name, marker, stored.read(shard, place, record)))
         if kept:
-            yield _filled(line["row"], kept, paths, kind.name, export.catalogue, export.reply_column)
+            yield _filled(line["row"], kept, paths, kind, export.catalogue, export.reply_column)
 
 
 def put_pictures(pictures: PngFolder, name: str, marker: Marker, image: Image) -> tuple[str, str | None]:
@@ -69,26 +69,25 @@ def _filled(
     row: dict[str, Any],
     records: list[dict[str, Any]],
     paths: list[tuple[str, str | None]],
-    kind: str,
+    kind: Kind,
     catalogue: Catalogue,
     reply_column: str,
 ) -> dict[str, Any]:
     filled = dict(row)
     images = [path for path, _ in paths]
-    if kind == "edited":
+    if kind.has_sources:
         sources = [source for _, source in paths]  # one per result, so that pairs stay pairs
-        filled["images"] = sources[0] if isinstance(row["images"], str) and len(sources) == 1 else sources
-        filled["edited_images"] = (
-            images[0] if isinstance(row.get("edited_images"), str) and len(images) == 1 else images
-        )
+        filled["images"] = sources[0] if isinstance(row.get("images"), str) and len(sources) == 1 else sources
+        results = f"{kind.name}_images"
+        filled[results] = images[0] if isinstance(row.get(results), str) and len(images) == 1 else images
     else:
         single = isinstance(row.get("images"), str) and len(images) == 1
         filled["images"] = images[0] if single else images
-    if said := catalogue.main_reply(kind):
+    if said := catalogue.main_reply(kind.name):
         replies = [record[said] for record in records]
         filled[reply_column] = replies[0] if len(replies) == 1 else replies
     # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
-    names = ["item", "sample", *catalogue.score_names(kind)]
+    names = ["item", "sample", *catalogue.score_names(kind.name)]
     filled["scores"] = {name: [record[name] for record in records] for name in names}
     return filled
 

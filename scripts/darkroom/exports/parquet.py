@@ -18,7 +18,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
 
 def columns(export: Export, kind: Kind) -> dict[str, str]:
     """The columns of a kind's files and their types (see `shardfile`)."""
-    sources = {"source": "picture"} if kind.name == "edited" else {}
+    sources = {"source": "picture"} if kind.has_sources else {}
     return {"image": "picture"} | sources | export.described_columns(kind)
 
 

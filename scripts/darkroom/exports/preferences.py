@@ -43,7 +43,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
 
 def columns(export: Export, kind: Kind) -> dict[str, str]:
     """The columns of a kind's pairs and their types (see `shardfile`)."""
-    sources = {"source": "picture"} if kind.name == "edited" else {}
+    sources = {"source": "picture"} if kind.has_sources else {}
     described = export.described_columns(kind)
     return _PAIR | sources | {name: described[column] for name, column, _ in _columns(export, kind)}
 
@@ -65,9 +65,10 @@ def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
 
 def deciding_score(export: Export, kind: Kind) -> str | None:
     """The score that pairs are told by: the config's, else the first threshold's, else the first there is."""
-    wanted = export.settings["preferences"][kind.name]
+    wanted = export.settings["preferences"].get(kind.name)
     return next(
-        iter([*filter(None, [wanted]), *export.select[kind.name], *export.catalogue.score_names(kind.name)]), None
+        iter([*filter(None, [wanted]), *export.select.get(kind.name, {}), *export.catalogue.score_names(kind.name)]),
+        None,
     )
 
 
@@ -116,6 +117,6 @@ def _pair(
         pair[f"jpg_{number}"] = image.full["image"]["bytes"]
         pair[f"label_{number}"] = float(number == swap)
         pair[f"image_{number}_uid"] = image.record["key"]
-    if kind.name == "edited":
+    if kind.has_sources:
         pair["source"] = both[0].full["source"]
     return pair | {name: described[number][column] for name, column, number in named}

@@ -84,7 +84,7 @@ class Marker:
         if not self.on or record["origin"] != "generated":
             return png
         self._open(shard)
-        edits_given = self.kind.name == "edited" and record["source_sha256"] not in self.sources
+        edits_given = self.kind.has_sources and record["source_sha256"] not in self.sources
         return _marked(png, record, self.model, self.meta, EDITED if edits_given else CREATED)
 
     def source(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
@@ -102,7 +102,7 @@ class Marker:
             return
         self.shard, self.meta = shard, read_meta(self.kind.image_file(shard))
         self.sources: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        if self.kind.name != "edited" or self.images is None:
+        if not self.kind.has_sources or self.images is None:
             return
         wanted: dict[str, set[tuple[str, int, int]]] = {}
         for reference in self.kind.plan.references(shard):

@@ -46,7 +46,7 @@ def _samples(export: Export, kind: Kind) -> Iterator[Sample]:
         png = marker.image(image.shard, image.record, image.full["image"]["bytes"])
         described = json.dumps(export.described(kind, image), ensure_ascii=False)
         sample = [(f"{name}.png", png)]
-        if kind.name == "edited":
+        if kind.has_sources:
             source = marker.source(image.shard, image.record, image.full["source"]["bytes"])
             sample.append((f"{name}.source.png", source))
         yield [

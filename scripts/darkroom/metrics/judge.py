@@ -108,6 +108,7 @@ def read_answer(question: Question, answer: Answer) -> dict[str, Any]:
     if question.type == "json":
         values, error = question.parse(reply or "")
         return columns | values | {f"{name}_error": error}
+    assert answer.p_yes is not None and answer.p_no is not None  # an answer to yes or no without an error has both
     mass = answer.p_yes + answer.p_no
     if not mass >= LEAST_MASS:  # also where it is NaN
         return columns | {f"{name}_error": f"neither yes nor no was considered (label mass {mass:.1e})"}

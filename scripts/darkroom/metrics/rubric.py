@@ -146,8 +146,8 @@ def load_rubric(path: str | Path) -> Rubric:
         raise DarkroomError(
             f"{path}: column {odd[0]} is {types[0][odd[0]]} for images and {types[1][odd[0]]} for edited"
         )
-    asked = {kind: [[q.name, q.type, q.text, q.fields] for q in questions[kind]] for kind in KINDS}
-    return Rubric(questions, digest(asked))
+    told = {kind: [[q.name, q.type, q.text, q.fields] for q in questions[kind]] for kind in KINDS}
+    return Rubric(questions, digest(told))
 
 
 def _question(path: str | Path, kind: str, entry: Any) -> Question:

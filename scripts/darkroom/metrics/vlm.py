@@ -25,6 +25,9 @@ class Judge:
     section: `judge` of the config, its model a folder (`darkroom.models.hub.local_section`).
     """
 
+    device: str
+    dtype: str
+
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         from transformers import AutoConfig, AutoProcessor
 

@@ -548,6 +548,9 @@ class Workflow:
                     images=lambda shard, name=stage.name: Path(self.lineage.image_file(name, shard)),
                     scores=lambda metric, group, name=stage.name: Path(self.lineage.score_file(metric, name, group)),
                 ),
+                rows=stage.rows,
+                section=stage.section,
+                has_sources=stage.reads is not None,
             )
             for stage in self.stages
         ]
@@ -567,4 +570,6 @@ def _check_scores(config: dict[str, Any], catalogue: Catalogue) -> None:
         known = catalogue.score_names(stage)
         for name in names:
             if name not in known:
-                raise DarkroomError(f"config: {where}: no metric gives a score {name}; there are {', '.join(known)}")
+                raise DarkroomError(
+                    f"config: {where}: no metric gives a score {name}; there are {', '.join(known) or 'none'}"
+                )

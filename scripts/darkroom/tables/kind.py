@@ -55,6 +55,9 @@ class Kind:
         image_digests: shard -> the digest that is planned for its images.
         score_digests: metric -> group -> the digest that is planned for its scores; every metric that scores this kind.
         groups: group -> the shards that are scored together, whose scores are in one file.
+        rows: which of the user's files its rows are from, "prompts" or "edits".
+        section: the section of the config that names the model which makes the images; None where no model does.
+        has_sources: whether each image was made from another one, which its record holds as `source`.
     """
 
     name: str
@@ -64,6 +67,9 @@ class Kind:
     image_digests: dict[str, str]
     score_digests: dict[str, dict[str, str]]
     groups: dict[str, list[str]]
+    rows: str = "prompts"
+    section: str | None = "generate"
+    has_sources: bool = False
 
     def rows_file(self, shard: str) -> Path:
         return self.files.rows(shard)
@@ -107,7 +113,9 @@ class Kind:
         shards = self.groups[group]
         before = shards[: shards.index(shard)]
         skipped = sum(read_meta(self.image_file(name))["records"] for name in before)
-        scores = {metric: itertools.islice(found, skipped, None) for metric, found in self._scores(group).items()}
+        scores = self._scores(group)
+        for found in scores.values():
+            next(itertools.islice(found, skipped, skipped), None)
         yield from self._joined(shard, scores, group)
 
     def recipes(self, shard: str) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def merge_scores(
         for kind in kinds:
             expected = sum(shard.rows for shard in kind.plan.shards.values())
             rows, last = 0, None
-            for record in select_rows(kind.records(), select[kind.name], select["per_row"]):
+            for record in select_rows(kind.records(), select.get(kind.name, {}), select["per_row"]):
                 rows, last = rows + (record["row"] != last), record["row"]
                 for state in (
                     "requests",
@@ -148,12 +148,14 @@ def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) 
     """
     count = 0
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+        of_rows: dict[str, Kind] = {}
         for kind in kinds:
-            source = "prompts" if kind.name == "images" else "edits"
+            of_rows.setdefault(kind.rows, kind)  # one of those that are made from the same rows
+        for kind in of_rows.values():
             for _, first, line in kind.lines():
                 if "rejected" in line:
                     count += 1
-                    record = {"file": source, "line": first + line["line"], "reason": line["rejected"]}
+                    record = {"file": kind.rows, "line": first + line["line"], "reason": line["rejected"]}
                     out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
         for record in labels.left() if labels else ():
             count += 1

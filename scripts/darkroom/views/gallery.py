@@ -35,6 +35,8 @@ THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so tha
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
 _HEAD = "// darkroom "
 _TYPES = {b"\x89PN": "png", b"\xff\xd8\xff": "jpeg", b"RIF": "webp"}  # by the first three bytes
+# One image of a kind, and many of them, to a person; other kinds are called by their names.
+_CALLED = {"images": ("image", "images"), "edited": ("edit", "edits")}
 # What a browser need not know, or knows from elsewhere.
 _LEFT_OUT = frozenset(("kind", "shard", "sha256", "source_sha256"))
 
@@ -280,7 +282,7 @@ def write_index(
             name = path.relative_to(folder / kind.name).as_posix()
             shards.append([kind.name, shard, len(flags), digest(found, 8), packed, name])
     index = about | {
-        "kinds": {kind.name: _questions(catalogue, kind.name, select[kind.name]) for kind in kinds},
+        "kinds": {kind.name: _about(catalogue, kind.name, select.get(kind.name, {})) for kind in kinds},
         "perRow": select["per_row"],
         "shards": shards,
         "labels": labels,
@@ -315,8 +317,8 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
     return found
 
 
-def _questions(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
-    """What the page knows of a kind's scores: name, range and threshold; and of the questions they come from."""
+def _about(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
+    """What the page knows of a kind: what it is called, its scores with range and threshold, the questions they come from."""
     scores = [
         {
             "name": column.name,
@@ -327,8 +329,12 @@ def _questions(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) 
         }
         for column in catalogue.scores(kind)
     ]
-    asked = [{"name": question.name, "text": question.label} for question in catalogue.questions(kind)]
-    return {"scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
+    asked = [
+        {"name": question.name, "text": question.label, "reply": question.reply, "error": question.error}
+        for question in catalogue.questions(kind)
+    ]
+    one, many = _CALLED.get(kind, (kind, kind))
+    return {"one": one, "many": many, "scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -22,8 +22,8 @@ from darkroom.store.shardfile import RecordReader, iter_records
 from darkroom.views.report import Example, KindReport, Score, StageTimes
 
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#2b6ca3", "#d9822b", "#2f8f6b", "#b5403c", "#c3cad1", "#26323d"
-COLOURS = {"images": BLUE, "edited": ORANGE}
-NAMES = {"images": "images", "edited": "edited images"}
+_COLOURS = {"images": BLUE, "edited": ORANGE}
+_OTHERS = ("#7a5ea8", "#3b8f8f", "#a8577e", "#7d7a3c")  # of kinds that stages after these make
 _STYLE = {
     "svg.hashsalt": "darkroom",
     "svg.fonttype": "path",
@@ -46,6 +46,16 @@ _STYLE = {
 }
 _MANY = 2000  # points beyond which an SVG holds them as a picture
 _CELL = 256  # pixels of a picture on a sheet
+
+
+def name_of(kind: str) -> str:
+    """What the images of a kind are called."""
+    return kind if kind == "images" else f"{kind} images"
+
+
+def colour_of(kind: str) -> str:
+    """The colour of a kind, the same in every plot."""
+    return _COLOURS.get(kind) or _OTHERS[sum(kind.encode()) % len(_OTHERS)]
 
 
 def draw(path: Path, make: Callable[[], Figure], text: bool = False) -> None:
@@ -72,7 +82,7 @@ def yield_of_stages(kinds: list[KindReport]) -> Figure:
         for y, (name, number) in enumerate(steps):
             bad = max(lost.get(name, 0), 0)
             good = number - bad if name == "rows" else number
-            axes.barh(y, good, color=COLOURS[kind.name], height=0.66)
+            axes.barh(y, good, color=colour_of(kind.name), height=0.66)
             axes.barh(y, bad, left=good, color=RED if name != "kept" else GREY, height=0.66)
             told = f" {number:,}"
             if bad:
@@ -83,7 +93,7 @@ def yield_of_stages(kinds: list[KindReport]) -> Figure:
         axes.set_xlim(0, most * 1.22)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
         axes.tick_params(axis="y", length=0)
-        axes.set_title(NAMES[kind.name].capitalize())
+        axes.set_title(name_of(kind.name).capitalize())
     return figure
 
 
@@ -91,7 +101,7 @@ def score_distributions(kind: KindReport) -> Figure:
     """A histogram for each score, the kept images in the kind's colour, with the thresholds."""
     scores = list(kind.scores.values())
     if not scores:
-        return _nothing(f"The rubric asks nothing about {NAMES[kind.name]}.")
+        return _nothing(f"No metric scores {name_of(kind.name)}.")
     across = min(3, len(scores))
     down = math.ceil(len(scores) / across)
     figure = Figure(figsize=(3.4 * across + 0.4, 2.7 * down + 0.4), layout="constrained")
@@ -100,7 +110,7 @@ def score_distributions(kind: KindReport) -> Figure:
         edges, everything = _coarse(score, score.group("all"))
         _, kept = _coarse(score, score.group("selected"))
         axes.stairs(everything, edges, fill=True, color=GREY)
-        axes.stairs(kept, edges, fill=True, color=COLOURS[kind.name])
+        axes.stairs(kept, edges, fill=True, color=colour_of(kind.name))
         if score.name in kind.thresholds:
             axes.axvline(kind.thresholds[score.name], color=INK, linewidth=1.2, linestyle="--")
         axes.set_title(score.name)
@@ -110,7 +120,7 @@ def score_distributions(kind: KindReport) -> Figure:
         axes.set_xlim(edges[0], edges[-1])
     for axes in grid[len(scores) :]:
         axes.set_visible(False)
-    patches = [matplotlib.patches.Patch(color=c) for c in (COLOURS[kind.name], GREY)]
+    patches = [matplotlib.patches.Patch(color=c) for c in (colour_of(kind.name), GREY)]
     figure.legend(patches, ["kept", "not kept"], loc="outside upper right", ncols=2, frameon=False)
     return figure
 
@@ -119,7 +129,7 @@ def score_agreement(kind: KindReport) -> Figure:
     """The rank correlation of every two scores."""
     names = list(kind.scores)
     if len(names) < 2:
-        return _nothing(f"Fewer than two scores of {NAMES[kind.name]}: nothing to compare.")
+        return _nothing(f"Fewer than two scores of {name_of(kind.name)}: nothing to compare.")
     values = np.array([[1.0 if a == b else kind.correlation(a, b) for b in names] for a in names])
     size = 1.1 * len(names)
     figure = Figure(figsize=(size + 3.2, size + 1.2), layout="constrained")
@@ -135,7 +145,7 @@ def score_agreement(kind: KindReport) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"Rank correlation of the scores, {NAMES[kind.name]}")
+    axes.set_title(f"Rank correlation of the scores, {name_of(kind.name)}")
     figure.colorbar(shown, ax=axes, shrink=0.8).outline.set_visible(False)
     return figure
 
@@ -157,10 +167,10 @@ def label_agreement(kinds: list[KindReport]) -> Figure:
         left.set_xlabel(score.name)
         left.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
         same = kind.agreement[0, 1] + kind.agreement[1, 0]
-        left.set_title(f"{NAMES[kind.name].capitalize()}, by what people said")
+        left.set_title(f"{name_of(kind.name).capitalize()}, by what people said")
         names = list(kind.scores)
         values = [kind.scores[name].auc for name in names]
-        right.barh(range(len(names)), np.nan_to_num(values), color=COLOURS[kind.name], height=0.6)
+        right.barh(range(len(names)), np.nan_to_num(values), color=colour_of(kind.name), height=0.6)
         for y, value in enumerate(values):
             told = " one label only" if math.isnan(value) else f" {value:.2f}"
             right.text(0 if math.isnan(value) else value, y, told, va="center")
@@ -181,7 +191,7 @@ def job_times(stages: list[StageTimes]) -> Figure:
         return _nothing("No job has left a record of its time.")
     figure = Figure(figsize=(10, 2.3 * len(stages) + 0.3), layout="constrained")
     for (left, right), stage in zip(figure.subplots(len(stages), 2, squeeze=False), stages, strict=True):
-        colour = COLOURS[stage.name.removeprefix("scores/")]
+        colour = colour_of(stage.name.rpartition("/")[2])
         for axes, points in ((left, list(zip(stage.shards, stage.seconds, strict=True))), (right, stage.rates)):
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(x, y, "o", markersize=5, color=colour, alpha=0.6, markeredgewidth=0, rasterized=len(x) > _MANY)
@@ -210,9 +220,9 @@ def failure_reasons(kinds: list[KindReport], most: int = 12) -> Figure:
     figure = Figure(figsize=(10, 0.62 * len(shown) + 1.0), layout="constrained")
     axes = figure.subplots()
     for y, (number, kind, _) in enumerate(shown):
-        axes.barh(y, number, color=COLOURS[kind], height=0.62)
+        axes.barh(y, number, color=colour_of(kind), height=0.62)
         axes.text(number, y, f" {number:,}", va="center")
-    named = [textwrap.fill(f"{NAMES[kind]}: {reason}", 56) for _, kind, reason in shown]
+    named = [textwrap.fill(f"{name_of(kind)}: {reason}", 56) for _, kind, reason in shown]
     axes.set_yticks(range(len(shown)), named, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, shown[0][0] * 1.12)
@@ -230,11 +240,11 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
     """
     parts = [(title, found) for title, found in (("best", kind.best), ("worst", kind.worst)) if found]
     if not parts:
-        return _nothing(f"No {NAMES[kind.name]} with a score to show.")
-    pictures = _pictures(file_of, [entry for _, found in parts for entry in found])
+        return _nothing(f"No {name_of(kind.name)} with a score to show.")
+    pictures, pairs = _pictures(file_of, [entry for _, found in parts for entry in found])
     across = 4
     downs = [math.ceil(len(found) / across) for _, found in parts]
-    wide, high = 2.6, (2.6 if kind.name == "images" else 1.6) + 0.62
+    wide, high = 2.6, (1.6 if pairs else 2.6) + 0.62
     figure = Figure(figsize=(wide * across, high * sum(downs) + 0.45 * len(parts)))
     figure.subplots_adjust(0, 0, 1, 1)
     total = figure.get_size_inches()[1]
@@ -266,9 +276,10 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
     return figure
 
 
-def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> dict[str, Image.Image]:
-    """key -> the image, of at most `_CELL` pixels a side; of an edit, its source and itself side by side."""
+def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> tuple[dict[str, Image.Image], bool]:
+    """key -> the image, of at most `_CELL` pixels a side, beside its source where it has one; and whether one has."""
     found: dict[str, Image.Image] = {}
+    pairs = False
     for shard in {entry.shard for entry in entries}:
         wanted = {entry.key for entry in entries if entry.shard == shard}
         reader = RecordReader(file_of(shard))
@@ -280,7 +291,8 @@ def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> dict[st
                 for image in images:
                     image.thumbnail((_CELL, _CELL))
                 found[record["key"]] = _side_by_side(images)
-    return found
+                pairs = pairs or len(images) > 1
+    return found, pairs
 
 
 def _side_by_side(images: list[Image.Image]) -> Image.Image:
@@ -326,7 +338,7 @@ class RecipePage:
                 out.write(f"<tr><th>{html.escape(key)}</th><td>{html.escape(told)}</td></tr>")
             out.write("</table>")
         for kind, questions in self.questions.items():
-            out.write(f"<h2>asked of {NAMES[kind]}</h2><table>")
+            out.write(f"<h2>asked of {name_of(kind)}</h2><table>")
             for question in questions:
                 scores = ", ".join(question.numbers)
                 out.write(f"<tr><th>{html.escape(question.name)}<small>{html.escape(scores)}</small></th>")

@@ -133,19 +133,23 @@ class KindReport:
 
 
 def read_table(
-    table: Path, rejected: Path, catalogue: Catalogue, select: dict[str, Any], rows: dict[str, int]
+    table: Path, rejected: Path, catalogue: Catalogue, select: dict[str, Any], rows: dict[str, tuple[str, int]]
 ) -> dict[str, KindReport]:
-    """kind -> its report, from scores.parquet and rejected.jsonl; rows: kind -> rows that could be used."""
+    """kind -> its report, from scores.parquet and rejected.jsonl.
+
+    rows: kind -> ("prompts" or "edits", number of its rows that could be used).
+    """
     kinds = {}
-    for name, number in rows.items():
+    for name, (_, number) in rows.items():
         scores = {column.name: Score.of(column) for column in catalogue.scores(name)}
-        by = next(iter(select[name]), next(iter(scores), None))
-        kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=select[name])
+        thresholds = select.get(name, {})
+        by = next(iter(thresholds), next(iter(scores), None))
+        kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=thresholds)
     with open(rejected, encoding="utf-8") as stream:
         for line in map(json.loads, stream):
-            kind = kinds["images" if line["file"] == "prompts" else "edited"]
-            kind.rejected += 1
-            kind.failures[f"row rejected: {general(line['reason'])}"] += 1
+            for kind in (kinds[name] for name, (file_, _) in rows.items() if file_ == line["file"]):
+                kind.rejected += 1
+                kind.failures[f"row rejected: {general(line['reason'])}"] += 1
     file = pq.ParquetFile(table)
     names = set(file.schema_arrow.names)
     wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
