@@ -12,7 +12,7 @@ if not (REPOSITORY / "scripts/darkroom").is_dir():
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from darkroom.run import needs
+from darkroom.run.needs import gpus_of, needs_of, threads_of
 from darkroom.jobs.devices import visible_devices
 from darkroom.errors import DarkroomError
 from darkroom.views.gallery import site_files
@@ -88,56 +88,32 @@ def gallery_files():
     return [str(path) for *_, path in DARKROOM.gallery_files()] if GALLERY else []
 
 
-def gpus(section):
-    """GPUs of a stage's jobs: none where the config says cpu."""
-    wanted = DARKROOM.config[section]
-    return 0 if wanted["device"] == "cpu" else wanted["gpus"]
-
-
-def workers(section):
-    """Processes of a stage's jobs: each GPU has one, but the judge's share one model."""
-    return 1 if section == "judge" else max(1, gpus(section))
-
-
-def job_threads(section):
-    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU is fed with a few."""
-    return 4 * workers(section) if gpus(section) else 1
-
-
 def quick(function):
     """The function with its signature at hand: Snakemake looks that up several times per job, for tens of thousands of jobs."""
     function.__signature__ = inspect.signature(function)
     return function
 
 
-def memory(section):
-    copies, held = workers(section), DARKROOM.held_bytes(section)
-    size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return quick(
-        lambda wildcards, attempt: needs.memory_mb(
-            size * copies, attempt, processes, held
-        )
-    )
+def asks_for(rule, kind=None, unit=None, section=None):
+    """The resources of a rule, functions of its work and the attempt.
 
+    kind: of its images, where no wildcard names it; unit: the wildcard of its shard, or group of shards; section: of its
+    model. The size of a hub model that is still to be fetched is not known; Snakemake asks again once the marker is there.
+    """
 
-def image_minutes(kind, section):
-    size = DARKROOM.model_bytes(section)
+    def needs(wildcards, input, attempt):
+        images = kind or wildcards.get("kind")
+        marker = str(input.model[0]) if input.get("model") else None
+        return needs_of(DARKROOM, rule, attempt, images, wildcards.get(unit), marker)
 
-    def minutes(wildcards, attempt):
-        requests, steps, pixels = DARKROOM.image_work(kind, wildcards.shard)
-        share = -(-requests // workers(section))
-        return needs.image_minutes(size, share, steps, pixels, attempt)
-
-    return quick(minutes)
-
-
-def judge_minutes():
-    size = DARKROOM.model_bytes("judge")
-    return quick(
-        lambda wildcards, attempt: needs.judge_minutes(
-            size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
-        )
-    )
+    return {
+        "mem_mb": lambda wildcards, input, attempt: needs(
+            wildcards, input, attempt
+        ).mem_mb,
+        "runtime": lambda wildcards, input, attempt: needs(
+            wildcards, input, attempt
+        ).runtime,
+    } | ({"gpu": gpus_of(DARKROOM.config[section])} if section else {})
 
 
 # What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.

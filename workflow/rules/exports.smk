@@ -16,8 +16,7 @@ if "folder" in EXPORTS:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=2000,
-            runtime=120,
+            **asks_for("write_dataset"),
         params:
             digest=DARKROOM.export_digest("folder"),
             format="folder",
@@ -42,8 +41,7 @@ rule export_dataset:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=240,
+        **asks_for("export_dataset"),
     params:
         digest=lambda wildcards: DARKROOM.export_digest(wildcards.format),
         format=lambda wildcards: wildcards.format,

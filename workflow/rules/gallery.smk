@@ -42,12 +42,7 @@ if GALLERY:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=1000,
-            runtime=quick(
-                lambda wildcards, attempt: needs.gallery_minutes(
-                    DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
-                )
-            ),
+            **asks_for("gallery_shard", unit="shard"),
         params:
             digest=quick(
                 lambda wildcards: DARKROOM.gallery_digests[wildcards.kind][
@@ -74,8 +69,7 @@ if GALLERY:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=2000,
-            runtime=60,
+            **asks_for("gallery_index"),
         params:
             digest=DARKROOM.gallery_digest(),
         message:

@@ -21,11 +21,9 @@ if "images" in KINDS:
             f"{RESULTS}/benchmarks/generate_images/{{shard}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: job_threads("generate")
+        threads: threads_of("generate", DARKROOM.config["generate"])
         resources:
-            gpu=gpus("generate"),
-            mem_mb=memory("generate"),
-            runtime=image_minutes("images", "generate"),
+            **asks_for("generate_images", "images", "shard", "generate"),
         params:
             digest=quick(
                 lambda wildcards: DARKROOM.image_digests["images"][wildcards.shard]
@@ -62,11 +60,9 @@ if "edited" in KINDS:
             f"{RESULTS}/benchmarks/edit_images/{{shard}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: job_threads("edit")
+        threads: threads_of("edit", DARKROOM.config["edit"])
         resources:
-            gpu=gpus("edit"),
-            mem_mb=memory("edit"),
-            runtime=image_minutes("edited", "edit"),
+            **asks_for("edit_images", "edited", "shard", "edit"),
         params:
             digest=quick(
                 lambda wildcards: DARKROOM.image_digests["edited"][wildcards.shard]

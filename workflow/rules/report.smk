@@ -25,8 +25,7 @@ if PLOTS:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=2000,
-            runtime=60,
+            **asks_for("draw_plots"),
         params:
             digest=DARKROOM.plots_digest(),
         message:

@@ -30,11 +30,9 @@ rule score_images:
         f"{RESULTS}/benchmarks/score_images/{{kind}}/{{group}}.tsv"
     conda:
         "../../envs/judge.yaml"
-    threads: job_threads("judge")
+    threads: threads_of("judge", DARKROOM.config["judge"])
     resources:
-        gpu=gpus("judge"),
-        mem_mb=memory("judge"),
-        runtime=judge_minutes(),
+        **asks_for("score_images", unit="group", section="judge"),
     params:
         digest=quick(
             lambda wildcards: DARKROOM.score_digests[wildcards.kind][wildcards.group]

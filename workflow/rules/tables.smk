@@ -19,8 +19,7 @@ rule merge_scores:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **asks_for("merge_scores"),
     params:
         digest=DARKROOM.merge_digest,
     message:

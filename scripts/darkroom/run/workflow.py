@@ -13,13 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config.load import load_config
-from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
 from darkroom.metrics.rubric import Rubric, load_rubric
-from darkroom.models.hub import HubModel, hub_models, local_section
+from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
@@ -27,7 +26,7 @@ from darkroom.plan.recipe import image_recipe, judge_recipe
 from darkroom.plan.requests import edited_digest, image_digest, score_digest
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.rows.labels import Labels, labels_digest, read_labels
-from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
+from darkroom.run.needs import HUB_MODEL_BYTES
 from darkroom.run.notes import Notes
 from darkroom.views.gallery import GALLERY_VERSION, site_digest
 
@@ -227,28 +226,19 @@ class Workflow:
     def requests(self, kind: str, shard: str) -> int:
         return self.plans[kind].shards[shard].requests(self.config["samples_per_prompt"])
 
-    def image_work(self, kind: str, shard: str) -> tuple[int, int, int]:
-        """(requests, steps, pixels) of an image shard, as the config has them.
-
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
-        offload makes weights travel.
-        """
-        section = self.config[SECTIONS[kind]]
-        pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if kind == "edited" else 1)
-        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
-        return self.requests(kind, shard), steps, pixels
-
-    def model_bytes(self, section: str) -> int:
-        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one."""
-        return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
+    @cached_property
+    def model_bytes(self) -> dict[str, int]:
+        """section -> the size of its weights in bytes; of a hub model that is not fetched yet, that of the usual one."""
+        sizes = {}
+        for section, usual in HUB_MODEL_BYTES.items():
+            fetched = section in self.models and self.models[section].fetched
+            known = marker_bytes(str(self.models[section].marker)) if fetched else model_bytes(self.config[section])
+            sizes[section] = known or usual
+        return sizes
 
     def local_section(self, section: str) -> dict[str, Any]:
         """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
         return local_section(self.config[section], self.models.get(section))
-
-    def held_bytes(self, section: str) -> int:
-        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
-        return judge_host_bytes(self.config[section]) if section == "judge" else 0
 
     def source_shards(self, shard: str) -> list[str]:
         """The image shards that hold the images of this run which a shard of edits starts from, in order."""
