@@ -106,14 +106,15 @@ def asks_for(rule, kind=None, unit=None, section=None):
         marker = str(input.model[0]) if input.get("model") else None
         return needs_of(DARKROOM, rule, attempt, images, wildcards.get(unit), marker)
 
-    return {
-        "mem_mb": lambda wildcards, input, attempt: needs(
-            wildcards, input, attempt
-        ).mem_mb,
-        "runtime": lambda wildcards, input, attempt: needs(
-            wildcards, input, attempt
-        ).runtime,
-    } | ({"gpu": gpus_of(DARKROOM.config[section])} if section else {})
+    def of(name):
+        return quick(
+            lambda wildcards, input, attempt: getattr(
+                needs(wildcards, input, attempt), name
+            )
+        )
+
+    gpus = {"gpu": gpus_of(DARKROOM.config[section])} if section else {}
+    return {"mem_mb": of("mem_mb"), "runtime": of("runtime")} | gpus
 
 
 # What is to be made again is told by the files themselves: Snakemake's records can be lost, or wrong after a failed job.
