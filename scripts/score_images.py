@@ -29,7 +29,7 @@ if __name__ == "__main__":
     with job(snakemake.log[0]):
         workflow = Workflow.of_job(snakemake.config)
         lineage = workflow.lineage
-        metric = workflow.metric(snakemake.wildcards.metric)
+        metric = workflow.metric(snakemake.params.metric)
         kind, group = snakemake.wildcards.kind, snakemake.wildcards.group
         step = lineage.step(kind, metric.name)
         path = workflow.planned_path(snakemake.output.scores, kind, group, metric.name)

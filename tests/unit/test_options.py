@@ -8,7 +8,6 @@ from darkroom.identity import digest
 from darkroom.plan.recipe import image_recipe, judge_recipe
 from darkroom.plan.requests import expand, request_key
 from darkroom.rows.read import parse_row
-from darkroom.run.needs import memory_mb
 from test_config import config, folder  # noqa: F401
 
 
@@ -131,4 +130,5 @@ def test_engine_args_that_can_change_a_score_change_the_judges_recipe_and_no_oth
 def test_what_vllm_keeps_off_its_gpus_is_asked_for_as_host_memory(hub):
     section = hub(judge="gpus: 2, engine_args: {cpu_offload_gb: 10, kv_offloading_size: 4}")["judge"]
     assert options.judge_host_bytes(section) == 24 * 2**30
-    assert memory_mb(10**9, 1, held=10**9) == memory_mb(10**9, 1) + 1000
+    without = judge_needs(section | {"engine_args": {}}, Work(1, 1), 10**9, 1).mem_mb
+    assert judge_needs(section, Work(1, 1), 10**9, 1).mem_mb == pytest.approx(without + 24 * 2**30 / 10**6, abs=1)

@@ -11,7 +11,9 @@ if (LIBRARY / "darkroom").is_dir():
     # Scripts inherit it. Snakemake puts their folder at the end of the path only, where an installed library would win.
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(LIBRARY) not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(LIBRARY), *filter(None, inherited)])
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(LIBRARY), *filter(None, inherited)]
+        )
 elif find_spec("darkroom") is None:
     sys.exit(
         f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
@@ -19,7 +21,13 @@ elif find_spec("darkroom") is None:
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import refusal
-from darkroom.run import needs
+from darkroom.run.needs import (
+    gpus_of,
+    needs_of_all,
+    needs_of_shard,
+    needs_of_step,
+    threads_of,
+)
 from darkroom.run.workflow import Workflow
 from snakemake.logging import logger
 
@@ -71,7 +79,6 @@ wildcard_constraints:
     scores="[0-9a-f]{8}",
     shown="[0-9a-f]{8}",
     kind="|".join(STAGES),
-    metric="|".join(LINEAGE.metrics),
     format="imagefolder|parquet|webdataset|preferences",
 
 
@@ -112,46 +119,50 @@ def manifests(files):
     return [str(Path(file).with_suffix(".manifest")) for file in files]
 
 
-def gpus(section):
-    """GPUs of a stage's jobs: none where the config says cpu."""
-    wanted = DARKROOM.config[section]
-    return 0 if wanted["device"] == "cpu" else wanted["gpus"]
+def asks_for_all(rule):
+    """The resources of a rule whose job reads all shards."""
+    return {
+        "mem_mb": lambda wildcards, attempt: needs_of_all(
+            DARKROOM, rule, attempt
+        ).mem_mb,
+        "runtime": lambda wildcards, attempt: needs_of_all(
+            DARKROOM, rule, attempt
+        ).runtime,
+    }
 
 
-def workers(section):
-    """Processes of a stage's jobs: each GPU has one, but the judge's share one model."""
-    return 1 if section == "judge" else max(1, gpus(section))
+def asks_for(step, unit):
+    """The resources of the jobs of a rule: functions of the work, the model and the attempt.
 
+    step: one of the rule's steps; all have its section of the config. unit: the wildcard of a shard, or group of shards. The
+    size of a hub model that is still to be fetched is not known; Snakemake asks again once the marker is there.
+    """
+    section = DARKROOM.device_section(step)
 
-def job_threads(section):
-    """CPU threads of a stage's jobs: models on the CPU repeat exactly on one; a GPU is fed with a few."""
-    return 4 * workers(section) if gpus(section) else 1
+    def needs(wildcards, input, attempt):
+        of = LINEAGE.step(wildcards.get("kind", step.stage), step.metric)
+        marker = str(input.model[0]) if input.get("model") else None
+        return needs_of_step(DARKROOM, of, wildcards.get(unit), attempt, marker)
 
-
-def memory(section):
-    copies, held = workers(section), DARKROOM.held_bytes(section)
-    size, processes = DARKROOM.model_bytes(section), max(gpus(section), 1)
-    return lambda wildcards, attempt: needs.memory_mb(
-        size * copies, attempt, processes, held
+    # More that the config names, such as a partition, goes to the executor as it is.
+    return (
+        {"gpu": gpus_of(section)}
+        | section.get("resources", {})
+        | {
+            "mem_mb": lambda wildcards, input, attempt: needs(
+                wildcards, input, attempt
+            ).mem_mb,
+            "runtime": lambda wildcards, input, attempt: needs(
+                wildcards, input, attempt
+            ).runtime,
+        }
     )
 
 
-def image_minutes(kind, section):
-    size = DARKROOM.model_bytes(section)
-
-    def minutes(wildcards, attempt):
-        requests, steps, pixels = DARKROOM.image_work(kind, wildcards.shard)
-        share = -(-requests // workers(section))
-        return needs.image_minutes(size, share, steps, pixels, attempt)
-
-    return minutes
-
-
-def judge_minutes():
-    size = DARKROOM.model_bytes("judge")
-    return lambda wildcards, attempt: needs.judge_minutes(
-        size, DARKROOM.score_requests(wildcards.kind, wildcards.group), attempt
-    )
+def threads(step):
+    """CPU threads of the jobs of a rule; step: as in `asks_for`."""
+    section = DARKROOM.device_section(step)
+    return section.get("resources", {}).get("threads", threads_of(step, section))
 
 
 def model(section):

@@ -19,8 +19,7 @@ if "folder" in DARKROOM.exports:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=2000,
-            runtime=120,
+            **asks_for_all("write_dataset"),
         params:
             format="folder",
         message:
@@ -46,8 +45,7 @@ rule export_dataset:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=240,
+        **asks_for_all("export_dataset"),
     params:
         format=lambda wildcards: wildcards.format,
     message:

@@ -45,10 +45,12 @@ if DARKROOM.gallery:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=1000,
-            runtime=lambda wildcards, attempt: needs.gallery_minutes(
-                DARKROOM.requests(wildcards.kind, wildcards.shard), attempt
-            ),
+            mem_mb=lambda wildcards, attempt: needs_of_shard(
+                DARKROOM, "gallery_shard", wildcards.kind, wildcards.shard, attempt
+            ).mem_mb,
+            runtime=lambda wildcards, attempt: needs_of_shard(
+                DARKROOM, "gallery_shard", wildcards.kind, wildcards.shard, attempt
+            ).runtime,
         message:
             "gallery of {wildcards.kind}, shard {wildcards.shard}"
         script:
@@ -69,8 +71,7 @@ if DARKROOM.gallery:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=2000,
-            runtime=60,
+            **asks_for_all("gallery_index"),
         message:
             f"index of the gallery: {RESULTS}/gallery/index.html"
         script:

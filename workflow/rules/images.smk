@@ -21,11 +21,9 @@ if "images" in STAGES:
             f"{RESULTS}/benchmarks/generate_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: job_threads("generate")
+        threads: threads(LINEAGE.step("images"))
         resources:
-            gpu=gpus("generate"),
-            mem_mb=memory("generate"),
-            runtime=image_minutes("images", "generate"),
+            **asks_for(LINEAGE.step("images"), "shard"),
         params:
             stage="images",
         message:
@@ -66,11 +64,9 @@ if "edited" in STAGES:
             f"{RESULTS}/benchmarks/edit_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: job_threads("edit")
+        threads: threads(LINEAGE.step("edited"))
         resources:
-            gpu=gpus("edit"),
-            mem_mb=memory("edit"),
-            runtime=image_minutes("edited", "edit"),
+            **asks_for(LINEAGE.step("edited"), "shard"),
         params:
             stage="edited",
         message:
@@ -107,11 +103,9 @@ for stage in [stage for stage in STAGES.values() if stage.every]:
             f"{RESULTS}/benchmarks/{stage.rule}/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: job_threads(stage.section)
+        threads: threads(LINEAGE.step(stage.name))
         resources:
-            gpu=gpus(stage.section),
-            mem_mb=memory(stage.section),
-            runtime=image_minutes(stage.name, stage.section),
+            **asks_for(LINEAGE.step(stage.name), "shard"),
         params:
             stage=stage.name,
         message:

@@ -28,8 +28,7 @@ if DARKROOM.plots:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=2000,
-            runtime=60,
+            **asks_for_all("draw_plots"),
         message:
             f"draw the plots of {RESULTS}/scores.parquet"
         script:

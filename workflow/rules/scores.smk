@@ -5,9 +5,9 @@
 
 if DARKROOM.config["judge"]["shards_per_job"] == 1:
     # A group is a shard.
-    judged = [IMAGE_SHARD.replace("{shard}", "{group}")]
-    judged_images = [ancient(f"{path}.parquet") for path in judged]
-    judged_manifests = [f"{path}.manifest" for path in judged]
+    judged = IMAGE_SHARD.replace("{shard}", "{group}")
+    judged_images = ancient(f"{judged}.parquet")
+    judged_manifests = [f"{judged}.manifest"]
 else:
 
     def group_files(wildcards):
@@ -18,27 +18,34 @@ else:
     judged_manifests = lambda wildcards: manifests(group_files(wildcards))
 
 
-rule score_images:
-    input:
-        images=judged_images,
-        manifests=timed(judged_manifests, f"{SCORE_SHARD}.parquet"),
-        again=again(f"{SCORE_SHARD}.parquet"),
-        model=model("judge"),
-    output:
-        scores=update(f"{SCORE_SHARD}.parquet"),
-        manifest=update(f"{SCORE_SHARD}.manifest"),
-    log:
-        f"{RESULTS}/logs/score_images/{{metric}}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/score_images/{{metric}}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}.tsv"
-    conda:
-        "../../envs/judge.yaml"
-    threads: job_threads("judge")
-    resources:
-        gpu=gpus("judge"),
-        mem_mb=memory("judge"),
-        runtime=judge_minutes(),
-    message:
-        "score {wildcards.kind}, shard {wildcards.group}"
-    script:
-        "../../scripts/score_images.py"
+# The judge, and the metrics that the config names.
+for metric, scored in LINEAGE.metrics.items():
+    step = LINEAGE.step(next(iter(scored)), metric)
+    files = SCORE_SHARD.replace("{metric}", metric)
+
+    rule:
+        name:
+            "score_images" if metric == "judge" else f"score_{metric}"
+        input:
+            images=judged_images,
+            manifests=timed(judged_manifests, f"{files}.parquet"),
+            again=again(f"{files}.parquet"),
+            model=model(step.section),
+        output:
+            scores=update(f"{files}.parquet"),
+            manifest=update(f"{files}.manifest"),
+        log:
+            f"{RESULTS}/logs/score_images/{metric}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/score_images/{metric}/{{kind}}/{{scores}}-{{recipe}}/{{group}}-{{rows}}.tsv"
+        conda:
+            "../../envs/judge.yaml"
+        threads: threads(step)
+        resources:
+            **asks_for(step, "group"),
+        params:
+            metric=metric,
+        message:
+            "score {wildcards.kind}, shard {wildcards.group} ({params.metric})"
+        script:
+            "../../scripts/score_images.py"

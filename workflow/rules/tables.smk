@@ -19,8 +19,7 @@ rule merge_scores:
     conda:
         "../../envs/tables.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **asks_for_all("merge_scores"),
     message:
         "merge all shards into {output.scores} and {output.table}"
     script:

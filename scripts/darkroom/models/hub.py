@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,13 @@ def hub_models(config: dict[str, Any], unpinned: bool = False) -> dict[str, HubM
             raise DarkroomError(model.unpinned)
         models[name] = model
     return models
+
+
+@cache
+def marker_bytes(marker: str) -> int:
+    """The size of the weights that a marker says were fetched. Raises FileNotFoundError where it is not written yet."""
+    files = json.loads(Path(marker).read_bytes())["files"]
+    return sum(size for name, size in files.items() if name.endswith(".safetensors"))
 
 
 def local_section(section: dict[str, Any], model: HubModel | None) -> dict[str, Any]:

@@ -1,45 +1,208 @@
-"""What a job asks the cluster for, as functions of the model, the work and the attempt.
+"""What a job asks the cluster for: a function of its work, its model and the attempt, for every rule.
 
-Too little costs a retry, which asks for more and goes on with what is finished; too much costs a longer wait in the queue.
+Too little costs a retry, which asks for more (twice the time, half as much memory again) and goes on with what is finished;
+too much costs a longer wait in the queue. Nothing is cut off here: the most that a job may ask for is the profile's to say.
+
+Where the speeds come from. Images: 0.5 s per step and megapixel covers FLUX.1-dev on an 80 GB card, and smaller models,
+which are no slower on smaller cards. Judge: a 7B model answers the questions about a megapixel in half a second. All else was
+measured on one core of a busy 2-core machine with a local disk, 30 to 2000 requests, PNG pictures of 2 bytes a pixel; CPU
+seconds, of which a job gets some ten times as many for a slow core and a network file system:
+
+                      a request   a megapixel
+    merge              0.1-0.4 ms          -
+    gallery, shard        0.2 ms      230 ms
+    gallery, index        0.4 ms           -
+    export, folder        1.9 ms       11 ms
+    export, Parquet       0.8 ms       17 ms
+    export, tar files     1.3 ms       11 ms
+
+They took 130 to 450 MB of memory, whatever the number of pictures.
 """
 
-# What a model of the hub is taken to weigh, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from darkroom.config.options import judge_host_bytes
+from darkroom.metrics.rubric import JUDGE
+from darkroom.models.hub import marker_bytes
+from darkroom.run.lineage import Step
+
+if TYPE_CHECKING:
+    from darkroom.run.workflow import Workflow
+
+# What a hub model is taken to weigh before it is fetched, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
 HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
 # Times as long as with all weights on the GPU: once for each image, or for each step.
 OFFLOAD_TIME = {"none": 1, "model": 2, "sequential": 5}
+_MEGAPIXEL = 2**20
+_LEAST_PICTURE = 0.01  # megapixels; a smaller picture is no faster
 _PROCESS_MB = 3_000  # Python with torch, diffusers or vLLM, without a model, and the two Snakemakes around it
-_START_MINUTES = 10  # imports from a network file system, on a busy node
+_START_MINUTES = 10  # imports of these from a network file system, on a busy node
 _LOAD_BYTES_PER_MINUTE = 3 * 10**9  # 50 MB/s, a cold read over a network file system
+_TABLE_MB, _TABLE_START_MINUTES = 1_000, 5  # the same of a process with pyarrow alone
+_TABLE_BYTES = 2_000  # held of each request at the most: a line of the table, a name and its checksum
+_SHARD_SECONDS = 0.05  # to open the files of one shard and read what they say of themselves
 
 
-def memory_mb(model_bytes: int, attempt: int, processes: int = 1, held: int = 0) -> int:
-    """Host memory in MB: the weights pass through it on their way to the device; half as much again per retry.
+@dataclass(frozen=True)
+class Needs:
+    """mem_mb: host memory in MB; runtime: minutes; threads: CPU threads; gpu: GPUs."""
 
-    The same where diffusers offloads them: then they stay. processes: how many work together; a judge that is spread over
-    GPUs has one for each. held: bytes that vLLM keeps there besides.
+    mem_mb: int
+    runtime: int
+    threads: int = 1
+    gpu: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """requests: images of the job; pixels: of all its pictures together, an edit's source among them; shards: of images."""
+
+    requests: int
+    pixels: int
+    shards: int = 1
+
+    @property
+    def picture_pixels(self) -> float:
+        """Pixels of a request, on average."""
+        return self.pixels / max(self.requests, 1)
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.requests + other.requests, self.pixels + other.pixels, self.shards + other.shards)
+
+
+def image_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+    """Of a job that makes images; section: `generate` or `edit` of the config; model: bytes of its weights.
+
+    Each GPU has a process and a copy of the weights, which pass through host memory, or stay there where they are offloaded.
     """
-    need = _PROCESS_MB * processes + (1.3 * model_bytes + held) / 10**6
-    return int(need * (1 + 0.5 * (attempt - 1)))
+    workers = max(gpus_of(section), 1)
+    passes = (section.get("steps") or 1) * (2 if section.get("true_cfg", 1) > 1 else 1)
+    passes *= OFFLOAD_TIME[section.get("offload", "none")]
+    share = -(-work.requests // workers)
+    seconds = share * passes * 0.5 * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
+    return _model_needs(model, 1.3 * model * workers, workers, seconds, attempt)
 
 
-def image_minutes(model_bytes: int, requests: int, steps: int, pixels: int, attempt: int) -> int:
-    """Minutes for a shard of images of `pixels` each: 0.5 s per step and megapixel covers FLUX on an 80 GB card, and
-    smaller models, no slower on smaller ones; doubled per retry."""
-    return _minutes(model_bytes, requests * steps * 0.5 * max(pixels / 2**20, 0.01), attempt)
+def judge_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+    """Of a job that scores images; section: `judge` of the config; model: bytes of its weights.
+
+    Its GPUs share one model, with a process each. One that is ten times as large, on as many GPUs as it needs, takes six
+    times as long.
+    """
+    slower = max(model / HUB_MODEL_BYTES["judge"], 1) ** 0.8
+    seconds = work.requests * 0.5 * slower * max(work.picture_pixels / _MEGAPIXEL, 1)
+    held = 1.3 * model + judge_host_bytes(section)
+    return _model_needs(model, held, max(gpus_of(section), 1), seconds, attempt)
 
 
-def judge_minutes(model_bytes: int, requests: int, attempt: int) -> int:
-    """Minutes for a shard of scores: a 7B judge answers a picture's questions in about half a second, one ten times as
-    large on as many GPUs as it needs in three; doubled per retry."""
-    slower = max(model_bytes / HUB_MODEL_BYTES["judge"], 1) ** 0.8
-    return _minutes(model_bytes, requests * 0.5 * slower, attempt)
+def metric_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+    """Of a job of any other metric: as long as the judge would take, or less."""
+    seconds = work.requests * 0.5 * max(work.picture_pixels / _MEGAPIXEL, 1)
+    return _model_needs(model, 1.3 * model, max(gpus_of(section), 1), seconds, attempt)
 
 
-def _minutes(model_bytes: int, seconds: float, attempt: int) -> int:
-    once = _START_MINUTES + model_bytes / _LOAD_BYTES_PER_MINUTE + seconds / 60
-    return int(once * 2 ** (attempt - 1)) + 1
+def merge_needs(work: Work, attempt: int) -> Needs:
+    return _table_needs(work, 0.005, 0, attempt)
 
 
-def gallery_minutes(requests: int, attempt: int) -> int:
-    """Minutes for a shard of the gallery: a picture of a megapixel is read and reduced twice in a third of a second."""
-    return int((5 + requests * 0.5 / 60) * 2 ** (attempt - 1)) + 1
+def gallery_shard_needs(work: Work, attempt: int) -> Needs:
+    return _table_needs(work, 0.01, 2, attempt)
+
+
+def gallery_index_needs(work: Work, attempt: int) -> Needs:
+    return _table_needs(work, 0.005, 0, attempt)
+
+
+def export_needs(work: Work, attempt: int) -> Needs:
+    """A megapixel is 3 MB of PNG at the most, read and written at 50 MB/s."""
+    return _table_needs(work, 0.02, 0.2, attempt)
+
+
+def plot_needs(work: Work, attempt: int) -> Needs:
+    """The plots count the lines of the table and show a few dozen pictures."""
+    return _table_needs(work, 0.005, 0, attempt)
+
+
+def _model_needs(model: int, held: float, processes: int, seconds: float, attempt: int) -> Needs:
+    """model: bytes to load; held: bytes of host memory besides what each process takes."""
+    memory = _PROCESS_MB * processes + held / 10**6
+    minutes = _START_MINUTES + model / _LOAD_BYTES_PER_MINUTE + seconds / 60
+    return _grown(Needs(int(memory), int(minutes) + 1), attempt)
+
+
+def _table_needs(work: Work, request_seconds: float, megapixel_seconds: float, attempt: int) -> Needs:
+    seconds = work.requests * request_seconds + work.shards * _SHARD_SECONDS
+    seconds += work.pixels / _MEGAPIXEL * megapixel_seconds
+    memory = _TABLE_MB + (work.requests * _TABLE_BYTES + 12 * work.picture_pixels) / 10**6
+    return _grown(Needs(int(memory), int(_TABLE_START_MINUTES + seconds / 60) + 1), attempt)
+
+
+def _grown(needs: Needs, attempt: int) -> Needs:
+    """After a failure: half as much memory again, and twice the time."""
+    return replace(
+        needs, mem_mb=int(needs.mem_mb * (1 + 0.5 * (attempt - 1))), runtime=needs.runtime * 2 ** (attempt - 1)
+    )
+
+
+def gpus_of(section: Mapping[str, Any]) -> int:
+    """GPUs of a job of a stage or a metric: none where its section of the config says cpu, or names no device."""
+    return 0 if section.get("device", "cpu") == "cpu" else section.get("gpus", 1)
+
+
+def threads_of(step: Step, section: Mapping[str, Any]) -> int:
+    """CPU threads of a step's jobs: models on the CPU repeat exactly on one; each process of its own on a GPU gets a few."""
+    gpus = gpus_of(section)
+    return 4 * (gpus if step.metric is None else 1) if gpus else 1
+
+
+_TABLE_RULES: dict[str, Callable[[Work, int], Needs]] = {
+    "merge_scores": merge_needs,
+    "gallery_shard": gallery_shard_needs,
+    "gallery_index": gallery_index_needs,
+    "write_dataset": export_needs,
+    "export_dataset": export_needs,
+    "draw_plots": plot_needs,
+}
+
+
+def needs_of_all(workflow: "Workflow", rule: str, attempt: int = 1) -> Needs:
+    """What a job asks for that is made of all shards."""
+    work = sum((work_of(workflow, name, plan.names) for name, plan in workflow.plans.items()), Work(0, 0, 0))
+    return _TABLE_RULES[rule](work, attempt)
+
+
+def needs_of_shard(workflow: "Workflow", rule: str, stage: str, shard: str, attempt: int = 1) -> Needs:
+    """What a job asks for that reads one shard of images and loads no model."""
+    return _TABLE_RULES[rule](work_of(workflow, stage, [shard]), attempt)
+
+
+def needs_of_step(workflow: "Workflow", step: Step, name: str, attempt: int = 1, marker: str | None = None) -> Needs:
+    """What a job of a step asks for.
+
+    name: of its shard, or group of shards. marker: what says which files of the hub were fetched for the job, where its model is
+    from there. `resources` in the step's section of the config replaces what is named there, at every attempt.
+    Raises FileNotFoundError where the marker is not written yet.
+    """
+    section = workflow.device_section(step)
+    work = work_of(workflow, step.stage, [name] if step.metric is None else workflow.groups[step.stage].members[name])
+    if step.metric is None:
+        needs: Callable[..., Needs] = image_needs
+    elif step.metric == JUDGE:
+        needs = judge_needs
+    else:
+        needs = metric_needs
+    model = marker_bytes(marker) if marker else workflow.model_bytes.get(step.section, 0)
+    asked = replace(needs(section, work, model, attempt), threads=threads_of(step, section), gpu=gpus_of(section))
+    given = section.get("resources") or {}
+    return replace(asked, **{key: given[key] for key in ("mem_mb", "runtime", "threads", "gpu") if key in given})
+
+
+def work_of(workflow: "Workflow", stage: str, shards: Collection[str]) -> Work:
+    """The work of some shards of images, each of the size that the config has; where one starts from another, of both."""
+    section = workflow.section(stage)
+    pictures = 2 if workflow.stage(stage).reads else 1
+    pixels = (section.get("width") or 1024) * (section.get("height") or 1024) * pictures
+    requests = sum(workflow.requests(stage, shard) for shard in shards)
+    return Work(requests, requests * pixels, len(shards))

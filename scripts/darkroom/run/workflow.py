@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
 from darkroom.config.load import load_config, used_sections
-from darkroom.config.options import judge_host_bytes
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
@@ -22,7 +21,7 @@ from darkroom.jobs.history import RECORD_SUFFIX
 from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.rubric import JUDGE, load_rubric
-from darkroom.models.hub import HubModel, hub_models, local_section
+from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
@@ -32,7 +31,7 @@ from darkroom.plan.stages import ROWS, STAGES, Stage, stages_of
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
-from darkroom.run.needs import HUB_MODEL_BYTES, OFFLOAD_TIME
+from darkroom.run.needs import HUB_MODEL_BYTES, gpus_of
 from darkroom.run.outputs import Output
 from darkroom.run.state import State, look, touch_stamp
 from darkroom.views.figures import Plot, figures
@@ -185,17 +184,6 @@ class Workflow:
         """Images that a file of a step is about."""
         return self.requests(step.stage, name) if step.metric is None else self.score_requests(step.stage, name)
 
-    def image_work(self, stage: str, shard: str) -> tuple[int, int, int]:
-        """(requests, steps, pixels) of an image shard, as the config has them.
-
-        An edit counts as two megapixels, for Kontext attends to source and result; true_cfg runs every step twice, and
-        offload makes weights travel.
-        """
-        section = self.section(stage)
-        pixels = (section["width"] or 1024) * (section["height"] or 1024) * (2 if self.stage(stage).reads else 1)
-        steps = section["steps"] * (2 if section["true_cfg"] > 1 else 1) * OFFLOAD_TIME[section["offload"]]
-        return self.requests(stage, shard), steps, pixels
-
     def shard_rows(self, rows: str, shard: str, path: Path) -> bytes:
         """The lines of a shard's rows file, which must be the ones that are planned."""
         data = path.read_bytes()
@@ -221,8 +209,7 @@ class Workflow:
 
     def gpus(self, step: Step) -> int:
         """GPUs of a job of a step: none where the config says cpu."""
-        section = self.device_section(step)
-        return 0 if section.get("device", "cpu") == "cpu" else section.get("gpus", 1)
+        return gpus_of(self.device_section(step))
 
     def planned_path(self, path: str, stage: str, name: str, metric: str | None = None) -> Path:
         """The path of a job's file, which must be the planned one.
@@ -253,19 +240,19 @@ class Workflow:
 
     # ------------------------------------------------------------------------------------- models
 
-    def model_bytes(self, section: str) -> int:
-        """The size of a stage's weights in bytes; for a model of the hub, that of the usual one, 0 where none is loaded."""
-        if section not in used_sections(self.config):
-            return 0
-        return model_bytes(self.config[section]) or HUB_MODEL_BYTES[section]
+    @cached_property
+    def model_bytes(self) -> dict[str, int]:
+        """section -> the size of its weights in bytes; of a hub model that is not fetched yet, that of the usual one."""
+        sizes = {}
+        for section in used_sections(self.config):
+            fetched = section in self.models and self.models[section].fetched
+            known = marker_bytes(str(self.models[section].marker)) if fetched else model_bytes(self.config[section])
+            sizes[section] = known or HUB_MODEL_BYTES[section]
+        return sizes
 
     def local_section(self, section: str) -> dict[str, Any]:
         """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
         return local_section(self.config[section], self.models.get(section))
-
-    def held_bytes(self, section: str) -> int:
-        """Host memory in bytes that a stage's engine holds besides the weights that pass through it."""
-        return judge_host_bytes(self.config[section]) if section == "judge" else 0
 
     # ------------------------------------------------------------------------------------- labels
 
