@@ -8,6 +8,7 @@ from darkroom.identity import digest
 from darkroom.plan.recipe import image_recipe, judge_recipe
 from darkroom.plan.requests import expand, request_key
 from darkroom.rows.read import parse_row
+from darkroom.run.needs import Work, judge_needs
 from test_config import config, folder  # noqa: F401
 
 
