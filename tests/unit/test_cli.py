@@ -48,9 +48,9 @@ def test_without_a_file_it_is_the_repository_s():
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
-        (b"a: [", [], r"0.yaml: while parsing"),
-        (b"- a\n", [], r"0.yaml: expected keys and values"),
-        (b"\xff\xfe\x00", [], r"0.yaml: "),
+        (b"a: [", [], r"0.yaml, line 1: not valid YAML"),
+        (b"- a\n", [], r"0.yaml: expected keys with values"),
+        (b"\xff\xfe\x00", [], r"0.yaml: not UTF-8 text"),
         (b"a: 1", ["b"], r"--config b: expected KEY=VALUE"),
         (b"a: 1", ["b=["], r"--config b=\[: while parsing"),
         (None, [], r"0.yaml: No such file or directory"),

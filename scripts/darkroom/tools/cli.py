@@ -177,8 +177,8 @@ def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
     """The config that `snakemake --configfile FILES --config SETTINGS` would use.
 
     files: each is merged over those before it, section by section.
-    settings: "key=value" with the value in YAML, merged over them. A config that names no rows goes over config/config.yaml of the repository, the
-    demonstration. Raises DarkroomError.
+    settings: "key=value" with the value in YAML, merged over them.
+    A config that names no rows goes over config/config.yaml of the repository, the demonstration. Raises DarkroomError.
     """
     config: dict[str, Any] = {}
     for file in files:
