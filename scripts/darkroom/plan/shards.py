@@ -236,7 +236,7 @@ class _Places:
                 names, rows = head["names"], head["rows"]
                 hashes, shards = np.fromfile(stream, "<u8", rows), np.fromfile(stream, "<u4", rows)
             except (ValueError, KeyError, TypeError):
-                names, rows, shards = [], 1, ()
+                rows, shards = 1, np.empty(0, "<u4")
         if len(shards) != rows:
             raise DarkroomError(f"{path} is damaged; delete it and run again")
         return cls(names, hashes, shards)
