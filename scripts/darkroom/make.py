@@ -20,8 +20,7 @@ from darkroom.jobs.spread import WorkerDied, spread
 from darkroom.plan.requests import Request, request_key
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
-from darkroom.store.manifest import write_shard_with_manifest
-from darkroom.store.shardfile import IMAGE_COLUMNS
+from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard_with_manifest
 from darkroom.store.sources import Sources, source_name
 
 _SAMPLER = ("seed", "steps", "guidance", "true_cfg")
@@ -113,11 +112,10 @@ def identify(
                     request.width = picture.image.width
                 if part == "given" or request.height is None:
                     request.height = picture.image.height
-        if request.given:
-            request.steps = request.guidance = request.true_cfg = request.seed = None
         request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
         request.key = request_key(request, job.recipe, hashes["source"], hashes["given"])
-        sizes[request.key] = (request.width, request.height)
+        if place not in failures:
+            sizes[request.key] = request.size
     return sizes
 
 
@@ -173,13 +171,13 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
-        record |= {name: None for name in _SAMPLER if name not in job.family.settings}
+        record |= {name: None for name in _SAMPLER if request.given or name not in job.family.settings}
         record["origin"] = "given" if request.given else "generated"
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
         if job.edits:
-            record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
+            record |= {"source_name": source_name(request.source or {}), "source_sha256": None, "source": None}
         if place not in failures:
             try:
                 record |= _pictures(request, job, sources, kept)
@@ -191,13 +189,13 @@ def _records(
 def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -> dict[str, Any]:
     """The columns of a record that hold pictures, and their hashes."""
     columns: dict[str, Any] = {}
-    if request.source:
+    if request.source and request.source_sha256:
         columns["source"] = {
             "bytes": sources.stored(request.source, request.source_sha256),
             "path": f"{request.key}.source.png",
         }
         columns["source_sha256"] = request.source_sha256
-    given = sources.stored(request.given, request.given_sha256) if request.given else None
+    given = request.given and request.given_sha256 and sources.stored(request.given, request.given_sha256)
     data = given or kept.get(request.key) or job.scratch.get(request.key)
     if data is None:
         raise DarkroomError(f"{job.scratch.path(request.key)}: gone while the job ran; run again")

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from darkroom.plan.stages import STAGES
+from darkroom.run.lineage import Step
 from darkroom.run.needs import (
     HUB_MODEL_BYTES,
     Work,
@@ -16,11 +18,15 @@ from darkroom.run.needs import (
     image_needs,
     judge_needs,
     merge_needs,
-    needs_of,
+    needs_of_all,
+    needs_of_shard,
+    needs_of_step,
     plot_needs,
     threads_of,
 )
 
+GENERATE, EDIT = Step("images", "images", None, "generate"), Step("edited", "edited", None, "edit")
+SCORE = Step("scores/judge/images", "images", "judge", "judge")
 FLUX, JUDGE = HUB_MODEL_BYTES["generate"], HUB_MODEL_BYTES["judge"]
 IMAGES = {"device": "cuda", "gpus": 1, "steps": 28, "true_cfg": 1, "offload": "none", "width": 1024, "height": 1024}
 SCORES = {"device": "cuda", "gpus": 1, "engine": "vllm", "engine_args": {}}
@@ -85,59 +91,66 @@ def test_memory_is_that_of_the_weights_and_the_processes():
 
 
 def test_threads_and_gpus_follow_the_device():
-    for name, section, threads in (("edit", IMAGES, 8), ("judge", SCORES, 4)):
-        assert (threads_of(name, section | {"gpus": 2}), gpus_of(section | {"gpus": 2})) == (threads, 2)
-        assert (threads_of(name, section | {"device": "cpu"}), gpus_of(section | {"device": "cpu"})) == (1, 0)
+    for step, section, threads in ((EDIT, IMAGES, 8), (SCORE, SCORES, 4)):
+        assert (threads_of(step, section | {"gpus": 2}), gpus_of(section | {"gpus": 2})) == (threads, 2)
+        assert (threads_of(step, section | {"device": "cpu"}), gpus_of(section | {"device": "cpu"})) == (1, 0)
 
 
 @pytest.fixture
 def workflow():
     """Two shards of prompts, that are judged together, and one of edits."""
     requests = {"images": {"a": 10, "b": 30}, "edited": {"a": 5}}
+    config = {"generate": IMAGES, "edit": IMAGES, "judge": SCORES}
     return SimpleNamespace(
-        config={"generate": IMAGES, "edit": IMAGES, "judge": SCORES},
-        plans={kind: SimpleNamespace(names=list(shards)) for kind, shards in requests.items()},
+        config=config,
+        plans={stage: SimpleNamespace(names=list(shards)) for stage, shards in requests.items()},
         groups={
             "images": SimpleNamespace(members={"a": ["a", "b"]}),
             "edited": SimpleNamespace(members={"a": ["a"]}),
         },
-        requests=lambda kind, shard: requests[kind][shard],
+        stage=STAGES.__getitem__,
+        section=lambda stage: config[STAGES[stage].section],
+        device_section=lambda step: config[step.section],
+        requests=lambda stage, shard: requests[stage][shard],
         model_bytes=HUB_MODEL_BYTES,
     )
 
 
 def test_each_rule_asks_for_its_own_part_of_the_work(workflow):
-    def asked(rule, kind=None, unit=None):
-        return needs_of(workflow, rule, 1, kind, unit)
-
     one = 1024 * 1024
     with_device = {"threads": 4, "gpu": 1}
     expected = image_needs(IMAGES, Work(30, 30 * one), FLUX, 1)
-    assert asked("generate_images", "images", "b") == replace(expected, **with_device)
+    assert needs_of_step(workflow, GENERATE, "b") == replace(expected, **with_device)
     # An edit looks at its source, too.
     expected = image_needs(IMAGES, Work(5, 10 * one), FLUX, 1)
-    assert asked("edit_images", "edited", "a") == replace(expected, **with_device)
+    assert needs_of_step(workflow, EDIT, "a") == replace(expected, **with_device)
     expected = judge_needs(SCORES, Work(40, 40 * one, 2), JUDGE, 1)
-    assert asked("score_images", "images", "a") == replace(expected, **with_device)
-    assert asked("gallery_shard", "images", "a") == gallery_shard_needs(Work(10, 10 * one), 1)
+    assert needs_of_step(workflow, SCORE, "a") == replace(expected, **with_device)
+    assert needs_of_shard(workflow, "gallery_shard", "images", "a") == gallery_shard_needs(Work(10, 10 * one), 1)
     for rule, needs in (("merge_scores", merge_needs), ("export_dataset", export_needs), ("draw_plots", plot_needs)):
-        assert asked(rule) == needs(Work(45, 50 * one, 3), 1)
+        assert needs_of_all(workflow, rule) == needs(Work(45, 50 * one, 3), 1)
 
 
 def test_the_config_replaces_what_a_job_asks_for(workflow):
     workflow.config["judge"] = SCORES | {"resources": {"mem_mb": 64_000, "runtime": 90}}
     for attempt in (1, 3):
-        assert astuple(needs_of(workflow, "score_images", attempt, "images", "a")) == (64_000, 90, 4, 1)
+        assert astuple(needs_of_step(workflow, SCORE, "a", attempt)) == (64_000, 90, 4, 1)
     workflow.config["judge"] = SCORES | {"resources": None}
-    assert needs_of(workflow, "score_images", 1, "images", "a").runtime != 90
+    assert needs_of_step(workflow, SCORE, "a").runtime != 90
 
 
 def test_a_fetched_model_is_as_large_as_its_marker_says_and_one_to_be_fetched_is_waited_for(workflow, tmp_path: Path):
     marker = str(tmp_path / "generate.json")
     with pytest.raises(FileNotFoundError) as waiting:
-        needs_of(workflow, "generate_images", 1, "images", "a", marker)
+        needs_of_step(workflow, GENERATE, "a", marker=marker)
     assert waiting.value.filename == marker  # Snakemake compares it with the job's input, and asks again later
     Path(marker).write_text(json.dumps({"files": {"a/1.safetensors": 3 * 10**9, "a/config.json": 10**12}}))
     expected = image_needs(IMAGES, Work(10, 10 * 2**20), 3 * 10**9, 1)
-    asked = needs_of(workflow, "generate_images", 1, "images", "a", marker)
+    asked = needs_of_step(workflow, GENERATE, "a", marker=marker)
     assert (asked.mem_mb, asked.runtime) == (expected.mem_mb, expected.runtime)
+
+
+def test_a_metric_without_a_model_asks_for_no_gpu(workflow):
+    workflow.device_section = lambda step: {}
+    asked = needs_of_step(workflow, Step("scores/brightness/images", "images", "brightness", "brightness"), "a")
+    assert (asked.threads, asked.gpu) == (1, 0) and asked.runtime < judge_needs(SCORES, work(40), JUDGE, 1).runtime

@@ -5,7 +5,7 @@ Nothing heavy is imported here; `darkroom.engines.fitting` does to a pipeline wh
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -184,7 +184,7 @@ def judge_refusal(section: dict[str, Any]) -> str | None:
     return None
 
 
-def judge_host_bytes(section: dict[str, Any]) -> int:
+def judge_host_bytes(section: Mapping[str, Any]) -> int:
     """Host memory in bytes that vLLM holds besides the weights that pass through: what it keeps off its GPUs."""
     args, gib = section["engine_args"], 2**30
     per_gpu = args.get("cpu_offload_gb", 0) * section["gpus"]

@@ -104,7 +104,7 @@ class DiffusionEngine(Engine):
 
         for requests, arrays in self.in_parts(batch, size, attempt):
             for request, array in zip(requests, arrays, strict=True):
-                yield request, finish_image(array, (request.width, request.height), self.edits)
+                yield request, finish_image(array, request.size, self.edits)
 
     def _arrays(
         self, requests: list[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
@@ -169,7 +169,7 @@ class FluxEngine(DiffusionEngine):
         """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
         pipe = self.load(self.pipeline_class, transformer=None, vae=None)
         self.places = {text: place for place, text in enumerate(texts)}
-        self.embeds = self.pooled = None
+        spooled: tuple[torch.Tensor, torch.Tensor] | None = None
         length = self.section["max_sequence_length"]
         cut = 0
         with torch.no_grad():
@@ -178,10 +178,14 @@ class FluxEngine(DiffusionEngine):
                 embeds, pooled, _ = pipe.encode_prompt(
                     prompt=text, prompt_2=None, device=self.torch_device, max_sequence_length=length
                 )
-                if self.embeds is None:
-                    self.embeds = self._spool(len(texts), *embeds.shape[1:])
-                    self.pooled = torch.empty(len(texts), pooled.shape[1], dtype=self.torch_dtype)
-                self.embeds[place], self.pooled[place] = embeds[0].cpu(), pooled[0].cpu()
+                if spooled is None:
+                    spooled = (
+                        self._spool(len(texts), *embeds.shape[1:]),
+                        torch.empty(len(texts), pooled.shape[1], dtype=self.torch_dtype),
+                    )
+                spooled[0][place], spooled[1][place] = embeds[0].cpu(), pooled[0].cpu()
+        if spooled is not None:
+            self.embeds, self.pooled = spooled
         say(f"{self.name}: {len(texts)} prompts encoded")
         if cut:
             say(f"{self.name}: {cut} prompts are longer than max_sequence_length {length} tokens and were cut")

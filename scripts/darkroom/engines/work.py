@@ -130,6 +130,7 @@ def _results(
     if job.edits:
         pictures, there = [], []
         for request in batch:
+            assert request.source is not None  # an edit has one
             try:
                 pictures.append(sources.read(request.source, request.source_sha256).image)
                 there.append(request)
@@ -139,7 +140,7 @@ def _results(
     if not batch:
         return
     for request, made in engine.make(batch, size, pictures):
-        if not isinstance(made, Failure) and made.size != (request.width, request.height):
+        if not isinstance(made, Failure) and made.size != request.size:
             raise DarkroomError(
                 f"{job.name}.family: {job.family.name} made {made.width} x {made.height} pixels where"
                 f" {request.width} x {request.height} are asked for"

@@ -88,7 +88,7 @@ class Export:
 
     def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, place in it, line of the final table) of every image of a kind, selected or not, in order."""
-        shard, place = None, 0
+        shard, place = "", 0
         with pq.ParquetFile(self.table) as file:
             for batch in file.iter_batches(TABLE_ROWS):
                 for record in batch.to_pylist():
@@ -109,7 +109,7 @@ class Export:
         """What turns the pictures of a kind into PNG files."""
         images = next((k for k in self.kinds if k.name == "images"), None)
         names = {model.section: model.name for model in self.models}
-        return Marker(kind, images, names.get("generate"), names.get(kind.section), self.settings["provenance"])
+        return Marker(kind, images, names.get("generate"), names.get(kind.section or ""), self.settings["provenance"])
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""
@@ -142,7 +142,8 @@ class Pictures:
     """The images of a kind's shards, one row group in memory at a time."""
 
     def __init__(self, kind: Kind):
-        self.kind, self.shard = kind, None
+        self.kind = kind
+        self.shard: str | None = None
 
     def read(self, shard: str, place: int, record: dict[str, Any]) -> Image:
         """The image at a place of a shard, which must be that of the table's line `record`."""
@@ -164,7 +165,8 @@ class Sums:
     """
 
     def __init__(self, folder: Path, stream: IO[str]):
-        self.folder, self.stream, self.noted = folder, stream, {}
+        self.folder, self.stream = folder, stream
+        self.noted: dict[str, str] = {}
 
     def add(self, name: str, sha256: str) -> None:
         self.stream.write(f"{sha256}  {name}\n")

@@ -1,6 +1,7 @@
 """Parquet files in the layout of Hugging Face `datasets`, with the pictures in them as they were made."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from darkroom.exports.base import Export, Sums, replace_files, runs
@@ -35,7 +36,8 @@ def write_files(
     folder = export.folder / kind.name
     folder.mkdir(exist_ok=True)
     meta = {"digest": export.digest, "rule": "export_dataset"}
-    written, count = [], 0
+    written: list[Path] = []
+    count = 0
     for run in runs(records, export.limit, _bytes):
         path = folder / f".train-{len(written):05d}.parquet"
         count += write_shard(path, columns, run, meta)

@@ -74,9 +74,11 @@ def deciding_score(export: Export, kind: Kind) -> str | None:
 
 def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
     by, pictures = deciding_score(export, kind), Pictures(kind)
+    if by is None:
+        return
     named = list(_columns(export, kind))
     samples = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"], found[2]["item"]))
-    for (shard, _, _), group in samples if by else ():
+    for (shard, _, _), group in samples:
         judged = [(place, record) for _, place, record in group if record["error"] is None and record[by] is not None]
         best = max((found for found in judged if found[1]["selected"]), key=lambda found: found[1][by], default=None)
         if best is None:

@@ -57,8 +57,8 @@ def with_text(png: bytes, texts: dict[str, str], xmp: str) -> bytes:
     for name, text in (texts | {"XML:com.adobe.xmp": xmp}).items():
         info.add_itxt(name, text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
     chunks = io.BytesIO()
-    for name, data, *_ in info.chunks:
-        putchunk(chunks, name, data)
+    for chunk in info.chunks:
+        putchunk(chunks, chunk[0], chunk[1])
     return png[:_HEADER_BYTES] + chunks.getvalue() + png[_HEADER_BYTES:]
 
 
@@ -93,8 +93,10 @@ class Marker:
         if not self.on:
             return png
         self._open(shard)
-        made, meta = self.sources.get(record["source_sha256"], (None, None))
-        return _marked(png, made, self.generator, meta, CREATED) if made else png
+        if (found := self.sources.get(record["source_sha256"])) is None:
+            return png
+        made, meta = found
+        return _marked(png, made, self.generator, meta, CREATED)
 
     def _open(self, shard: str) -> None:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from darkroom.exports.base import Export, Sums, replace_files, runs
 from darkroom.tables.kind import Kind
@@ -18,7 +19,8 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
     for kind in export.kinds:
         folder = export.folder / kind.name
         folder.mkdir(exist_ok=True)
-        written, count = [], 0
+        written: list[Path] = []
+        count = 0
         for run in runs(_samples(export, kind), export.limit, _bytes):
             path = folder / f".train-{len(written):06d}.tar"
             # ustar headers hold nothing but what is given: no times, no owners.

@@ -1,7 +1,9 @@
 """Tables and times as text for a terminal."""
 
+from collections.abc import Sequence
 
-def columns(rows: list[tuple[str, ...]]) -> str:
+
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
     """Format rows of equal length as columns, the first aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

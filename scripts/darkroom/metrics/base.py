@@ -7,9 +7,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from darkroom.errors import DarkroomError
+
+if TYPE_CHECKING:
+    from darkroom.metrics.rubric import Question
 
 # Columns that the score files and the tables have already.
 TAKEN = frozenset(
@@ -183,6 +186,26 @@ class Subject:
     def seed(self) -> int:
         """A number for what is drawn by lot, the same in every run."""
         return int(self.key[:8], 16)
+
+
+@dataclass
+class Ask:
+    """One question about `images` (PIL, RGB; for an edit the source, then the result). `text` is filled in."""
+
+    images: list[Any]
+    text: str
+    question: "Question"
+    seed: int
+
+
+@dataclass
+class Answer:
+    """The reply as it came; for yes_no the probabilities of both words; or why there is none."""
+
+    reply: str | None = None
+    p_yes: float | None = None
+    p_no: float | None = None
+    error: str | None = None
 
 
 class Scorer(Protocol):

@@ -1,36 +1,15 @@
 """The judge: a metric that asks a vision-language model the questions of a rubric, and reads its replies."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from darkroom.jobs.runtime import say
-from darkroom.metrics.base import Metric, ScoreColumn, Subject
+from darkroom.metrics.base import Answer, Ask, Metric, ScoreColumn, Subject
 from darkroom.metrics.rubric import JUDGE, Question, Rubric
 from darkroom.plan.recipe import JUDGE_RECIPE_VERSION, judge_recipe
 
 LEAST_MASS = 1e-6
-
-
-@dataclass
-class Ask:
-    """One question about `images` (PIL, RGB; for an edit the source, then the result). `text` is filled in."""
-
-    images: list[Any]
-    text: str
-    question: Question
-    seed: int
-
-
-@dataclass
-class Answer:
-    """The reply as it came; for yes_no the probabilities of both words; or why there is none."""
-
-    reply: str | None = None
-    p_yes: float | None = None
-    p_no: float | None = None
-    error: str | None = None
 
 
 class JudgeMetric(Metric):

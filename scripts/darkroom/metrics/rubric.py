@@ -50,7 +50,7 @@ class Question:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the reply to a json question."""
-        properties = {}
+        properties: dict[str, dict[str, Any]] = {}
         for name, limits in self.fields.items():
             if "max_length" in limits:
                 properties[name] = {"type": "string", "pattern": _text_pattern(limits["max_length"])}

@@ -16,8 +16,7 @@ from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer,
 from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
 from darkroom.store.journal import clear_journal, open_journal
-from darkroom.store.manifest import write_shard_with_manifest
-from darkroom.store.shardfile import check_digest, iter_records
+from darkroom.store.shardfile import check_digest, iter_records, write_shard_with_manifest
 
 # Images scored together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64

@@ -11,7 +11,7 @@ from typing import Any
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
-from darkroom.metrics.judge import Answer, Ask
+from darkroom.metrics.base import Answer, Ask
 from darkroom.metrics.rubric import Rubric
 
 QUESTION_TOKENS = 4096  # room for a question's text: a prompt of some 15 000 characters
@@ -131,7 +131,8 @@ class VllmJudge(Judge):
         if not cpu and section["device"] == "cpu":
             raise DarkroomError("judge.device is cpu, but this vLLM is not built for the CPU; set engine: transformers")
         self.device = "cpu" if cpu else current_platform.get_device_name()
-        self.dtype = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
+        dtype: Any = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
+        self.dtype = dtype
         gpus, heads = 1 if cpu else section["gpus"], self.config.get_text_config().num_attention_heads
         if heads % gpus:
             raise DarkroomError(
@@ -145,7 +146,7 @@ class VllmJudge(Judge):
         try:
             self.llm = LLM(
                 model=self.path,
-                dtype=self.dtype,
+                dtype=dtype,
                 seed=0,
                 tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
@@ -165,7 +166,7 @@ class VllmJudge(Judge):
     def reply(self, ready: list[tuple[Ask, str, list[Any]]]) -> list[Answer]:
         if not ready:
             return []
-        prompts = [{"prompt": text, "multi_modal_data": {"image": images}} for _, text, images in ready]
+        prompts: list[Any] = [{"prompt": text, "multi_modal_data": {"image": images}} for _, text, images in ready]
         try:
             outputs = self.llm.generate(prompts, [self._sampling(ask) for ask, _, _ in ready], use_tqdm=False)
         except ValueError as error:  # one question that vLLM does not take must not cost the others their answers
@@ -209,10 +210,11 @@ class TransformersJudge(Judge):
         from darkroom.engines.diffusion import device_name, resolve_device, resolve_dtype
 
         device = resolve_device(section["device"], "judge")
-        self.dtype, self.device = resolve_dtype(section["dtype"], device), device_name(device)
+        dtype = resolve_dtype(section["dtype"], device)
+        self.dtype, self.device = str(dtype), device_name(device)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True)
-            self.model = model.to(device).eval()
+            model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
+            self.model: Any = model.eval().to(device)
         except Exception as error:
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
         vocabulary = self.config.get_text_config().vocab_size

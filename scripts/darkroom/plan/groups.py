@@ -30,7 +30,8 @@ def group_shards(shards: list[str], most: int, earlier: dict[str, list[str]]) ->
                 runs[0] = (group, runs[0][1] + [shard])
             else:
                 runs.append((group, [shard]))
-            begun |= {group} - {None}
+            if group is not None:
+                begun.add(group)
         else:
             runs[-1][1].append(shard)
     groups: dict[str, list[str]] = {}

@@ -39,6 +39,12 @@ class Request:
     def name(self) -> str:
         return f"row {self.row}, item {self.item}, sample {self.sample}"
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, of a request whose source is known."""
+        assert self.width is not None and self.height is not None
+        return self.width, self.height
+
 
 def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int, every: bool = False) -> list[Request]:
     """The requests of a normal row, in order (item, then sample).
@@ -75,13 +81,19 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
     return requests
 
 
-_NO_SETTINGS = dict.fromkeys(("width", "height", "steps"), None) | {"guidance": 0.0, "true_cfg": 1.0}
+_NO_SETTINGS: dict[str, Any] = dict.fromkeys(("width", "height", "steps"), None) | {"guidance": 0.0, "true_cfg": 1.0}
 
 
 def _after(request: Request, section: dict[str, Any]) -> Request:
     source = {"row": request.row, "item": request.item, "sample": request.sample}
     return replace(
-        request, source=source, given=None, width=None, height=None, negative_prompt=None, steps=section.get("steps")
+        request,
+        source=source,
+        given=None,
+        width=None,
+        height=None,
+        negative_prompt=None,
+        steps=section.get("steps") or 1,  # a family that takes no steps takes one
     )
 
 
@@ -112,7 +124,7 @@ def edited_digest(
     shard: Shard, recipe: dict[str, Any], seed: int, samples: int, generate_recipe: dict[str, Any] | None
 ) -> str:
     """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
-    parts = [image_digest(shard, recipe, seed, samples)]
+    parts: list[Any] = [image_digest(shard, recipe, seed, samples)]
     if shard.referenced:
         parts += [shard.referenced, generate_recipe]
     return digest(parts)

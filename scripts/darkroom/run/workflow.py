@@ -39,7 +39,7 @@ from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
 if TYPE_CHECKING:
     from darkroom.exports.base import Export
-    from darkroom.tables.kind import Kind
+    from darkroom.tables.kind import Kind, ShardFiles
 
 TABLE_VERSION = 3  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
@@ -517,7 +517,7 @@ class Workflow:
 
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
-        from darkroom.tables.kind import Kind, ShardFiles
+        from darkroom.tables.kind import Kind
 
         return [
             Kind(
@@ -530,17 +530,23 @@ class Workflow:
                     for metric in self.lineage.metrics_of(stage.name)
                 },
                 groups=self.groups[stage.name].members,
-                files=ShardFiles(
-                    rows=lambda shard, rows=stage.rows: Path(self.lineage.rows_file(rows, shard)),
-                    images=lambda shard, name=stage.name: Path(self.lineage.image_file(name, shard)),
-                    scores=lambda metric, group, name=stage.name: Path(self.lineage.score_file(metric, name, group)),
-                ),
+                files=self._files_of(stage),
                 rows=stage.rows,
                 section=stage.section,
                 has_sources=stage.reads is not None,
             )
             for stage in self.stages
         ]
+
+    def _files_of(self, stage: Stage) -> "ShardFiles":
+        from darkroom.tables.kind import ShardFiles
+
+        lineage = self.lineage
+        return ShardFiles(
+            rows=lambda shard: Path(lineage.rows_file(stage.rows, shard)),
+            images=lambda shard: Path(lineage.image_file(stage.name, shard)),
+            scores=lambda metric, group: Path(lineage.score_file(metric, stage.name, group)),
+        )
 
 
 def _named(section: dict[str, Any]) -> dict[str, Any]:

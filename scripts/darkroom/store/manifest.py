@@ -1,18 +1,17 @@
 """Manifests: small files beside shard files, which say by hash what they hold and what they were made from.
 
 A manifest is what Snakemake looks at instead of the shard, which can have gigabytes: it is written last, and where two
-manifests are equal, what follows from the shards is equal, too.
+manifests are equal, what follows from the shards is equal, too. This module is light: planning a run reads manifests.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from darkroom.files import replacing
-from darkroom.store.shardfile import write_shard
 
 SUFFIX = ".manifest"
 
@@ -50,30 +49,6 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(manifest, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def write_shard_with_manifest(
-    path: Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any], made_from: list[str]
-) -> Manifest:
-    """Stream `records` into the shard file `path` (see `shardfile.write_shard`), and write its manifest.
-
-    meta: must hold `digest` and, unless all records are counted by their `error`, `failed`. made_from: see `Manifest`.
-    """
-    plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
-    content = hashlib.sha256()
-
-    def hashed() -> Iterator[dict[str, Any]]:
-        for record in records:
-            # Pictures are known by the hashes that stand beside them.
-            content.update(json.dumps([record.get(name) for name in plain], ensure_ascii=False).encode() + b"\n")
-            yield record
-
-    count = write_shard(path, columns, hashed(), meta)
-    manifest = Manifest(
-        digest=meta["digest"], records=count, failed=meta["failed"], content=content.hexdigest(), made_from=made_from
-    )
-    write_manifest(manifest_path(path), manifest)
-    return manifest
 
 
 def combined(contents: Iterable[str]) -> str:

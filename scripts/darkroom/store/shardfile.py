@@ -6,6 +6,7 @@ time, host or path. Image columns are structs of bytes and path, marked so that 
 them as pictures.
 """
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
+from darkroom.store.manifest import Manifest, manifest_path, write_manifest
 
 GROUP_ROWS = 64
 GROUP_BYTES = 32 * 2**20
@@ -105,6 +107,30 @@ def write_shard(
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
         writer.add_key_value_metadata(packed_meta(meta, count))
     return count
+
+
+def write_shard_with_manifest(
+    path: Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any], made_from: list[str]
+) -> Manifest:
+    """Stream `records` into the shard file `path` (see `write_shard`), and write its manifest.
+
+    meta: must hold `digest` and, unless all records are counted by their `error`, `failed`. made_from: see `Manifest`.
+    """
+    plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
+    content = hashlib.sha256()
+
+    def hashed() -> Iterator[dict[str, Any]]:
+        for record in records:
+            # Pictures are known by the hashes that stand beside them.
+            content.update(json.dumps([record.get(name) for name in plain], ensure_ascii=False).encode() + b"\n")
+            yield record
+
+    count = write_shard(path, columns, hashed(), meta)
+    manifest = Manifest(
+        digest=meta["digest"], records=count, failed=meta["failed"], content=content.hexdigest(), made_from=made_from
+    )
+    write_manifest(manifest_path(path), manifest)
+    return manifest
 
 
 def packed_meta(meta: dict[str, Any], records: int) -> dict[bytes, str]:

@@ -202,7 +202,7 @@ def _score_group(
 def table(stages: list[StageForecast]) -> str:
     """The forecast as a table for a terminal."""
     heads = ("stage", "shards", "missing", "stale", "to make", "carried over", "time", "GPU-hours")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for stage in stages:
         time = "unknown" if stage.seconds is None else clock(stage.seconds)
         hours = "unknown" if stage.gpu_hours is None else f"{stage.gpu_hours:.2f}"

@@ -103,6 +103,6 @@ def _packs(workflow: Workflow, stage: str) -> Iterator[Path]:
         if folder not in wanted:
             yield folder
             continue
-        for path in folder.glob("*"):
-            if target_of(path).name not in wanted[folder]:
-                yield path
+        for pack in folder.glob("*"):
+            if target_of(pack).name not in wanted[folder]:
+                yield pack

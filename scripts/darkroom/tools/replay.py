@@ -101,7 +101,7 @@ def replay(
         devices.claim(section, name)  # before the engine's libraries are imported
     engine = engines.open_engine(local_section(section, (models or {}).get(name)), name)
     engine.prepare([request])
-    size = engine.work_size(request.width, request.height)
+    size = engine.work_size(*request.size)
     source = open_picture(record["source"]["bytes"], record["source_name"]).image if record.get("source") else None
     ((_, image),) = engine.make([request], size, [source] if source else None)
     if isinstance(image, Failure):

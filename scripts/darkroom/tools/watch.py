@@ -102,8 +102,8 @@ class State:
     @property
     def seconds_left(self) -> float | None:
         """At the present number of jobs; None where a stage that has work left told nothing of its speed yet."""
-        known = [stage.seconds for stage in self.stages]
-        return None if None in known else sum(known) / max(self.running, 1)
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) / max(self.running, 1) if len(known) == len(self.stages) else None
 
 
 @dataclass
@@ -276,7 +276,7 @@ def is_alive(run: dict[str, Any] | None, newest: float) -> bool:
 def table(state: State) -> str:
     """The state as text for a terminal."""
     heads = ("stage", "shards", "done", "running", "failed", "waiting", "images", "images/s", "time left")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for stage in state.stages:
         rate = f"{stage.rate:.2f}" if stage.rate else "-"
         left = "unknown" if stage.seconds is None else clock(stage.seconds / max(state.running, 1))
@@ -293,15 +293,15 @@ def headline(state: State) -> str:
     """One line: what the run does, or how it ended."""
     if state.complete and not state.alive:
         return "complete: every shard is done and the tables are written"
-    if not state.alive:
+    if not state.alive or state.run is None:
         left = sum(stage.shards - stage.done for stage in state.stages)
         told = f"{left} shards left" if left else "the tables are not written"
         return f"no run at work; {told}" + (f", {len(state.errors)} failed" if state.errors else "")
     since = clock(time.time() - state.run["started"])
     if all(stage.done == stage.shards for stage in state.stages):
         return f"running for {since}; every shard is done, " + ("tables written" if state.tables else "tables are next")
-    left = "time left unknown" if state.seconds_left is None else f"about {clock(state.seconds_left)} left"
-    return f"running for {since}, {state.running} jobs at work, {left}"
+    rest = "time left unknown" if state.seconds_left is None else f"about {clock(state.seconds_left)} left"
+    return f"running for {since}, {state.running} jobs at work, {rest}"
 
 
 def _names(folder: Path) -> set[str]:

@@ -83,9 +83,9 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
     count = 0
     for record in kind.shard_records(shard):
         for name in ("image", "source"):
-            sha256 = record.get("source_sha256" if name == "source" else "sha256")
-            shown = sha256 and (record["error"] is None or name == "source")
-            record[name] = pictures.setdefault(sha256, len(pictures)) if shown else None
+            sha256: str | None = record.get("source_sha256" if name == "source" else "sha256")
+            shown = record["error"] is None or name == "source"
+            record[name] = pictures.setdefault(sha256, len(pictures)) if sha256 and shown else None
         for name, value in record.items():
             if name not in _LEFT_OUT:
                 columns.setdefault(name, [None] * count).append(value)
@@ -269,7 +269,8 @@ def write_index(
     scores: the merged scores.parquet, which says what is selected and labelled; files: (kind, shard) -> its file.
     about: `set`, which names the set in the browser's storage, and `title`. Raises DarkroomError for a shard file of other images.
     """
-    shards, labels = [], {}
+    shards: list[tuple[str, str, int, str, str, str]] = []
+    labels: dict[str, str] = {}
     selected = _selected(scores, labels)
     for kind in kinds:
         for shard in kind.plan.names:
@@ -280,7 +281,7 @@ def write_index(
                 raise DarkroomError(f"{path}: {found['records']} images where {scores} has {len(flags)}; delete it")
             packed = base64.b64encode(_bits(flags)).decode()
             name = path.relative_to(folder / kind.name).as_posix()
-            shards.append([kind.name, shard, len(flags), digest(found, 8), packed, name])
+            shards.append((kind.name, shard, len(flags), digest(found, 8), packed, name))
     index = about | {
         "kinds": {kind.name: _about(catalogue, kind.name, select.get(kind.name, {})) for kind in kinds},
         "perRow": select["per_row"],

@@ -24,7 +24,7 @@ from darkroom.views.report import Example, KindReport, Score, StageTimes
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#2b6ca3", "#d9822b", "#2f8f6b", "#b5403c", "#c3cad1", "#26323d"
 _COLOURS = {"images": BLUE, "edited": ORANGE}
 _OTHERS = ("#7a5ea8", "#3b8f8f", "#a8577e", "#7d7a3c")  # of kinds that stages after these make
-_STYLE = {
+_STYLE: dict[str, object] = {
     "svg.hashsalt": "darkroom",
     "svg.fonttype": "path",
     "font.family": ["DejaVu Sans"],
@@ -60,12 +60,14 @@ def colour_of(kind: str) -> str:
 
 def draw(path: Path, make: Callable[[], Figure], text: bool = False) -> None:
     """Write the figure that `make` returns to `path` (.svg), and beside it as .png; text: the SVG keeps text as text."""
-    with matplotlib.rc_context(_STYLE | ({"svg.fonttype": "none"} if text else {})):
+    style: Any = _STYLE | ({"svg.fonttype": "none"} if text else {})
+    with matplotlib.rc_context(style):
         figure = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"bbox_inches": "tight", "pad_inches": 0.15}
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, dpi=150, **whole)
-        figure.savefig(path.with_suffix(".png"), format="png", metadata={"Software": None}, dpi=150, **whole)
+        files: dict[str, dict[str, Any]] = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
+        for ending, metadata in files.items():
+            file = path.with_suffix(ending)
+            figure.savefig(file, metadata=metadata, dpi=150, bbox_inches="tight", pad_inches=0.15)
 
 
 def yield_of_stages(kinds: list[KindReport]) -> Figure:

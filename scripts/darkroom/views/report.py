@@ -39,7 +39,7 @@ class Score:
 
     @classmethod
     def of(cls, column: ScoreColumn) -> "Score":
-        low, high = column.low, column.high
+        low, high = column.limits
         whole = column.type == "int" and high - low < BINS
         edges = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, high, BINS + 1)
         return cls(column.name, edges, whole, np.zeros((len(cls.GROUPS), len(edges) - 1), int))
