@@ -208,3 +208,23 @@ onstart:
         sys.exit(f"error: {error}")
     for path in DARKROOM.results("logs").rglob("*.refused"):
         path.unlink()
+
+
+def tell_superseded():
+    """Say how much the files of earlier settings hold. The run has ended as it has, whatever comes of it."""
+    from darkroom.tools.prune import superseded_line
+
+    try:
+        line = superseded_line(DARKROOM)
+    except (OSError, DarkroomError) as error:
+        line = f"superseded files were not counted: {error}"
+    if line:
+        logger.info(line)
+
+
+onsuccess:
+    tell_superseded()
+
+
+onerror:
+    tell_superseded()
