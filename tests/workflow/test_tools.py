@@ -115,7 +115,9 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     write_inputs(copy, PROMPTS[:4])  # the shards of the other rows are not planned any more
     done = copy.darkroom("prune", check=False)
     assert done.returncode == 1 and "run snakemake first, then prune" in done.stderr
-    told = re.compile(r"^superseded: [\d.]+ [kMG]B in \d+ files and folders of .*; `darkroom prune` removes them$", re.M)
+    told = re.compile(
+        r"^superseded: [\d.]+ [kMG]B in \d+ files and folders of .*; `darkroom prune` removes them$", re.M
+    )
     assert told.search(copy.snakemake().stderr)  # the end of a run says it, and so do plan and watch
     assert told.search(copy.darkroom("plan").stdout)
     assert told.search(copy.darkroom("watch", "--once", config=False).stdout)
