@@ -79,6 +79,17 @@ def test_what_no_retry_can_cure_is_not_done_again(tmp_path, body, refused):
     assert not refused or err == "error: not tried again: no such model: x\n"
 
 
+def test_another_run_tries_again_what_an_earlier_one_gave_up(tmp_path, monkeypatch):
+    for run in ("1", "2"):
+        monkeypatch.setenv("DARKROOM_RUN", run)
+        _, err = start("    raise DarkroomError('no such model: x')", tmp_path / "log").communicate(timeout=30)
+        assert err == "error: no such model: x\n"
+    _, err = start("    say('at work')", tmp_path / "log").communicate(timeout=30)
+    assert err == "error: not tried again: no such model: x\n"
+    monkeypatch.setenv("DARKROOM_RUN", "3")
+    assert start("    say('at work')", tmp_path / "log").wait(30) == 0 and not (tmp_path / "log.refused").exists()
+
+
 def test_progress_says_how_much_is_done_how_fast_and_how_long_it_will_take(tmp_path):
     body = (
         "    progress = Progress(4, 'images', every=0)\n    progress.add(1)\n    time.sleep(0.1)\n    progress.add(3)"

@@ -115,5 +115,5 @@ def test_feeding_the_data_set_back_judges_the_same_pictures_and_makes_none(docum
 
     again = Run(tmp_path, small_config(prompts=str(documents.results / "dataset/prompts.jsonl")))
     again.snakemake("--until", "generate_images")
-    log = "".join(path.read_text() for path in again.results.glob("logs/generate_images/*.log"))
+    log = "".join(path.read_text() for path in again.results.glob("logs/generate_images/*/*.log"))
     assert " 0 to make" in log and "made, " in log and "device" not in log

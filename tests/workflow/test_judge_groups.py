@@ -33,7 +33,8 @@ def first_rows():
 def engine_starts(run):
     """Judge jobs of the last run that started their engine."""
     return sum(
-        "\ndevice" in p.read_text() or " device " in p.read_text() for p in run.results.glob("logs/score_images/*/*")
+        "\ndevice" in p.read_text() or " device " in p.read_text()
+        for p in run.results.glob("logs/score_images/judge/*/*/*")
     )
 
 
@@ -58,8 +59,8 @@ def grouped(tmp_path_factory):
 
 
 def test_sixteen_shards_start_the_engine_twice(grouped):
-    assert len(list(grouped.results.glob("images/*.parquet"))) == 16
-    assert len(list(grouped.results.glob("scores/images/*.parquet"))) == engine_starts(grouped) == 2
+    assert len(list(grouped.results.glob("images/*/*.parquet"))) == 16
+    assert len(list(grouped.results.glob("scores/judge/images/*/*.parquet"))) == engine_starts(grouped) == 2
     assert asked(grouped) == 16
     scores = pd.read_parquet(grouped.results / "scores.parquet")
     assert list(scores["row"]) == [f"row-{n}" for n in range(16)] and scores["p_yes"].notna().all()
@@ -84,7 +85,7 @@ def test_inserted_and_appended_rows_are_judged_alone(grouped):
     rows += [(f"new-{n}", "two red stars", (9, 9, n)) for n in range(1, 4)]
     write_inputs(grouped, rows)
     before = asked(grouped)
-    plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/images"))
+    plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/judge/images"))
     grouped.snakemake()
     assert asked(grouped) - before == int(plan.split()[4]) == 5  # and row-5, which is as it was at first
     assert list(pd.read_parquet(grouped.results / "scores.parquet")["row"]) == [name for name, *_ in rows]
@@ -95,7 +96,7 @@ def test_grouping_changes_no_score_and_asks_nothing_again(grouped):
     grouped.config["judge"]["shards_per_job"] = 1
     clear_logs(grouped)
     grouped.snakemake()
-    assert len(list(grouped.results.glob("logs/score_images/images/*.log"))) == 20
+    assert len(list(grouped.results.glob("logs/score_images/judge/images/*/*.log"))) == 20
     assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)
     grouped.config["judge"]["shards_per_job"] = 5
     clear_logs(grouped)

@@ -14,7 +14,7 @@ from darkroom.store.shardfile import iter_records, read_meta, write_shard
 def forecast_of(run):
     """stage -> the numbers of the table that `plan` prints."""
     text = run.darkroom("plan").stdout
-    lines = [line.split() for line in text.splitlines() if re.match(r"(scores/)?(images|edited) +\d", line)]
+    lines = [line.split() for line in text.splitlines() if re.match(r"(scores/judge/)?(images|edited) +\d", line)]
     return {
         line[0]: dict(zip(("shards", "missing", "stale", "to make", "carried"), map(int, line[1:6]), strict=True))
         for line in lines
@@ -24,7 +24,7 @@ def forecast_of(run):
 def recorded(run):
     """stage -> [jobs, requests made, carried over] as the jobs recorded them."""
     folders = {"images": "generate_images", "edited": "edit_images"}
-    folders |= {f"scores/{kind}": f"score_images/{kind}" for kind in ("images", "edited")}
+    folders |= {f"scores/judge/{kind}": f"score_images/judge/{kind}" for kind in ("images", "edited")}
     found = {}
     for stage, folder in folders.items():
         records = list(read_records(run.results / "benchmarks" / folder))
@@ -36,11 +36,11 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     assert all((s["missing"], s["stale"], s["to make"]) == (0, 0, 0) for s in forecast_of(copy).values())
     rows = [row | {"prompt": "two green stars"} if row["id"] in ("p0", "p8") else row for row in PROMPTS]
     write_inputs(copy, rows[:-1])
-    sorted(copy.results.glob("scores/edited/*.parquet"))[0].unlink()
+    sorted(copy.results.glob("scores/judge/edited/*/*.parquet"))[0].unlink()
     planned, before = forecast_of(copy), recorded(copy)
     # p0 and p8; e0 starts from p0; three pictures have a new content, one score file is missing.
     assert planned["images"]["to make"] == 2 and planned["edited"]["to make"] == 1
-    assert planned["scores/edited"]["missing"] == 1
+    assert planned["scores/judge/edited"]["missing"] == 1
     text = copy.darkroom("plan").stdout
     assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
     copy.snakemake()
@@ -64,14 +64,14 @@ def flip(path, at):
 
 
 def flip_an_image(run):
-    path = sorted(run.results.glob("images/*.parquet"))[0]
+    path = sorted(run.results.glob("images/*/*.parquet"))[0]
     flip(path, path.read_bytes().index(b"IDAT") + 40)
     return path
 
 
 def swap_an_image(run):
     """Another whole picture, well formed, under a record that is not its own."""
-    path = sorted(run.results.glob("images/*.parquet"))[0]
+    path = sorted(run.results.glob("images/*/*.parquet"))[0]
     records, meta = list(iter_records(path)), read_meta(path)
     records[0]["image"] = records[-1]["image"] if records[0]["image"] != records[-1]["image"] else None
     kinds = {"image": "picture", "guidance": "float", "true_cfg": "float"}
@@ -115,9 +115,14 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     write_inputs(copy, PROMPTS[:4])  # the shards of the other rows are not planned any more
     done = copy.darkroom("prune", check=False)
     assert done.returncode == 1 and "run snakemake first, then prune" in done.stderr
-    copy.snakemake()
+    told = re.compile(
+        r"^superseded: [\d.]+ [kMG]B in \d+ files and folders of .*; `darkroom prune` removes them$", re.M
+    )
+    assert told.search(copy.snakemake().stderr)  # the end of a run says it, and so do plan and watch
+    assert told.search(copy.darkroom("plan").stdout)
+    assert told.search(copy.darkroom("watch", "--once", config=False).stdout)
     before = shards(copy)
-    for path in list(copy.results.glob("images/*.parquet")):  # as if writers had been killed
+    for path in list(copy.results.glob("images/*/*.parquet")):  # as if writers had been killed
         path.with_name(f".{path.name}.part").mkdir()
     assert "would remove" in copy.darkroom("prune", "--dry-run").stdout
     assert shards(copy) == before
@@ -126,14 +131,15 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     gone = set(before) - set(after)
     assert gone and all(before[name] == after[name] for name in after)
     assert {f"results/{name}" for name in gone} <= set(text.split())
-    left = {path.stem for path in copy.results.glob("images/*.parquet")}
+    left = {path.stem for path in copy.results.glob("images/*/*.parquet")}
     assert left == {path.stem for path in copy.results.glob("prompts/*.jsonl")}
-    assert left == {target_of(path).stem for path in copy.results.glob("images/.*.part")}
+    assert left == {target_of(path).stem for path in copy.results.glob("images/*/.*.part")}
     scores = pd.read_parquet(copy.results / "scores.parquet")
-    assert set(scores[scores["kind"] == "images"]["shard"]) <= left
+    assert set(scores[scores["kind"] == "images"]["shard"]) <= {name.partition("-")[0] for name in left}
     copy.darkroom("verify")
     assert copy.planned() == {}
     assert "removed 0 files" in copy.darkroom("prune").stdout
+    assert "superseded" not in copy.darkroom("plan").stdout
 
 
 def test_any_image_can_be_made_again_from_its_record(copy):
@@ -143,7 +149,7 @@ def test_any_image_can_be_made_again_from_its_record(copy):
         done = copy.darkroom("replay", *arguments, check=False)
         assert done.returncode == 0 and "equal: every pixel" in done.stdout, done.stderr
     swap_an_image(copy)
-    path = sorted(copy.results.glob("images/*.parquet"))[0]
+    path = sorted(copy.results.glob("images/*/*.parquet"))[0]
     first = next(iter_records(path))
     done = copy.darkroom("replay", "--key", first["key"], check=False)
     assert done.returncode == 1 and re.search(r"^error: \d+ pixels differ", done.stderr, re.M)
@@ -154,12 +160,13 @@ def test_any_image_can_be_made_again_from_its_record(copy):
 def test_failed_requests_are_tried_again_when_asked_for(copy, finished):
     assert copy.planned() == {}
     copy.config["retry_failed"] = True
-    failed = [path for path in copy.results.glob("edited/*.parquet") if read_meta(path)["failed"]]
+    failed = [path for path in copy.results.glob("edited/*/*.parquet") if read_meta(path)["failed"]]
     planned = copy.planned()
     assert planned["edit_images"] == len(failed) == 1 and "generate_images" not in planned
     copy.snakemake()
     assert shards(copy) == shards(finished)
-    record = json.loads((copy.results / f"benchmarks/edit_images/{failed[0].stem}.jsonl").read_text().splitlines()[-1])
+    (shard,) = (path.name.partition("-")[0] for path in failed)
+    record = json.loads((copy.results / f"benchmarks/edit_images/{shard}.jsonl").read_text().splitlines()[-1])
     assert (record["made"], record["failed"]) == (0, 1)
 
 

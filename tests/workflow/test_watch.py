@@ -28,7 +28,7 @@ def stages(text):
     found = {}
     for line in text.splitlines():
         if match := re.match(
-            r"((?:scores/)?(?:images|edited)) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) of (\d+) ", line
+            r"((?:scores/judge/)?(?:images|edited)) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) of (\d+) ", line
         ):
             found[match[1]] = dict(zip(HEADS, map(int, match.groups()[1:]), strict=True))
     return found
@@ -37,11 +37,11 @@ def stages(text):
 def truth(run):
     """stage -> (shard files, images in them and in scratch), from the files."""
     found = {}
-    for stage in ("images", "edited", "scores/images", "scores/edited"):
+    for stage in ("images", "edited", "scores/judge/images", "scores/judge/edited"):
         scratch = run.results / ".darkroom/scratch" / stage
         kept = len(list(scratch.glob("*/*/*.png")))
         kept += sum('"key"' in line for path in scratch.glob("*.jsonl") for line in path.read_text().splitlines())
-        files = list((run.results / stage).glob("*.parquet"))
+        files = list((run.results / stage).glob("*/*.parquet"))
         found[stage] = len(files), kept + sum(1 for path in files for _ in iter_records(path, ["key"]))
     return found
 
@@ -69,7 +69,7 @@ def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tm
     done = watch(run, "--once", "--configfile", "config.yaml")
     planned = stages(done.stdout)
     images = {name: stage["of"] for name, stage in planned.items()}
-    assert images == {"images": 12, "scores/images": 12, "edited": 4, "scores/edited": 4}
+    assert images == {"images": 12, "scores/judge/images": 12, "edited": 4, "scores/judge/edited": 4}
     for stage in planned.values():
         assert stage["waiting"] == stage["shards"] > 0
         assert stage["done"] == stage["running"] == stage["failed"] == stage["images"] == 0
@@ -104,7 +104,7 @@ def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tm
         assert all(later[name]["done"] >= earlier[name]["done"] for name in earlier)
     assert {name: stage["images"] for name, stage in views[-1].items()} == images
     assert any(stage["running"] for view in views for stage in view.values())
-    assert re.search(r"^(scores/)?images .* \d+\.\d\d +(\d+:\d\d:\d\d|unknown)$", done.stdout, re.M)  # images/s
+    assert re.search(r"^(scores/judge/)?images .* \d+\.\d\d +(\d+:\d\d:\d\d|unknown)$", done.stdout, re.M)  # images/s
 
 
 def test_a_failed_shard_is_shown_with_its_last_error(copy):
@@ -116,11 +116,12 @@ def test_a_failed_shard_is_shown_with_its_last_error(copy):
     done = watch(copy, "--once")
     told = stages(done.stdout)
     failed = {name: stage["failed"] for name, stage in told.items()}
-    assert failed["scores/images"] >= 1 and failed["images"] == failed["edited"] == 0
+    assert failed["scores/judge/images"] >= 1 and failed["images"] == failed["edited"] == 0
     error = next(line for line in done.stdout.splitlines() if " failed: " in line)
-    stage, shard = re.match(r"[\d:]+ scores/(\w+)/(\w+) failed: ", error).groups()
-    log = (copy.results / f"logs/score_images/{stage}/{shard}.log").read_text()
-    assert log.splitlines()[-1].removeprefix("error: ") == error.partition(" failed: ")[2] != ""
+    stage, shard = re.match(r"[\d:]+ scores/judge/(\w+)/(\w+) failed: ", error).groups()
+    logs = copy.results.glob(f"logs/score_images/judge/{stage}/*/{shard}-*.log")
+    log = max(logs, key=lambda path: path.stat().st_mtime)  # the others are of the first judge
+    assert log.read_text().splitlines()[-1].removeprefix("error: ") == error.partition(" failed: ")[2] != ""
 
 
 def test_a_job_that_was_killed_without_a_word_is_shown_while_the_run_goes_on(tmp_path):
@@ -138,9 +139,8 @@ def test_a_job_that_was_killed_without_a_word_is_shown_while_the_run_goes_on(tmp
     assert views[-1].splitlines()[-1].startswith("running for ")
     events = [json.loads(line) for line in (run.results / ".darkroom/events.jsonl").read_text().splitlines()]
     failed = next(event for event in events if event["event"] == "failed")
-    assert failed["rule"] == "generate_images" and failed["logs"] == [
-        f"logs/generate_images/{failed['wildcards']['shard']}.log"
-    ]
+    assert failed["rule"] == "generate_images"
+    assert failed["logs"] == ["logs/generate_images/{recipe}/{shard}-{rows}.log".format(**failed["wildcards"])]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     # Another run knows nothing of it.
@@ -159,19 +159,18 @@ def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):
     run.planned()
     config = run.config | {"results": str(run.results), "prompts": str(rows)}
     looking = Watch(Workflow.open(config, planned=True))
-    names = [job.name for job in looking.jobs["images"]]
-    folder = run.results / "logs/generate_images"
-    folder.mkdir(parents=True)
-    for name in names[:5000]:
-        (folder / f"{name}.log").write_text("10:00:00 1 requests: 1 to make, 0 carried over, 0 given, 0 failed\n")
+    jobs = looking.jobs["images"]
+    jobs[0].log.parent.mkdir(parents=True)
+    for job in jobs[:5000]:
+        job.log.write_text("10:00:00 1 requests: 1 to make, 0 carried over, 0 given, 0 failed\n")
     looking.look()
     times = []
     for _ in range(3):
         started = time.process_time()
         state = looking.look()
         times.append(time.process_time() - started)
-    print(f"{len(names)} shards: {min(times):.2f} s of CPU for a look")
-    assert state.stages[0].shards == len(names) > 5000
+    print(f"{len(jobs)} shards: {min(times):.2f} s of CPU for a look")
+    assert state.stages[0].shards == len(jobs) > 5000
     assert min(times) < 2
 
 

@@ -1,6 +1,7 @@
 # Configuration, plans and paths. Everything here is light, and the same at every parse.
 import os
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +21,6 @@ elif find_spec("darkroom") is None:
     )
 
 from darkroom.errors import DarkroomError
-from darkroom.jobs.runtime import refusal
 from darkroom.run.needs import (
     gpus_of,
     needs_of_all,
@@ -32,9 +32,9 @@ from darkroom.run.workflow import Workflow
 from snakemake.logging import logger
 
 # A job parses this file again, on a node perhaps. It takes the plan it was submitted with: the user may have edited the rows
-# meanwhile. It knows that it is one from a variable that Snakemake hands on.
+# meanwhile. It knows that it is one, and of which run, from a variable that Snakemake hands on.
 IS_JOB = "DARKROOM_RUN" in os.environ
-os.environ.setdefault("DARKROOM_RUN", str(os.getpid()))
+os.environ.setdefault("DARKROOM_RUN", f"{time.time_ns()}-{os.getpid()}")
 
 
 envvars:
@@ -206,5 +206,23 @@ onstart:
         logger.addHandler(DARKROOM.claim())
     except DarkroomError as error:
         sys.exit(f"error: {error}")
-    for path in DARKROOM.results("logs").rglob("*.refused"):
-        path.unlink()
+
+
+def tell_superseded():
+    """Say how much the files of earlier settings hold. The run has ended as it has, whatever comes of it."""
+    from darkroom.tools.prune import superseded_line
+
+    try:
+        line = superseded_line(DARKROOM)
+    except (OSError, DarkroomError) as error:
+        line = f"superseded files were not counted: {error}"
+    if line:
+        logger.info(line)
+
+
+onsuccess:
+    tell_superseded()
+
+
+onerror:
+    tell_superseded()

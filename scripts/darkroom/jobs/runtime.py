@@ -24,8 +24,8 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
     SIGTERM and SIGURG set `stop_requested`, and the body finishes what it has in hand. Slurm sends SIGTERM when a job's
     time is up. SIGURG can be sent to a job's whole process tree before that, because every other process ignores it.
 
-    An error that no retry can cure is also written to the file `refusal(log)`. If that file exists already, the job
-    ends at once with the same line: it is a retry within the same run, since each run removes these files at its start.
+    An error that no retry can cure is also written to the file `refusal(log)`, with the run it belongs to. A job of the
+    same run that finds it is a retry, and ends at once with the same line.
 
     Args:
         log: the file for stdout and stderr; None leaves them as they are.
@@ -49,8 +49,8 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
         signal.signal(number, lambda *_: stop_requested.set())
     try:
         with clear_disk_errors():
-            if log and refusal(log).exists():
-                raise DarkroomError(f"not tried again: {refusal(log).read_text(encoding='utf-8').strip()}")
+            if log and (reason := _refused(log)):
+                raise DarkroomError(f"not tried again: {reason}")
             yield
     except DarkroomError as error:
         line = f"error: {error}\n"
@@ -60,7 +60,7 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
             os.write(terminal, line.encode("utf-8", "replace"))
             if not retryable(error) and not refusal(log).exists():
                 with contextlib.suppress(OSError):  # without it the job is tried again, no more
-                    refusal(log).write_text(f"{error}\n", encoding="utf-8")
+                    refusal(log).write_text(f"{error}\nrun {_run()}\n", encoding="utf-8")
         os._exit(1)  # an engine's threads must not keep a failed job alive, nor hide the line with a traceback
     finally:
         sys.stdout.flush()
@@ -70,6 +70,23 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
 def refusal(log: str | Path) -> Path:
     """The file beside a job's log that says why running the job again is pointless."""
     return Path(log).with_suffix(".refused")
+
+
+def _refused(log: str | Path) -> str | None:
+    """Why the job was refused earlier in this run; what another run left is removed."""
+    try:
+        reason, *run = refusal(log).read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, ValueError):
+        return None
+    if run == [f"run {_run()}"]:
+        return reason
+    refusal(log).unlink(missing_ok=True)
+    return None
+
+
+def _run() -> str:
+    """What tells the run of Snakemake that a job belongs to from others."""
+    return os.environ.get("DARKROOM_RUN", "")
 
 
 def retryable(error: DarkroomError) -> bool:

@@ -1,4 +1,4 @@
-"""Tables and times as text for a terminal."""
+"""Tables, sizes and times as text for a terminal."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,14 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
         )
         for row in rows
     )
+
+
+def size(number: int) -> str:
+    """Format a number of bytes, in GB, MB or kB of powers of ten."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number / 1000:.1f} kB"
 
 
 def clock(seconds: float) -> str:

@@ -43,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 def plan(arguments: Arguments) -> int:
     """Print what a run would do and how long it would take."""
     from darkroom.tools.forecast import forecast, table
+    from darkroom.tools.prune import superseded_line
 
-    print(table(forecast(_workflow(arguments))))
+    workflow = _workflow(arguments)
+    print(table(forecast(workflow)))
+    if line := superseded_line(workflow):
+        print(line)
     return 0
 
 
@@ -56,7 +60,7 @@ def watch(arguments: Arguments) -> int:
 
     looking, shown = None, ""
     while True:
-        if looking is None or looking.superseded:
+        if looking is None or looking.overtaken:
             by_config = arguments.configfile or arguments.config
             looking = Watch(
                 _workflow(arguments, planned=True, unpinned=True) if by_config else open_last_run(arguments.results)
@@ -89,6 +93,7 @@ def verify(arguments: Arguments) -> int:
 def prune(arguments: Arguments) -> int:
     """List, then remove, what is no longer planned."""
     from darkroom.files import remove, size_of
+    from darkroom.jobs.terminal import size
     from darkroom.tools.prune import unplanned_files
 
     workflow = _workflow(arguments)
@@ -100,7 +105,7 @@ def prune(arguments: Arguments) -> int:
         for path in files:
             remove(path)
     done = "would remove" if arguments.dry_run else "removed"
-    print(f"{done} {len(files)} files and folders that are no longer planned, {total / 10**6:.1f} MB")
+    print(f"{done} {len(files)} files and folders that are no longer planned, {size(total)}")
     return 0
 
 

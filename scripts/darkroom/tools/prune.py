@@ -4,12 +4,14 @@ They stay until someone removes them, for going back to an earlier setting then 
 told how much they hold.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
 from darkroom.files import size_of, target_of
+from darkroom.jobs.terminal import size
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.run.workflow import Workflow
 
@@ -49,9 +51,19 @@ def superseded_files(workflow: Workflow) -> Iterator[Path]:
         yield from _packs(workflow, stage)
 
 
-def superseded_bytes(workflow: Workflow) -> int:
-    """How much they hold."""
-    return sum(map(size_of, superseded_files(workflow)))
+def superseded_line(workflow: Workflow) -> str | None:
+    """One line that says how much they hold, for `plan`, `watch` and the end of a run; None where there are none.
+
+    A file that goes meanwhile counts for nothing, and packs of a gallery that cannot be read are left out.
+    """
+    count = total = 0
+    with contextlib.suppress(DarkroomError):
+        for path in superseded_files(workflow):
+            with contextlib.suppress(FileNotFoundError):
+                total += size_of(path)
+                count += 1
+    told = f"superseded: {size(total)} in {count} files and folders of earlier settings or rows"
+    return f"{told}; `darkroom prune` removes them" if count else None
 
 
 def unplanned_files(workflow: Workflow) -> list[Path]:

@@ -21,6 +21,7 @@ from darkroom.run.lineage import Step
 from darkroom.run.workflow import Workflow
 from darkroom.store.journal import read_journal
 from darkroom.store.manifest import manifest_path, read_manifest
+from darkroom.tools.prune import superseded_line
 
 QUIET = 900  # seconds without a word after which a run on another host is taken for dead
 _TAIL = 16_384
@@ -83,13 +84,15 @@ class StageState:
 
 @dataclass
 class State:
-    """alive: whether a run works on the folder. tables: whether the final tables are there and current."""
+    """alive: whether a run works on the folder. tables: whether the final tables are there and current. superseded: what
+    `prune.superseded_line` says."""
 
     alive: bool
     run: dict[str, Any] | None
     stages: list[StageState]
     tables: bool
     errors: list[tuple[float, str, str]]
+    superseded: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -144,9 +147,11 @@ class Watch:
             stage: list(read_records(self.workflow.history_folder(jobs[0].step))) for stage, jobs in self.jobs.items()
         }
         self.first = True
+        self.superseded: str | None = None
+        self.alive = False
 
     @property
-    def superseded(self) -> bool:
+    def overtaken(self) -> bool:
         """Whether another run has started since: what is planned may be something else now."""
         return read_run(self.workflow.results()) != self.run
 
@@ -161,11 +166,14 @@ class Watch:
             if log not in shards:
                 told = _error(self.workflow.results(log)) or failure.message or _KILLED
                 errors.append((failure.time, failure.rule, told))
-        self.first = False
+        # A search through all folders: at the first look, and when the run has ended.
+        if self.first or (self.alive and not alive):
+            self.superseded = superseded_line(self.workflow)
+        self.first, self.alive = False, alive
         tables = self.workflow.tables
         made = read_manifest(tables.made)
         current = made is not None and made["digest"] == tables.digest and all(map(os.path.exists, tables.files))
-        return State(alive, self.run, stages, current, sorted(errors))
+        return State(alive, self.run, stages, current, sorted(errors), self.superseded)
 
     def _look(self, name: str, jobs: list[_Job], alive: bool, errors: list[tuple[float, str, str]]) -> StageState:
         stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
@@ -285,6 +293,8 @@ def table(state: State) -> str:
     lines = [columns(rows)]
     for when, job, error in state.errors[-3:]:
         lines.append(f"{time.strftime('%H:%M:%S', time.localtime(when))} {job} failed: {error}")
+    if state.superseded:
+        lines.append(state.superseded)
     lines.append(headline(state))
     return "\n".join(lines)
 
