@@ -179,7 +179,8 @@ def _records(
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
         if job.edits:
-            record |= {"source_name": source_name(request.source), "source_sha256": None, "source": None}
+            record |= {"source_name": source_name(request.source), "source_origin": sources.origin(request.source)}
+            record |= {"source_sha256": None, "source": None}
         if place not in failures:
             try:
                 record |= _pictures(request, job, sources, kept)
