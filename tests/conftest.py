@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from darkroom.run.workflow import Workflow
+from darkroom.tools.prune import superseded_files
 from filelock import FileLock
 from PIL import Image
 
@@ -127,7 +129,11 @@ class Run:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """rule -> number of jobs that a dry run would start."""
-        text = self.snakemake("-n", *arguments).stdout
+        return self.jobs(self.snakemake("-n", *arguments).stdout)
+
+    @staticmethod
+    def jobs(text: str) -> dict[str, int]:
+        """rule -> number of jobs, from what a dry run says."""
         counts: dict[str, int] = {}
         for line in text.partition("Job stats:")[2].partition("total")[0].splitlines():
             words = line.split()
@@ -183,6 +189,30 @@ def shards(run):
         for path in run.results.glob(pattern)
         if path.is_file()
     }
+
+
+def opened(run) -> Workflow:
+    """The run as it is planned now, with paths that hold in this process."""
+    return Workflow.open(run.config | {"results": str(run.results)}, planned=True, folder=run.folder)
+
+
+def planned_shards(run):
+    """As `shards`, without the files of earlier settings, which stay until they are pruned."""
+    workflow = opened(run)
+    superseded = {str(path.relative_to(run.results)) for path in superseded_files(workflow)}
+    return {name: sha256 for name, sha256 in shards(run).items() if name not in superseded}
+
+
+def image_files(run, stage="images") -> list[Path]:
+    """The planned files of pictures of a stage, in the order of the rows."""
+    workflow = opened(run)
+    return [Path(workflow.lineage.image_file(stage, shard)) for shard in workflow.plans[stage].names]
+
+
+def score_files(run, stage="images", metric="judge") -> list[Path]:
+    """The planned score files of a stage's pictures, in the order of the rows."""
+    lineage = opened(run).lineage
+    return [Path(file.path) for file in lineage.files(lineage.step(stage, metric))]
 
 
 def made(run):

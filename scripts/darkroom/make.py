@@ -177,7 +177,9 @@ def _records(
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
         if job.edits:
-            record |= {"source_name": source_name(request.source or {}), "source_sha256": None, "source": None}
+            reference = request.source or {}
+            record |= {"source_name": source_name(reference), "source_origin": sources.origin(reference)}
+            record |= {"source_sha256": None, "source": None}
         if place not in failures:
             try:
                 record |= _pictures(request, job, sources, kept)

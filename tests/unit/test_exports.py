@@ -28,6 +28,7 @@ from darkroom.models.licences import Licence, Model
 from darkroom.plan.shards import make_plan
 from darkroom.store.images import encode_png
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, write_shard
+from darkroom.store.sources import source_name
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from PIL import Image
@@ -63,6 +64,9 @@ EDITS = [
 ]
 
 
+META = {"recipe": {"model": "owner/name@abc"}, "versions": {"diffusers": "1.2"}, "failed": 0}
+
+
 @functools.cache
 def picture(number, side):
     return encode_png(Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), "uint8")))
@@ -88,13 +92,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
                 folder / kind / f"{shard}.parquet",
                 columns,
                 _records(kind, plan.read(shard), samples, side, distinct, made, given),
-                {
-                    "digest": "i",
-                    "rule": "r",
-                    "recipe": {"model": "owner/name@abc"},
-                    "versions": {"diffusers": "1.2"},
-                    "failed": 0,
-                },
+                {"digest": "i", "rule": "r"} | META,
             )
             scores = [_score(kind, record) for record in iter_records(folder / kind / f"{shard}.parquet")]
             path = folder / "scores" / kind / "judge" / f"{shard}.parquet"
@@ -145,7 +143,8 @@ def _records(kind, lines, samples, side, distinct, made, given):
                 start = given if "path" in source else made[source["row"], source["sample"]]
                 record["source"] = {"bytes": start, "path": "source.png"}
                 record["source_sha256"] = hashlib.sha256(start).hexdigest()
-                record["source_name"] = source.get("path") or "row"
+                record["source_name"] = source_name(source)
+                record["source_origin"] = "given" if "path" in source else "generated"
             yield record
 
 
@@ -353,6 +352,33 @@ def test_a_png_says_how_it_was_made_and_keeps_its_pixels(built):
         source = folder / f"exports/folder/sources/{line['shard']}/{line['source_sha256'][:32]}.png"
         assert ("prompt" in Image.open(source).text) == (line["source_sha256"] != given)
         assert hashlib.sha256(without_text(source.read_bytes())).hexdigest() == line["source_sha256"]
+
+
+def test_a_source_of_this_run_stays_known_as_that_where_its_image_was_made_again(tmp_path):
+    """The edit, and its source as the edit's shard holds it, are marked as before; the seed and the prompt are the same."""
+    export = build(tmp_path)("folder")
+    kind = next(kind for kind in export.kinds if kind.name == "edited")
+    line = next(line for line in table(tmp_path, "edited") if line["source_origin"] == "generated")
+    full = originals(tmp_path, "edited")[line["key"]]
+
+    def marked():
+        marker = export.marker(kind)
+        image = marker.image(line["shard"], line, full["image"]["bytes"])
+        return image, marker.source(line["shard"], line, full["source"]["bytes"])
+
+    before = marked()
+    for path in (tmp_path / "images").glob("*.parquet"):
+        records = list(iter_records(path))
+        for record in records:
+            data = picture(int(record["key"], 16) % 1000 + 1000, 16)
+            record |= {"image": {"bytes": data, "path": "p"}, "sha256": hashlib.sha256(data).hexdigest()}
+        write_shard(path, IMAGE_COLUMNS, records, {"digest": "i", "rule": "r"} | META)
+    assert marked() == before
+    image, source = (Image.open(io.BytesIO(data)) for data in before)
+    assert (
+        SOURCE_TYPES + CREATED in image.info["xmp"].decode() and SOURCE_TYPES + CREATED in source.info["xmp"].decode()
+    )
+    assert source.text["sha256"] == line["source_sha256"] == hashlib.sha256(full["source"]["bytes"]).hexdigest()
 
 
 def test_text_that_a_png_cannot_hold_harms_neither_it_nor_its_xmp():

@@ -99,7 +99,8 @@ def test_row_groups_of_neighbours_are_read_once(tmp_path, monkeypatch):
     for shard in ("one", "two"):
         records = [
             dict.fromkeys(IMAGE_COLUMNS)
-            | {"row": f"{shard}{n}", "item": 0, "sample": 0, "image": {"bytes": saved(picture(n), "PNG"), "path": "p"}}
+            | {"row": f"{shard}{n}", "item": 0, "sample": 0, "origin": "given" if n == 2 else "generated"}
+            | {"image": {"bytes": saved(picture(n), "PNG"), "path": "p"}}
             for n in range(8)
         ]
         records[7] |= {"image": None, "error": "all black"}
@@ -123,3 +124,6 @@ def test_row_groups_of_neighbours_are_read_once(tmp_path, monkeypatch):
         found.read({"row": "one7", "item": 0, "sample": 0})
     with pytest.raises(RowError, match=r"^source nobody/0/0 is not among the images of this run$"):
         found.read({"row": "nobody", "item": 0, "sample": 0})
+    asked = [{"row": row, "item": 0, "sample": 0} for row in ("one1", "two2", "one7", "nobody")]
+    origins = [found.origin(reference) for reference in [*asked, {"path": "mine.png"}]]
+    assert origins == ["generated", "given", "generated", None, "given"]

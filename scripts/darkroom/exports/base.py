@@ -75,7 +75,7 @@ class Export:
         scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
         left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))} - self.own_columns
         if not kind.has_sources:
-            left_out |= {"source_name", "source_sha256"}
+            left_out |= {"source_name", "source_origin", "source_sha256"}
         named: dict[str, tuple[str, str]] = {}
         for column, type_ in self.table_columns.items():
             if column in left_out:

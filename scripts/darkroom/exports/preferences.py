@@ -30,7 +30,8 @@ _PAIR = {
 }
 # The same for both images of a pair.
 _SHARED = frozenset(
-    "row item negative_prompt width height steps guidance true_cfg origin source_name source_sha256 model recipe".split()
+    "row item negative_prompt width height steps guidance true_cfg origin source_name source_origin source_sha256"
+    " model recipe".split()
 )
 
 

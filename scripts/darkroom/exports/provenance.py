@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo, putchunk
 
 from darkroom.store.images import encode_png, open_picture
 from darkroom.store.shardfile import iter_records, read_meta
+from darkroom.store.sources import source_name
 from darkroom.tables.kind import Kind
 
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -84,19 +85,20 @@ class Marker:
         if not self.on or record["origin"] != "generated":
             return png
         self._open(shard)
-        edits_given = self.kind.has_sources and record["source_sha256"] not in self.sources
+        edits_given = self.kind.has_sources and record["source_origin"] != "generated"
         return _marked(png, record, self.model, self.meta, EDITED if edits_given else CREATED)
 
     def source(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
         """The PNG file of an edit's source, marked where it is an image of this run."""
         png = as_png(data, record["source_sha256"])
-        if not self.on:
+        if not self.on or record["source_origin"] != "generated":
             return png
         self._open(shard)
-        if (found := self.sources.get(record["source_sha256"])) is None:
+        if record["source_name"] not in self.sources:  # of another stage than `images`
             return png
-        made, meta = found
-        return _marked(png, made, self.generator, meta, CREATED)
+        made, meta = self.sources[record["source_name"]]
+        # The image may have been made again since, with other pixels than the edit started from.
+        return _marked(png, made | {"sha256": record["source_sha256"]}, self.generator, meta, CREATED)
 
     def _open(self, shard: str) -> None:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""
@@ -109,14 +111,13 @@ class Marker:
         wanted: dict[str, set[tuple[str, int, int]]] = {}
         for reference in self.kind.plan.references(shard):
             wanted.setdefault(reference.shard, set()).add(reference[:3])
-        columns = ["key", "row", "item", "sample", "prompt", "seed", "sha256", "origin", *_SETTINGS]
+        columns = ["key", "row", "item", "sample", "prompt", "seed", *_SETTINGS]
         for name, places in wanted.items():
             path = self.images.image_file(name)
             meta = read_meta(path)
             for record in iter_records(path, columns):
-                made = record["sha256"] and record["origin"] == "generated"
-                if made and (record["row"], record["item"], record["sample"]) in places:
-                    self.sources[record["sha256"]] = (record, meta)
+                if (record["row"], record["item"], record["sample"]) in places:
+                    self.sources[source_name(record)] = (record, meta)
 
 
 def _marked(png: bytes, record: dict[str, Any], model: str | None, meta: dict[str, Any], type_: str) -> bytes:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Columns that the score files and the tables have already.
 TAKEN = frozenset(
     "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
-    " sha256 error fields image source source_name source_sha256 selected label".split()
+    " sha256 error fields image source source_name source_origin source_sha256 selected label".split()
 )
 ROLES = ("score", "mass", "reply", "error", "text")
 

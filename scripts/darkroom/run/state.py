@@ -62,7 +62,8 @@ def _look_at_shard(file: File, state: State, retry_failed: bool) -> None:
         state.again.add(file.path)
         return
     inputs = [manifest_of(path) for path in file.inputs]
-    newer = any(_newer(path, own) for path in inputs)
+    # Snakemake compares an input with the oldest file of its job.
+    newer = any(_newer(path, min(data, own)) for path in inputs)
     if not newer and not retry_failed:
         return
     manifest = read_manifest(file.manifest)
@@ -73,13 +74,13 @@ def _look_at_shard(file: File, state: State, retry_failed: bool) -> None:
 
 
 def _look_at_output(output: Output, state: State) -> None:
-    own = _time(output.made)
-    if own is None or not all(os.path.exists(path) for path in output.files):
+    times = [_time(path) for path in (output.made, *output.files)]
+    if None in times:
         return
     manifest = read_manifest(output.made)
     if manifest is None or manifest["digest"] != output.digest:
         state.again.add(output.made)
-    elif any(_newer(path, own) for path in output.inputs):
+    elif any(_newer(path, min(times)) for path in output.inputs):
         state._decide(output.made, manifest["made_from"] == [output.made_from()])
 
 

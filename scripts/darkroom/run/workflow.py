@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind, ShardFiles
 
-TABLE_VERSION = 3  # raise it when the code of the tables changes what they hold
+TABLE_VERSION = 4  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
 
 

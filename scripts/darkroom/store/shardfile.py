@@ -56,7 +56,12 @@ IMAGE_COLUMNS = {
     "fields": "text",
     "image": "picture",
 }
-EDITED_COLUMNS = IMAGE_COLUMNS | {"source_name": "text", "source_sha256": "text", "source": "picture"}
+EDITED_COLUMNS = IMAGE_COLUMNS | {
+    "source_name": "text",
+    "source_origin": "text",
+    "source_sha256": "text",
+    "source": "picture",
+}
 
 
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:

@@ -29,9 +29,13 @@ class Sources:
         groups = GroupCache(_GROUPS)
         self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in images}
         self.places: dict[tuple[str, int, int], tuple[Path, int]] = {}
+        self.given: set[tuple[str, int, int]] = set()  # images of this run that the user gave
         for path in images:
-            for position, record in enumerate(iter_records(path, ["row", "item", "sample"])):
-                self.places[record["row"], record["item"], record["sample"]] = (path, position)
+            for position, record in enumerate(iter_records(path, ["row", "item", "sample", "origin"])):
+                place = record["row"], record["item"], record["sample"]
+                self.places[place] = (path, position)
+                if record["origin"] == "given":
+                    self.given.add(place)
         self.spooled: set[str] = set()
         self.sound: set[str] = set()  # SHA-256 of contents that were decoded, and are stored as they are
         self.last: tuple[dict[str, Any], Picture] | None = None
@@ -54,6 +58,15 @@ class Sources:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise _changed(reference)
         return content if sha256 in self.sound else self.read(reference, sha256).data
+
+    def origin(self, reference: dict[str, Any]) -> str | None:
+        """Whether an image was "generated" by this run or "given" by the user; None where there is no such image."""
+        if "path" in reference:
+            return "given"
+        place = reference["row"], reference["item"], reference["sample"]
+        if place not in self.places:
+            return None
+        return "given" if place in self.given else "generated"
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
         if self.last and self.last[0] == reference:  # several edits of one image stand together

@@ -38,7 +38,7 @@ _TYPES = {b"\x89PN": "png", b"\xff\xd8\xff": "jpeg", b"RIF": "webp"}  # by the f
 # One image of a kind, and many of them, to a person; other kinds are called by their names.
 _CALLED = {"images": ("image", "images"), "edited": ("edit", "edits")}
 # What a browser need not know, or knows from elsewhere.
-_LEFT_OUT = frozenset(("kind", "shard", "sha256", "source_sha256"))
+_LEFT_OUT = frozenset(("kind", "shard", "sha256", "source_sha256", "source_origin"))
 
 
 def read_head(path: str | Path) -> dict[str, Any]:
