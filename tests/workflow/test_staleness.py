@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import PROMPTS, REPOSITORY, Run, copied, environment, image_files, opened, score_files, write_inputs
-from darkroom.store.manifest import read_manifest, write_shard_with_manifest
-from darkroom.store.shardfile import IMAGE_COLUMNS, iter_records, read_meta
+from darkroom.store.manifest import read_manifest
+from darkroom.store.shardfile import IMAGE_COLUMNS, iter_records, read_meta, write_shard_with_manifest
 from test_module import OUTER
 
 TABLES = {"merge_scores", "write_dataset", "all"}
@@ -83,8 +83,8 @@ CHANGES: dict[str, tuple[Callable[[Run], object], set[str], set[str], set[str], 
         lambda run: image_files(run)[of_row_p8(run)].unlink(),
         {"generate_images", "score_images"},
         {"generate_images"},
-        set(),  # a missing file is nobody's need while what was made from it is there
-        False,
+        {"score_images"},
+        True,
     ),
     "other pixels": (other_pixels, {"score_images"}, set(), {"score_images"}, True),
     "a failed job": (a_failed_job, PICTURES, {"generate_images"}, {"score_images"}, True),

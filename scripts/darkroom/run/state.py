@@ -11,7 +11,7 @@ Times only raise a suspicion: where a file is newer than what was made from it, 
 """
 
 import os
-import time
+import time as clock
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +74,8 @@ def _look_at_shard(file: File, state: State, retry_failed: bool) -> None:
 
 
 def _look_at_output(output: Output, state: State) -> None:
-    times = [_time(path) for path in (output.made, *output.files)]
-    if None in times:
+    times = [time for path in (output.made, *output.files) if (time := _time(path)) is not None]
+    if len(times) <= len(output.files):  # one is missing
         return
     manifest = read_manifest(output.made)
     if manifest is None or manifest["digest"] != output.digest:
@@ -126,4 +126,4 @@ def touch_stamp(path: Path, needed: bool) -> None:
     """
     if needed or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{time.time_ns()}\n")
+        path.write_text(f"{clock.time_ns()}\n")
