@@ -15,7 +15,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import FLUX, REPOSITORY, Run, environment, made, shards, small_config, write_inputs
+from conftest import (
+    FLUX,
+    REPOSITORY,
+    Run,
+    environment,
+    image_files,
+    made,
+    planned_shards,
+    shards,
+    small_config,
+    write_inputs,
+)
 from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
 from darkroom.jobs.history import read_records
 from darkroom.store.shardfile import iter_records
@@ -48,9 +59,7 @@ def no_questions(run):
 def pixels(run):
     """key -> SHA-256 of the image, of every shard."""
     return {
-        record["key"]: record["sha256"]
-        for path in run.results.glob("images/*.parquet")
-        for record in iter_records(path, ["key", "sha256"])
+        record["key"]: record["sha256"] for path in image_files(run) for record in iter_records(path, ["key", "sha256"])
     }
 
 
@@ -64,7 +73,7 @@ def many(tmp_path_factory):
     no_questions(run)
     run.write_rows("prompts.jsonl", rows(number))
     run.snakemake()
-    assert len(list(run.results.glob("images/*.parquet"))) > 4
+    assert len(image_files(run)) > 4
     return run, rows(number), size
 
 
@@ -106,17 +115,11 @@ def test_one_changed_row_costs_two_shards_and_its_own_images(many, turn):
     for stage in STAGES:
         assert len(list(read_records(run.results / f"benchmarks/{stage}"))) - done[stage] <= tail
     assert sum(r["made"] for r in read_records(run.results / "benchmarks/generate_images")) - count == new
-    assert len(after) == sum(1 for path in planned_shards(run) for _ in iter_records(path, ["key"]))
+    assert len(after) == sum(1 for path in image_files(run) for _ in iter_records(path, ["key"]))
     before[:] = after
 
 
-STAGES = ("generate_images", "score_images/images")
-
-
-def planned_shards(run):
-    plan = json.loads((run.results / ".darkroom/plan/prompts/current.json").read_text())["id"]
-    names = json.loads((run.results / f".darkroom/plan/prompts/{plan}.json").read_text())["shards"]
-    return [run.results / "images" / f"{entry['name']}.parquet" for entry in names]
+STAGES = ("generate_images", "score_images/judge/images")
 
 
 # ------------------------------------------------------------------------------------ what decides the pixels
@@ -169,7 +172,7 @@ def test_killed_at_random_moments_the_result_is_the_same(finished, tmp_path):
         print(f"killed after {wait:.1f} s")
         run.snakemake("--unlock", check=False)
     subprocess.run(run.command(), env=env, check=True, capture_output=True, timeout=900)
-    assert shards(run) == shards(finished)
+    assert planned_shards(run) == shards(run) == shards(finished)  # and nothing else lies there
     assert not list(run.results.glob(".darkroom/scratch/**/*.png"))
     assert kills
     told = Counter(counter.read_text().split())
@@ -177,6 +180,35 @@ def test_killed_at_random_moments_the_result_is_the_same(finished, tmp_path):
     assert total == 12 + 3  # every image that can be made
     # Two jobs run at once, and on the CPU a batch is one image.
     assert sum(told.values()) <= total + 2 * kills
+
+
+def test_what_a_killed_job_had_made_is_not_made_again_where_its_rows_moved(tmp_path):
+    """The rows of a shard that was half made are found in other shards by the next run: with their images, and their scores."""
+    run = Run(tmp_path, small_config(shards={"size": 100_000}, generate=QUICK | {"steps": 8}))
+    no_questions(run)
+    table = [{"id": f"row-{n}", "prompt": f"a red circle number {n}"} for n in range(60)]
+    run.write_rows("prompts.jsonl", table)
+    env, counter = counted(run)
+    process = subprocess.Popen(
+        run.command(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+    )
+    until = time.monotonic() + 240
+    while len(list(run.results.glob(".darkroom/scratch/images/*/*/*.png"))) < 8:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run.snakemake("--unlock", check=False)
+    kept = len(list(run.results.glob(".darkroom/scratch/images/*/*/*.png")))
+    assert len({path.parts[-3] for path in run.results.glob(".darkroom/scratch/images/*/*/*.png")}) == 1
+    # Other shards, in another order, and the one that was half made begins with another row: it is done first.
+    run.config["shards"] = {"size": 8}
+    run.write_rows("prompts.jsonl", table[::-1])
+    before = len(counter.read_text().split())
+    subprocess.run(run.command("--until", "generate_images"), env=env, check=True, capture_output=True, timeout=600)
+    assert len(image_files(run)) > 3
+    told = counter.read_text().split()
+    assert len(set(told)) == 60 and len(told) - before == 60 - kept
 
 
 def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(tmp_path):
