@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from darkroom.models.licences import Licence, Model
 from darkroom.plan.shards import make_plan
 from darkroom.store.images import encode_png
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, iter_records, write_shard
+from darkroom.store.sources import source_name
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from PIL import Image
@@ -61,6 +63,11 @@ EDITS = [
     {"id": "e0", "prompt": ODD, "images": [{"row": "../../escape", "sample": 0}]},
     {"id": "e1", "prompt": "make it blue", "images": "given.png"},
 ]
+
+
+def _sources(folder, plan, shard):
+    """The files of images that a shard of edits starts from."""
+    return [folder / f"{name}.parquet" for name in sorted({reference.shard for reference in plan.references(shard)})]
 
 
 @functools.cache
@@ -101,7 +108,9 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             write_shard(path, score_columns(RUBRIC.columns(kind)), scores, {"digest": "s", "rule": "r", "recipe": {}})
         digests = dict.fromkeys(plan.names, "i"), {"judge": dict.fromkeys(plan.names, "s")}
         files = ShardFiles.below(folder / name, folder / kind, folder / "scores" / kind)
-        made_by = {"section": "edit", "has_sources": True} if kind == "edited" else {}
+        made_by = {"section": "edit", "reads": "images"} if kind == "edited" else {}
+        if kind == "edited":
+            files = replace(files, sources=lambda shard, plan=plan: _sources(folder / "images", plan, shard))
         members = {shard: [shard] for shard in plan.names}
         kinds.append(Kind(kind, plan, samples, files, *digests, members, rows=name, **made_by))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
@@ -145,7 +154,7 @@ def _records(kind, lines, samples, side, distinct, made, given):
                 start = given if "path" in source else made[source["row"], source["sample"]]
                 record["source"] = {"bytes": start, "path": "source.png"}
                 record["source_sha256"] = hashlib.sha256(start).hexdigest()
-                record["source_name"] = source.get("path") or "row"
+                record["source_name"] = source_name(source)
             yield record
 
 

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo, putchunk
 
 from darkroom.store.images import encode_png, open_picture
 from darkroom.store.shardfile import iter_records, read_meta
+from darkroom.store.sources import source_name
 from darkroom.tables.kind import Kind
 
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -70,12 +71,12 @@ def as_png(data: bytes, name: str) -> bytes:
 class Marker:
     """Turns pictures of a kind into PNG files, and into those that say how they were made where `on`.
 
-    kind: of the pictures; images: the kind that edits may start from; generator and model: the names of the models that
-    make `images` and `kind`. Pictures that the user gave are not marked.
+    kind: of the pictures; before and model: the names of the models that make what they start from, and them. Pictures that the
+    user gave are not marked.
     """
 
-    def __init__(self, kind: Kind, images: Kind | None, generator: str | None, model: str | None, on: bool):
-        self.kind, self.images, self.generator, self.model, self.on = kind, images, generator, model, on
+    def __init__(self, kind: Kind, before: str | None, model: str | None, on: bool):
+        self.kind, self.before, self.model, self.on = kind, before, model, on
         self.shard: str | None = None
 
     def image(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
@@ -94,7 +95,7 @@ class Marker:
             return png
         self._open(shard)
         made, meta = self.sources.get(record["source_sha256"], (None, None))
-        return _marked(png, made, self.generator, meta, CREATED) if made else png
+        return _marked(png, made, self.before, meta, CREATED) if made else png
 
     def _open(self, shard: str) -> None:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""
@@ -102,18 +103,16 @@ class Marker:
             return
         self.shard, self.meta = shard, read_meta(self.kind.image_file(shard))
         self.sources: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        if not self.kind.has_sources or self.images is None:
+        if not self.kind.has_sources:
             return
-        wanted: dict[str, set[tuple[str, int, int]]] = {}
-        for reference in self.kind.plan.references(shard):
-            wanted.setdefault(reference.shard, set()).add(reference[:3])
+        columns = ["source_name", "source_sha256"]
+        wanted = {tuple(record[c] for c in columns) for record in iter_records(self.kind.image_file(shard), columns)}
         columns = ["key", "row", "item", "sample", "prompt", "seed", "sha256", "origin", *_SETTINGS]
-        for name, places in wanted.items():
-            path = self.images.image_file(name)
+        for path in self.kind.files.sources(shard):
             meta = read_meta(path)
             for record in iter_records(path, columns):
-                made = record["sha256"] and record["origin"] == "generated"
-                if made and (record["row"], record["item"], record["sample"]) in places:
+                name = source_name({part: record[part] for part in ("row", "item", "sample")})
+                if record["origin"] == "generated" and (name, record["sha256"]) in wanted:
                     self.sources[record["sha256"]] = (record, meta)
 
 
