@@ -141,7 +141,7 @@ def test_the_config_names_metrics_that_are_registered(brightness):
             metrics_of({"judge": {}, "metrics": {name: None}}, test_exports.RUBRIC)
 
 
-def test_a_name_is_registered_once(brightness):
+def test_a_name_is_registered_once(brightness, forgotten):
     assert metrics.register(brightness) is brightness  # a file that is loaded again
     for name in ("judge", "brightness"):
         twin = type("Twin", (Told,), {"name": name})
