@@ -153,6 +153,24 @@ def flat_colour():
     del FAMILIES["flat-colour"], sys.modules[extensions.module_name(FLAT_COLOUR)]
 
 
+@pytest.fixture
+def forgotten():
+    """What extensions register in a test is gone after it."""
+    from darkroom import engines, metrics
+    from darkroom.config import extensions, models
+    from darkroom.plan import stages
+
+    tables = [models.SECTIONS, models.METRICS, stages.STAGES, engines.FAMILIES, metrics.METRICS]
+    kept, before = [dict(table) for table in tables], set(sys.modules)
+    yield
+    for table, there in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(there)
+    for name in set(sys.modules) - before:
+        if name.startswith(extensions.PREFIX):
+            del sys.modules[name]
+
+
 def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Any]:
     """The requests of the lines of a shard of rows; rejected rows have none."""
     from darkroom.plan.requests import expand

@@ -120,7 +120,7 @@ class MetricContract:
         write_shard(images, COLUMNS[kind], [*records.values(), broken], made)
 
         def score(path, metric=metric, old=(), opened=None):
-            kept = tmp_path / "journal.jsonl", list(old), lambda row: None, opened or (lambda: scorer)
+            kept = tmp_path / "journal.jsonl", list(old), [], [], opened or (lambda: scorer)
             return score_shards(metric, kind, {images: "i"}, path, "s", *kept)
 
         one, two, three = (tmp_path / f"{name}.parquet" for name in "abc")

@@ -29,6 +29,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -36,6 +37,15 @@ def test_a_configuration_in_a_document_passes_the_check(snippet, tmp_path, monke
         Path(name).write_text('{"prompt": "a"}\n')
     Path("labels.csv").write_text("key,label\n")
     load_config({"prompts": "prompts.jsonl", "edits": "edits.jsonl"} | yaml.safe_load(snippet), [".", REPOSITORY])
+
+
+def test_the_examples_of_extensions_are_parts_of_files_that_the_tests_run():
+    blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", (REPOSITORY / "docs/extending.md").read_text(), re.M | re.S)
+    assert {name for name, _ in blocks} == {f"tests/extensions/{n}.py" for n in ("flat_colour", "brightness", "invert")}
+    for name, block in blocks:
+        text = (REPOSITORY / name).read_text()
+        for part in block.split("\n...\n"):
+            assert part.strip("\n") in text, name
 
 
 def test_there_are_some():

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,11 @@ EDITS = [
 META = {"recipe": {"model": "owner/name@abc"}, "versions": {"diffusers": "1.2"}, "failed": 0}
 
 
+def _sources(folder, plan, shard):
+    """The files of images that a shard of edits starts from."""
+    return [folder / f"{name}.parquet" for name in sorted({reference.shard for reference in plan.references(shard)})]
+
+
 @functools.cache
 def picture(number, side):
     return encode_png(Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), "uint8")))
@@ -99,7 +105,9 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             write_shard(path, score_columns(RUBRIC.columns(kind)), scores, {"digest": "s", "rule": "r", "recipe": {}})
         digests = dict.fromkeys(plan.names, "i"), {"judge": dict.fromkeys(plan.names, "s")}
         files = ShardFiles.below(folder / name, folder / kind, folder / "scores" / kind)
-        made_by = {"section": "edit", "has_sources": True} if kind == "edited" else {}
+        made_by = {"section": "edit", "reads": "images"} if kind == "edited" else {}
+        if kind == "edited":
+            files = replace(files, sources=lambda shard, plan=plan: _sources(folder / "images", plan, shard))
         members = {shard: [shard] for shard in plan.names}
         kinds.append(Kind(kind, plan, samples, files, *digests, members, rows=name, **made_by))
     select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}

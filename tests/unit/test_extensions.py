@@ -1,14 +1,15 @@
 """Extensions: files of the user that bring sections and metrics before the config is checked."""
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from darkroom.config import extensions, models
 from darkroom.config.load import load_config
 from darkroom.config.reference import schema
 from darkroom.errors import DarkroomError
+from darkroom.metrics.rubric import load_rubric
 from test_config import config, folder  # noqa: F401
 
 UPSCALE = """
@@ -39,16 +40,7 @@ runs = globals().get("runs", 0) + 1
 """
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What a test registers is gone after it."""
-    for name in ("SECTIONS", "METRICS"):
-        monkeypatch.setattr(models, name, dict(getattr(models, name)))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(extensions.PREFIX):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("forgotten")
 
 
 @pytest.fixture
@@ -63,13 +55,12 @@ def upscale(folder):  # noqa: F811
 
 
 def test_an_extension_brings_sections_and_metrics(upscale, folder):  # noqa: F811
-    filled = upscale("{metrics: {aesthetic: , sharpness: {radius: 2}}, select: {upscale: {p_yes: 0.5}}}")
+    filled = upscale("{metrics: {aesthetic: , sharpness: {radius: 2}}}")
     assert filled["upscale"] == {"factor": 2, "model": "m", "device": "auto"}
     assert filled["metrics"] == {"aesthetic": {"weight": 1}, "sharpness": {"radius": 2}}
     assert list(upscale("{metrics: {sharpness: , aesthetic: }}")["metrics"]) == ["sharpness", "aesthetic"]
-    assert filled["select"] == {"images": {}, "edited": {}, "per_row": None, "upscale": {"p_yes": 0.5}}
     assert filled["extensions"] == [str(folder / "mine/up-scale.py")]
-    assert upscale()["metrics"] == {} and upscale()["select"]["upscale"] == {}
+    assert upscale()["metrics"] == {}
 
 
 def test_without_its_extension_a_section_is_an_unknown_key(folder):  # noqa: F811
@@ -88,7 +79,6 @@ def test_without_its_extension_a_section_is_an_unknown_key(folder):  # noqa: F81
         ("metrics: {aesthetics: {}}", "unknown key metrics.aesthetics; did you mean aesthetic?"),
         ("metrics: {aesthetic: {weight: heavy}}", "metrics.aesthetic.weight: expected a number, got 'heavy'"),
         ("metrics: {aesthetic: 3}", "metrics.aesthetic: expected a section or null, got 3"),
-        ("select: {upscale: {p_yes: high}}", "select.upscale.p_yes: expected a number, got 'high'"),
     ],
 )
 def test_what_an_extension_brings_is_checked_like_all_else(upscale, text, message):
@@ -151,3 +141,69 @@ def test_an_extension_is_a_python_file(folder):  # noqa: F811
         DarkroomError, match=r"rows\.jsonl: an extension is a Python file, with a name that ends in \.py"
     ):
         load_config(config("extensions: [rows.jsonl]"))
+
+
+INVERT = REPOSITORY / "tests/extensions/invert.py"
+
+
+def test_a_stage_has_its_section_thresholds_and_preference(folder):  # noqa: F811
+    def load(text):
+        return load_config(config(text) | {"extensions": [str(INVERT)]})
+
+    filled = load("{select: {inverted: {p_yes: 0.5}}, export: {preferences: {inverted: p_yes}}}")
+    assert filled["select"] == {"images": {}, "edited": {}, "per_row": None, "inverted": {"p_yes": 0.5}}
+    assert filled["export"]["preferences"]["inverted"] == "p_yes"
+    plain = load("{}")
+    assert (plain["invert"]["family"], plain["invert"]["device"], plain["invert"]["model"]) == ("invert", "cpu", None)
+    assert plain["select"]["inverted"] == {} and plain["export"]["preferences"]["inverted"] is None
+    for text, message in (
+        ("select: {inverted: {p_yes: high}}", "select.inverted.p_yes: expected a number, got 'high'"),
+        ("invert: {strength: 2}", "invert.strength: must be at most 1, got 2"),
+        (
+            "invert: {family: flux}",
+            "invert.family: flux makes images from text alone; use flux-kontext, auto or invert",
+        ),
+    ):
+        with pytest.raises(DarkroomError) as error:
+            load(text)
+        assert str(error.value) == f"config: {message}"
+
+
+def test_a_rubric_asks_of_a_stage_only_where_it_has_a_section_for_it(folder):  # noqa: F811
+    asked = "images: [{name: a, type: yes_no, text: '{prompt}?'}]\n"
+    Path("rubric.yaml").write_text(asked)
+    before = load_rubric("rubric.yaml")
+    extensions.load([INVERT])
+    assert load_rubric("rubric.yaml") == before and before.columns("inverted") == []
+    Path("rubric.yaml").write_text(asked + asked.replace("images", "inverted"))
+    after = load_rubric("rubric.yaml")
+    assert [column.name for column in after.columns("inverted")] == ["a", "a_mass", "a_reply", "a_error"]
+    assert after.digest != before.digest
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("'New', 'prompts', 'x', 'y', 'images', True", "stage New: its name must be small letters"),
+        ("'new', 'prompts', 'x', 'not a rule', 'images', True", "stage new: its name must be small letters"),
+        ("'gallery', 'prompts', 'x', 'y', 'images', True", "stage gallery: the results have a folder of that name"),
+        ("'new', 'prompts', 'x', 'y', 'images', False", "stage new: set every, and reads to one of images, edited"),
+        ("'new', 'prompts', 'x', 'y', 'edited', True", "stage new: set every, and reads to one of images, edited"),
+        ("'images', 'prompts', 'x', 'y', 'images', True", "stage images: there is a stage of that name"),
+        ("'new', 'prompts', 'x', 'edit_images', 'images', True", "stage new: there is a stage of that name, or with"),
+    ],
+)
+def test_a_stage_that_cannot_run_is_one_line_with_file_and_line(folder, stage, message):  # noqa: F811
+    Path("mine.py").write_text(f"from darkroom.plan.stages import Stage, register\n\nregister(Stage({stage}))\n")
+    with pytest.raises(DarkroomError) as error:
+        load_config(config("extensions: [mine.py]"))
+    assert str(error.value).startswith(f"{folder}/mine.py, line 3: {message}") and "\n" not in str(error.value)
+
+
+def test_a_stage_without_a_section_is_one_line(folder):  # noqa: F811
+    Path("mine.py").write_text(
+        "from darkroom.plan.stages import Stage, register\n"
+        "register(Stage('new', 'prompts', 'fresh', 'freshen', 'images', True))\n"
+    )
+    with pytest.raises(DarkroomError, match="stage new: the config has no section fresh with a family; bring one with"):
+        load_config(config("extensions: [mine.py]"))

@@ -12,6 +12,7 @@ import pytest
 import test_exports
 from conftest import REPOSITORY
 from darkroom import metrics
+from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
@@ -40,6 +41,7 @@ def brightness():
     )
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    del models.METRICS["brightness"], sys.modules[spec.name]  # other tests' configs do not know it
     return module.Brightness
 
 
@@ -139,7 +141,7 @@ def test_the_config_names_metrics_that_are_registered(brightness):
             metrics_of({"judge": {}, "metrics": {name: None}}, test_exports.RUBRIC)
 
 
-def test_a_name_is_registered_once(brightness):
+def test_a_name_is_registered_once(brightness, forgotten):
     assert metrics.register(brightness) is brightness  # a file that is loaded again
     for name in ("judge", "brightness"):
         twin = type("Twin", (Told,), {"name": name})
@@ -182,7 +184,7 @@ def two(tmp_path_factory, brightness):
     for kind in kinds:
         for shard in kind.plan.names:
             path, images = kind.score_file("brightness", shard), kind.image_file(shard)
-            kept = folder / "journal.jsonl", [], lambda row: None
+            kept = folder / "journal.jsonl", [], [], []
             score_shards(metric, kind.name, {images: "i"}, path, "b", *kept)
         kind.score_digests["brightness"] = dict.fromkeys(kind.plan.names, "b")
     select = {"images": {"brightness": 0.5}, "edited": {}, "per_row": None}
@@ -247,15 +249,15 @@ def test_a_metric_s_file_of_other_pictures_stops_the_merge(two, tmp_path):
 
 def test_the_gallery_shows_every_metric(two, tmp_path):
     folder, kinds, catalogue, select, _ = two
-    digests = {kind.name: dict.fromkeys(kind.plan.names, "g") for kind in kinds}
+    shown = {}
     for kind in kinds:
         for shard in kind.plan.names:
-            path = tmp_path / kind.name / f"{shard}.js"
+            path = shown[kind.name, shard] = tmp_path / kind.name / "recipe" / f"{shard}-rows.js"
             write_shard(kind, shard, {"thumbnail": 64, "preview": None}, path, {"digest": "g"})
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
             assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
     about = {"title": "t", "set": "s"}
-    write_index(kinds, catalogue, select, folder / "scores.parquet", digests, tmp_path, about, {"digest": "g"})
+    write_index(kinds, catalogue, select, folder / "scores.parquet", shown, tmp_path, about, {"digest": "g"})
     index = json.loads(
         (tmp_path / "index.js").read_text().split("\n")[1].removeprefix("gallery.index(").removesuffix(");")
     )

@@ -32,6 +32,7 @@ ORDER = [
     "darkroom.config",
     "darkroom.engines.base",
     "darkroom.engines.__init__",
+    "darkroom.plan.stages",
     "darkroom.jobs",
     "darkroom.files",
     "darkroom.identity",

@@ -16,8 +16,7 @@ from darkroom.config.options import check_family, judge_refusal, refusal
 from darkroom.config.values import explain
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
-
-STAGES = ("prompts", "edits")
+from darkroom.plan.stages import ROWS, STAGES, used_stages
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -98,8 +97,8 @@ def model_folder(section: dict[str, Any]) -> str | None:
 
 def used_sections(config: dict[str, Any]) -> list[str]:
     """The sections whose models a run with this config loads, in the order they run."""
-    rows = {"generate": config["prompts"], "edit": config["edits"]}
-    return [name for name, use in rows.items() if use and family(config[name]["family"]).loads_model] + ["judge"]
+    sections = dict.fromkeys(stage.section for stage in used_stages(config))
+    return [name for name in sections if family(config[name]["family"]).loads_model] + ["judge"]
 
 
 def _exists(path: Path) -> bool:
@@ -118,7 +117,13 @@ def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "
 
 def _check_stages(config: dict[str, Any]) -> None:
     """What one key alone cannot tell: families and options that do not fit their stage or each other."""
-    for name in ("generate", "edit"):
+    for stage in STAGES.values():
+        name = stage.section
+        if "family" not in config.get(name, {}):
+            raise DarkroomError(
+                f"stage {stage.name}: the config has no section {name} with a family; bring one with"
+                f" allow_section({name!r}, model), whose model is a StageSection"
+            )
         try:
             check_family(config[name], name)
         except DarkroomError as error:
@@ -144,9 +149,9 @@ def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
     results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if _exists(path))
     if not results.is_dir():
         raise DarkroomError(f"config: results: not a folder: {results}")
-    for stage in STAGES:
-        if config[stage] is not None:
-            find(config, stage, stage, "file")
+    for rows in ROWS:
+        if config[rows] is not None:
+            find(config, rows, rows, "file")
     if config["labels"] is not None:
         find(config, "labels", "labels", "file")
     if config["container"] is not None and "://" not in config["container"]:

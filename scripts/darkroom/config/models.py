@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 
 from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section
 from darkroom.errors import DarkroomError
+from darkroom.plan.stages import EDITED, IMAGES, STAGES
 
 # What extensions bring: name -> model.
 SECTIONS: dict[str, type[BaseModel]] = {}
@@ -27,9 +28,10 @@ class AnyKeys(Section):
 
 
 def allow_section(name: str, model: type[BaseModel]) -> None:
-    """Let the config have a section `name`, and thresholds for its pictures under `select.<name>`.
+    """Let the config have a section `name`.
 
-    model: checks the section; a subclass of `Section` also reads values as the other sections do.
+    model: checks the section; a subclass of `Section` also reads values as the other sections do. That of a stage is a
+    subclass of `StageSection`, or of `ModelSection` where a model makes its pictures.
     Raises DarkroomError where the name is taken.
     """
     if name in Config.model_fields or SECTIONS.get(name, model) is not model:
@@ -45,14 +47,20 @@ def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
 
 
 def config_model() -> type["Config"]:
-    """The model of the whole config, with what the extensions loaded so far bring."""
-    if not SECTIONS and not METRICS:
+    """The model of the whole config, with what the extensions loaded so far bring: their sections and metrics, and for
+    each of their stages `select.<stage>` and `export.preferences.<stage>`."""
+    stages = [name for name in STAGES if name not in (IMAGES.name, EDITED.name)]
+    if not SECTIONS and not METRICS and not stages:
         return Config
-    thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in SECTIONS}
+    thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in stages}
+    preferred: dict[str, Any] = dict.fromkeys(stages, (Preferred, None))
     asked_for: dict[str, Any] = {name: (model | None, None) for name, model in METRICS.items()}
+    preferences = create_model("Preferences", __base__=Preferences, **preferred)
+    export: dict[str, Any] = {"preferences": (preferences, Field(default_factory=preferences))}
     sections = SECTIONS | {
         "select": create_model("Select", __base__=Select, **thresholds),
         "metrics": create_model("Metrics", __base__=Metrics, **asked_for),
+        "export": create_model("Export", __base__=Export, **export),
     }
     added: dict[str, Any] = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     return create_model("Config", __base__=Config, **added)
@@ -149,6 +157,25 @@ Resources = Annotated[
     AfterValidator(_check_resources),
 ]
 
+BatchSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=4096,
+        description="Images denoised together. Large models gain little from more than 1, small ones much. Not part of an image's"
+        " identity, though above 1 it can change the last bits. On the CPU images are made one by one.",
+    ),
+]
+Gpus = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=64,
+        description="GPUs of a job. With more than one, as many processes, each with a GPU and a copy of the model, share the"
+        " shard's images; the results are the same. With `device: cpu` it counts for nothing.",
+    ),
+]
+
 
 class Shards(Section):
     size: int = Field(
@@ -160,8 +187,18 @@ class Shards(Section):
     )
 
 
-class _Images(Section):
-    """What `generate` and `edit` have in common."""
+class StageSection(Section):
+    """What the section of every stage that makes pictures has. A stage of an extension gives `family` a default of its own."""
+
+    family: Family
+    device: Device = "auto"
+    batch_size: BatchSize = 1
+    gpus: Gpus = 1
+    resources: Resources = Field(default={})
+
+
+class ModelSection(Section):
+    """What the section of a stage has whose pictures a model makes, such as `generate` and `edit`."""
 
     model: Model
     revision: Revision = None
@@ -189,20 +226,8 @@ class _Images(Section):
         le=4096,
         description="Tokens of a prompt that are read; longer ones are cut, and the job's log says how many.",
     )
-    batch_size: int = Field(
-        default=1,
-        ge=1,
-        le=4096,
-        description="Images denoised together. Large models gain little from more than 1, small ones much. Not part of an image's"
-        " identity, though above 1 it can change the last bits. On the CPU images are made one by one.",
-    )
-    gpus: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="GPUs of a job. With more than one, as many processes, each with a GPU and a copy of the model, share the"
-        " shard's images; the results are the same. With `device: cpu` it counts for nothing.",
-    )
+    batch_size: BatchSize = 1
+    gpus: Gpus = 1
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
         description="Where weights wait: `model` brings each part of the pipeline to the GPU in turn, `sequential` each layer"
@@ -250,7 +275,7 @@ class _Images(Section):
     resources: Resources = Field(default={})
 
 
-class Generate(_Images):
+class Generate(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-dev"
     family: Family = "flux"
     width: Pixels = 1024
@@ -258,7 +283,7 @@ class Generate(_Images):
     guidance: Guidance = 3.5
 
 
-class Edit(_Images):
+class Edit(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-Kontext-dev"
     family: Family = "flux-kontext"
     width: Pixels = None

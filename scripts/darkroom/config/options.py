@@ -69,7 +69,7 @@ _VLLM_NEUTRAL = frozenset(
 
 def image_options(section: dict[str, Any]) -> dict[str, Any]:
     """The options of `generate` or `edit` that are part of a recipe: those that are not as they are by default."""
-    chosen = {name: section[name] for name, default in IMAGE_OPTIONS.items() if section[name] != default}
+    chosen = {name: section[name] for name, default in IMAGE_OPTIONS.items() if section.get(name, default) != default}
     if "cache" in chosen:
         key = CACHE_KEYS[chosen["cache"]]
         chosen[key] = section[key]
@@ -111,9 +111,11 @@ def refusal(section: dict[str, Any], device: str) -> str | None:
 
 
 def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
+    unset = IMAGE_OPTIONS | {"offload": "none"}
+    section = unset | section  # the section of another stage need not have them
     offload, quantization, attention = section["offload"], section["quantization"], section["attention"]
     cache, compiled, kind = section["cache"], section["compile"], family(section["family"])
-    for option, unused in (IMAGE_OPTIONS | {"offload": "none"}).items():
+    for option, unused in unset.items():
         if section[option] != unused and not kind.takes(option, section[option]):
             able = [other.name for other in FAMILIES.values() if other.takes(option, section[option])]
             yield (
@@ -128,7 +130,7 @@ def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
             yield "quantization: nf4 (bitsandbytes) needs a GPU; int8 works on the CPU"
         if attention not in _CPU_ATTENTION:
             yield f"attention: {attention} needs a GPU; on the CPU: {', '.join(_CPU_ATTENTION)}"
-    elif attention in _HALF_ATTENTION and section["dtype"] == "float32":
+    elif attention in _HALF_ATTENTION and section.get("dtype") == "float32":
         yield f"attention: {attention} takes float16 and bfloat16 only, and dtype is float32"
     if offload == "sequential":
         if quantization:
@@ -162,7 +164,7 @@ def missing(section: dict[str, Any], device: str) -> str | None:
 
 def packages(section: dict[str, Any]) -> list[str]:
     """The distributions whose versions decide pixels because of an option."""
-    modules = [module for (option, value), (module, _) in _NEEDS.items() if section[option] == value]
+    modules = [module for (option, value), (module, _) in _NEEDS.items() if section.get(option) == value]
     return [_DISTRIBUTIONS.get(module, module) for module in modules]
 
 

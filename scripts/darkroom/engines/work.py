@@ -98,7 +98,7 @@ def work(
 def share(batches: list[Batch], part: int, parts: int) -> list[Batch]:
     """One of the parts into which batches are cut: neighbours, for they share prompts, and about as much work in each."""
     costs = [
-        sum(width * height * r.steps * (2 if r.true_cfg > 1 else 1) for r in batch)
+        sum(width * height * (r.steps or 1) * (2 if r.true_cfg > 1 else 1) for r in batch)
         for batch, (width, height) in batches
     ]
     total, before, own = sum(costs), 0, []

@@ -107,9 +107,9 @@ class Export:
 
     def marker(self, kind: Kind) -> Marker:
         """What turns the pictures of a kind into PNG files."""
-        images = next((k for k in self.kinds if k.name == "images"), None)
+        reads = next((other for other in self.kinds if other.name == kind.reads), None)
         names = {model.section: model.name for model in self.models}
-        return Marker(kind, images, names.get("generate"), names.get(kind.section or ""), self.settings["provenance"])
+        return Marker(kind, reads and names.get(reads.section), names.get(kind.section), self.settings["provenance"])
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""

@@ -12,6 +12,7 @@ from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
+from darkroom.plan.stages import EDITED
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -35,7 +36,9 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
 
 def picture_folders(kind: Kind) -> tuple[str, ...]:
     """The folders that hold a kind's pictures."""
-    return (kind.name, "sources") if kind.has_sources else (kind.name,)
+    if not kind.has_sources:
+        return (kind.name,)
+    return kind.name, "sources" if kind.name == EDITED.name else f"{kind.name}_sources"
 
 
 def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str, Any]]:
@@ -49,19 +52,21 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
         for _, place, record in group:
             if record["selected"]:
                 kept.append(record)
-                paths.append(put_pictures(pictures, kind.name, marker, stored.read(shard, place, record)))
+                paths.append(put_pictures(pictures, marker, stored.read(shard, place, record)))
         if kept:
             yield _filled(line["row"], kept, paths, kind, export.catalogue, export.reply_column)
 
 
-def put_pictures(pictures: PngFolder, name: str, marker: Marker, image: Image) -> tuple[str, str | None]:
-    """Write an image as PNG below the folder `name`, and an edit's source below sources; their paths (image, source)."""
+def put_pictures(pictures: PngFolder, marker: Marker, image: Image) -> tuple[str, str | None]:
+    """Write an image as PNG below the first folder of `pictures`, and its source below the second; their paths."""
     shard, record, full = image.shard, image.record, image.full
-    path = pictures.put(name, shard, record["key"], lambda: marker.image(shard, record, full["image"]["bytes"]))
+    path = pictures.put(
+        pictures.names[0], shard, record["key"], lambda: marker.image(shard, record, full["image"]["bytes"])
+    )
     if "source" not in full:
         return path, None
     stem = record["source_sha256"][:32]
-    source = pictures.put("sources", shard, stem, lambda: marker.source(shard, record, full["source"]["bytes"]))
+    source = pictures.put(pictures.names[1], shard, stem, lambda: marker.source(shard, record, full["source"]["bytes"]))
     return path, source
 
 

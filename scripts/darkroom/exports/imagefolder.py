@@ -26,7 +26,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
         with replacing(folder / "metadata.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as out:
             for image in export.selected(kind):
                 count += 1
-                path, source = put_pictures(pictures, "pictures", marker, image)
+                path, source = put_pictures(pictures, marker, image)
                 line: dict[str, Any] = {"file_name": path} | ({"source_file_name": source} if source else {})
                 described = export.described(kind, image)
                 line |= {name: described[column] for name, column in metadata_columns(export, kind).items()}

@@ -71,12 +71,12 @@ def as_png(data: bytes, name: str) -> bytes:
 class Marker:
     """Turns pictures of a kind into PNG files, and into those that say how they were made where `on`.
 
-    kind: of the pictures; images: the kind that edits may start from; generator and model: the names of the models that
-    make `images` and `kind`. Pictures that the user gave are not marked.
+    kind: of the pictures; before and model: the names of the models that make what they start from, and them. Pictures that the
+    user gave are not marked.
     """
 
-    def __init__(self, kind: Kind, images: Kind | None, generator: str | None, model: str | None, on: bool):
-        self.kind, self.images, self.generator, self.model, self.on = kind, images, generator, model, on
+    def __init__(self, kind: Kind, before: str | None, model: str | None, on: bool):
+        self.kind, self.before, self.model, self.on = kind, before, model, on
         self.shard: str | None = None
 
     def image(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
@@ -94,11 +94,9 @@ class Marker:
         if not self.on or record["source_origin"] != "generated":
             return png
         self._open(shard)
-        if record["source_name"] not in self.sources:  # of another stage than `images`
-            return png
         made, meta = self.sources[record["source_name"]]
-        # The image may have been made again since, with other pixels than the edit started from.
-        return _marked(png, made | {"sha256": record["source_sha256"]}, self.generator, meta, CREATED)
+        # The image may have been made again since, with other pixels than this one was made from.
+        return _marked(png, made | {"sha256": record["source_sha256"]}, self.before, meta, CREATED)
 
     def _open(self, shard: str) -> None:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""
@@ -106,18 +104,18 @@ class Marker:
             return
         self.shard, self.meta = shard, read_meta(self.kind.image_file(shard))
         self.sources: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        if not self.kind.has_sources or self.images is None:
+        if not self.kind.has_sources:
             return
-        wanted: dict[str, set[tuple[str, int, int]]] = {}
-        for reference in self.kind.plan.references(shard):
-            wanted.setdefault(reference.shard, set()).add(reference[:3])
+        columns = ["source_name", "source_origin"]
+        found = iter_records(self.kind.image_file(shard), columns)
+        wanted = {record["source_name"] for record in found if record["source_origin"] == "generated"}
         columns = ["key", "row", "item", "sample", "prompt", "seed", *_SETTINGS]
-        for name, places in wanted.items():
-            path = self.images.image_file(name)
+        for path in self.kind.files.sources(shard):
             meta = read_meta(path)
             for record in iter_records(path, columns):
-                if (record["row"], record["item"], record["sample"]) in places:
-                    self.sources[source_name(record)] = (record, meta)
+                name = source_name({part: record[part] for part in ("row", "item", "sample")})
+                if name in wanted:
+                    self.sources[name] = (record, meta)
 
 
 def _marked(png: bytes, record: dict[str, Any], model: str | None, meta: dict[str, Any], type_: str) -> bytes:

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.judge import JudgeMetric
@@ -22,6 +23,8 @@ METRICS: dict[str, type[Metric]] = {}
 
 def register(metric: type[Metric]) -> type[Metric]:
     """Let the config name a metric: `metric.name` is the key below `metrics`.
+
+    What stands there is for the metric to check, unless `darkroom.config.models.allow_metric` was called before, with a model.
 
     Args:
         metric: the class; its constructor is called with what stands below that key.
@@ -36,6 +39,8 @@ def register(metric: type[Metric]) -> type[Metric]:
     if (known.__module__, known.__qualname__) != (metric.__module__, metric.__qualname__):
         raise DarkroomError(f"metric {name}: there is one of this name already ({known.__module__}); give it another")
     METRICS[name] = metric
+    if name not in models.METRICS:  # else the extension has brought a model of its own that checks the section
+        models.allow_metric(name)
     return metric
 
 

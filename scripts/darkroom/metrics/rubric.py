@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from darkroom.engines import one_of
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.metrics.base import TAKEN, Catalogue, ScoreColumn
+from darkroom.plan.stages import EDITED, IMAGES, STAGES
 
 JUDGE = "judge"  # the metric that asks these questions
-KINDS = ("images", "edited")
+_ALWAYS = (IMAGES.name, EDITED.name)  # kinds that every rubric is about, though it may ask nothing
 MAX_TEXT = 10_000
 # Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
 # characters into the text and the reply is not JSON.
@@ -131,22 +133,24 @@ def load_rubric(path: str | Path) -> Rubric:
         line = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", error)).splitlines()[0]
         raise DarkroomError(f"{path}{line}: not valid YAML: {problem}") from error
-    whole = isinstance(content, dict) and not set(content) - set(KINDS)
+    whole = isinstance(content, dict) and not set(content) - set(STAGES)
     if not whole or not all(isinstance(asked, list | None) for asked in content.values()):
-        raise DarkroomError(f"{path}: expected the sections images and edited, each a list of questions")
-    questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in KINDS}
+        raise DarkroomError(f"{path}: expected the sections {one_of([*STAGES], 'and')}, each a list of questions")
+    kinds = [kind for kind in STAGES if kind in _ALWAYS or content.get(kind)]
+    questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in kinds}
     for kind, asked in questions.items():
         columns = [column.name for question in asked for column in question.columns]
         if double := {name for name in columns if columns.count(name) > 1}:
             raise DarkroomError(f"{path}: {kind}: column {sorted(double)[0]} is made by two questions")
         if taken := sorted(TAKEN.intersection(columns)):
             raise DarkroomError(f"{path}: {kind}: column {taken[0]} is there already; give it another name")
-    types = [{c.name: c.type for question in questions[kind] for c in question.columns} for kind in KINDS]
-    if odd := sorted(name for name in types[0].keys() & types[1].keys() if types[0][name] != types[1][name]):
-        raise DarkroomError(
-            f"{path}: column {odd[0]} is {types[0][odd[0]]} for images and {types[1][odd[0]]} for edited"
-        )
-    told = {kind: [[q.name, q.type, q.text, q.fields] for q in questions[kind]] for kind in KINDS}
+    types: dict[str, tuple[str, str]] = {}
+    for kind, asked in questions.items():
+        for column in (column for question in asked for column in question.columns):
+            type_, first = types.setdefault(column.name, (column.type, kind))
+            if type_ != column.type:
+                raise DarkroomError(f"{path}: column {column.name} is {type_} for {first} and {column.type} for {kind}")
+    told = {kind: [[q.name, q.type, q.text, q.fields] for q in asked] for kind, asked in questions.items()}
     return Rubric(questions, digest(told))
 
 

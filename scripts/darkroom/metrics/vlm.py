@@ -13,6 +13,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
 from darkroom.metrics.base import Answer, Ask
 from darkroom.metrics.rubric import Rubric
+from darkroom.plan.stages import STAGES
 
 QUESTION_TOKENS = 4096  # room for a question's text: a prompt of some 15 000 characters
 _YES = ("yes", "Yes", " yes", " Yes", "YES")
@@ -31,7 +32,7 @@ class Judge:
     def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
         from transformers import AutoConfig, AutoProcessor
 
-        self.section, self.images_each = section, 2 if kind == "edited" else 1
+        self.section, self.images_each = section, 2 if STAGES[kind].reads else 1
         self.path = section["model"]
         try:
             self.processor = AutoProcessor.from_pretrained(self.path)

@@ -13,10 +13,10 @@ import yaml
 from darkroom.config.load import is_folder_name
 from darkroom.engines import FAMILIES, FLUX_DEV, family
 from darkroom.errors import DarkroomError
+from darkroom.plan.stages import used_stages
 
 HUB = "https://huggingface.co"
 _MOST_BYTES = 2**20  # of a model card
-_STAGES = {"generate": "prompts", "edit": "edits"}  # section of the config -> the rows it is used for
 
 _JUDGES = {"Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
 
@@ -55,7 +55,7 @@ class Model:
     """A model of the config.
 
     Attributes:
-        section: "generate", "edit" or "judge".
+        section: of the config: a stage's, such as "generate", or "judge".
         name: owner/name, or the name of its folder.
         licence: its licence.
     """
@@ -108,11 +108,10 @@ def _of_card(card: Path) -> dict[str, str]:
 def models_of(config: dict[str, Any]) -> list[Model]:
     """The models that a config uses, the judge last; a family that needs none is named in its place, without a licence."""
     used = []
-    for section, rows in _STAGES.items():
-        if config[rows] is not None:
-            kind = family(config[section]["family"])
-            bare = Model(section, kind.name, Licence("none"))
-            used.append(model_of(section, config[section]) if kind.needs_model else bare)
+    for section in dict.fromkeys(stage.section for stage in used_stages(config)):
+        kind = family(config[section]["family"])
+        bare = Model(section, kind.name, Licence("none"))
+        used.append(model_of(section, config[section]) if kind.needs_model else bare)
     return [*used, model_of("judge", config["judge"])]
 
 

@@ -25,7 +25,7 @@ class Request:
     seed: int
     width: int | None
     height: int | None
-    steps: int
+    steps: int | None
     guidance: float
     true_cfg: float
     source: dict[str, Any] | None
@@ -51,7 +51,8 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
 
     section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
     images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
-    that makes one picture from each picture of another: they have its place for their source, and its size.
+    that makes one picture from each picture of another: they have its place for their source, and its size. What the row
+    says of steps, guidance and a negative prompt is for the picture that they start from.
     """
     if every:
         return [_after(request, section) for request in expand(row, _NO_SETTINGS, seed, samples)]
@@ -85,15 +86,16 @@ _NO_SETTINGS: dict[str, Any] = dict.fromkeys(("width", "height", "steps"), None)
 
 
 def _after(request: Request, section: dict[str, Any]) -> Request:
-    source = {"row": request.row, "item": request.item, "sample": request.sample}
     return replace(
         request,
-        source=source,
+        source={"row": request.row, "item": request.item, "sample": request.sample},
         given=None,
         width=None,
         height=None,
         negative_prompt=None,
         steps=section.get("steps") or 1,  # a family that takes no steps takes one
+        guidance=float(section.get("guidance", 0)),
+        true_cfg=float(section.get("true_cfg", 1)),
     )
 
 

@@ -4,7 +4,12 @@ Rules, plan, watch, prune, verify and the tables go over it. A stage that an ext
 files, scores, a place in the gallery and lines in the tables like the others.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from darkroom.errors import DarkroomError
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,34 @@ ROWS = ("prompts", "edits")  # the files of rows, in the order they are planned
 IMAGES = Stage("images", "prompts", "generate", "generate_images", title="Images")
 EDITED = Stage("edited", "edits", "edit", "edit_images", reads="images", title="Edited images")
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (IMAGES, EDITED)}
+# What else lies in the results folder.
+_FOLDERS = frozenset("prompts edits scores dataset exports gallery plots logs benchmarks sources".split())
 
 
 def register(stage: Stage) -> None:
-    """Add a stage to the table; it runs after the stage it reads. Raises ValueError where the name is taken by another."""
-    if STAGES.setdefault(stage.name, stage) != stage:
-        raise ValueError(f"a stage {stage.name} is there already")
+    """Add a stage to the table; every run that has its rows has the stage then, too. It runs after the stage it reads.
+
+    Raises DarkroomError where it cannot run, or where its name, or that of its rule, is taken.
+    """
+    wrong, before = None, STAGES.get(stage.reads or "")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", stage.name) or not stage.rule.isidentifier():
+        wrong = "its name must be small letters, digits and underscores, and its rule's that of a Python function"
+    elif stage.name in _FOLDERS:
+        wrong = "the results have a folder of that name; give it another"
+    elif not stage.every or before is None or before.rows != stage.rows:
+        wrong = f"set every, and reads to one of {', '.join(STAGES)}, which have the same rows"
+    elif any(stage != other and {stage.name, stage.rule} & {other.name, other.rule} for other in STAGES.values()):
+        wrong = "there is a stage of that name, or with that rule; give it another"
+    if wrong:
+        raise DarkroomError(f"stage {stage.name}: {wrong}")
+    STAGES[stage.name] = stage
 
 
 def stages_of(rows: set[str]) -> list[Stage]:
     """The stages of a run that has these rows, in the order they run: each after the one it reads."""
     return [stage for stage in STAGES.values() if stage.rows in rows]
+
+
+def used_stages(config: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a run with this config, which names the files of its rows, in the order they run."""
+    return stages_of({rows for rows in ROWS if config[rows] is not None})

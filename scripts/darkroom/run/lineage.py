@@ -87,10 +87,11 @@ class Lineage:
 
     @cached_property
     def shard_score_digests(self) -> dict[str, dict[str, Any]]:
-        """stage -> shard -> the digests of its scores by metric, in whichever file they are."""
+        """stage -> shard -> the digests of its scores by metric, in whichever file they are; of its images, where it has none."""
         return {
             stage: {
                 name: [score_digest([images], recipes[stage]) for recipes in self.metrics.values() if stage in recipes]
+                or [images]
                 for name, images in digests.items()
             }
             for stage, digests in self.image_digests.items()

@@ -201,8 +201,11 @@ def needs_of_step(workflow: "Workflow", step: Step, name: str, attempt: int = 1,
 
 def work_of(workflow: "Workflow", stage: str, shards: Collection[str]) -> Work:
     """The work of some shards of images, each of the size that the config has; where one starts from another, of both."""
-    section = workflow.section(stage)
-    pictures = 2 if workflow.stage(stage).reads else 1
+    made = workflow.stage(stage)
+    pictures = 2 if made.reads else 1
+    while made.every:  # as large as what it is made from
+        made = workflow.stage(made.reads or "")
+    section = workflow.config[made.section]
     pixels = (section.get("width") or 1024) * (section.get("height") or 1024) * pictures
     requests = sum(workflow.requests(stage, shard) for shard in shards)
     return Work(requests, requests * pixels, len(shards))

@@ -27,7 +27,7 @@ from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
 from darkroom.plan.recipe import image_recipe
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
-from darkroom.plan.stages import ROWS, STAGES, Stage, stages_of
+from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
@@ -86,7 +86,7 @@ class Workflow:
         rubric = load_rubric(config["judge"]["rubric"])
         metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
         check_licences(config, TRAINING)
-        stages = stages_of({rows for rows in ROWS if config[rows] is not None})
+        stages = used_stages(config)
         catalogue = catalogue_of(metrics, [*STAGES])
         _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
@@ -150,7 +150,8 @@ class Workflow:
                 metric.name: {
                     stage.name: metric.recipe(stage.name)
                     for stage in self.stages
-                    if metric.name == JUDGE or metric.columns(stage.name)
+                    # The judge has files, though empty ones, of images and edits that its rubric asks nothing of.
+                    if metric.columns(stage.name) or (metric.name == JUDGE and not stage.every)
                 }
                 for metric in self.metrics
             },
@@ -247,7 +248,7 @@ class Workflow:
         for section in used_sections(self.config):
             fetched = section in self.models and self.models[section].fetched
             known = marker_bytes(str(self.models[section].marker)) if fetched else model_bytes(self.config[section])
-            sizes[section] = known or HUB_MODEL_BYTES[section]
+            sizes[section] = known or HUB_MODEL_BYTES.get(section, HUB_MODEL_BYTES["edit"])
         return sizes
 
     def local_section(self, section: str) -> dict[str, Any]:
@@ -322,7 +323,7 @@ class Workflow:
         inputs = [
             manifest_of(file.path)
             for step in self.lineage.steps()
-            if step.metric is not None
+            if step.metric is not None or not self.lineage.metrics_of(step.stage)
             for file in self.lineage.files(step)
         ]
         return self.output("tables", files, self.merge_digest, inputs)
@@ -533,7 +534,7 @@ class Workflow:
                 files=self._files_of(stage),
                 rows=stage.rows,
                 section=stage.section,
-                has_sources=stage.reads is not None,
+                reads=stage.reads,
             )
             for stage in self.stages
         ]
@@ -546,6 +547,7 @@ class Workflow:
             rows=lambda shard: Path(lineage.rows_file(stage.rows, shard)),
             images=lambda shard: Path(lineage.image_file(stage.name, shard)),
             scores=lambda metric, group: Path(lineage.score_file(metric, stage.name, group)),
+            sources=lambda shard: [Path(path) for path in lineage.sources(stage.name, shard)],
         )
 
 

@@ -27,11 +27,13 @@ class ShardFiles:
         rows: shard -> its rows (JSONL).
         images: shard -> its images (Parquet).
         scores: (metric, group) -> what the metric says of the images of a group of shards (Parquet).
+        sources: shard -> the files of images of this run that its images start from.
     """
 
     rows: Callable[[str], Path]
     images: Callable[[str], Path]
     scores: Callable[[str, str], Path]
+    sources: Callable[[str], list[Path]] = lambda shard: []
 
     @classmethod
     def below(cls, rows: Path, images: Path, scores: Path) -> "ShardFiles":
@@ -57,7 +59,7 @@ class Kind:
         groups: group -> the shards that are scored together, whose scores are in one file.
         rows: which of the user's files its rows are from, "prompts" or "edits".
         section: the section of the config that names the model which makes the images; None where no model does.
-        has_sources: whether each image was made from another one, which its record holds as `source`.
+        reads: the kind that its images can start from; the record of each then holds as `source` what it was made from.
     """
 
     name: str
@@ -69,7 +71,12 @@ class Kind:
     groups: dict[str, list[str]]
     rows: str = "prompts"
     section: str | None = "generate"
-    has_sources: bool = False
+    reads: str | None = None
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether each image was made from another one."""
+        return self.reads is not None
 
     def rows_file(self, shard: str) -> Path:
         return self.files.rows(shard)

@@ -16,6 +16,7 @@ from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
 from darkroom.make import identify
 from darkroom.metrics.score import score_key
+from darkroom.plan.stages import Stage
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
 from darkroom.run.workflow import Workflow
@@ -111,7 +112,7 @@ def _image_shard(
     job = shard_job(workflow, step.stage, file.name)
     requests = requests_of(workflow, step.stage, workflow.plans[step.stage].read(file.name))
     failures: dict[int, str] = {}
-    sources = _PlannedSources(job.folder, _pictures(workflow, file, planned, stage.reads))
+    sources = _PlannedSources(job.folder, _pictures(file, planned, stage))
     identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
     have = waiting_images(wanted, kept.scratch(file.name), kept.shards([file.name]))
@@ -137,10 +138,10 @@ def _image_shard(
     return records
 
 
-def _pictures(workflow: Workflow, file: File, planned: _Planned, reads: str | None) -> dict[Place, dict[str, Any]]:
+def _pictures(file: File, planned: _Planned, stage: Stage) -> dict[Place, dict[str, Any]]:
     """The records of the images that a shard starts from: those that rows name, or all of the shard's files."""
-    if reads is None or reads in planned.pictures:
-        return planned.pictures.get(reads or "", {})
+    if not stage.every:
+        return planned.pictures.get(stage.reads or "", {})
     records = (record for path in file.inputs for record in planned.remade.get(path) or iter_records(path, _BRIEF))
     return {(record["row"], record["item"], record["sample"]): record for record in records}
 

@@ -16,10 +16,9 @@ from darkroom.jobs.runtime import device_kind, versions
 from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION
 from darkroom.plan.requests import Request
+from darkroom.plan.stages import STAGES
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records, read_meta
-
-STAGES = {"generate_images": "generate", "edit_images": "edit"}
 
 
 @dataclass
@@ -63,7 +62,7 @@ def replay(
 ) -> Comparison:
     """Make the image at `position` of a shard file again and compare it with the one that is stored.
 
-    sections: `generate` and `edit` of the config, for where the model lies and the device; all that decides the pixels comes
+    sections: of the config, for where the model lies and the device; all that decides the pixels comes
     from the shard file. models: those of the hub, by section; devices: from which the one for it is claimed. Raises DarkroomError
     where there is nothing to make, the model is another, or it does not make the same twice.
     """
@@ -72,7 +71,7 @@ def replay(
         raise DarkroomError(f"{path}: row {record['row']}: a given image; it was not made here")
     if record["error"] is not None:
         raise DarkroomError(f"{path}: row {record['row']}: was not made: {record['error']}")
-    recipe, name = meta["recipe"], STAGES[meta["rule"]]
+    recipe, name = meta["recipe"], next(s.section for s in STAGES.values() if s.rule == meta["rule"])
     if recipe["version"] != IMAGE_RECIPE_VERSION:
         raise DarkroomError(f"{path}: made by recipe version {recipe['version']}; this is {IMAGE_RECIPE_VERSION}")
     kind = engines.family(recipe["family"], f"{path}: family")
