@@ -38,9 +38,9 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     write_inputs(copy, rows[:-1])
     sorted(copy.results.glob("scores/judge/edited/*/*.parquet"))[0].unlink()
     planned, before = forecast_of(copy), recorded(copy)
-    # p0 and p8; e0 starts from p0; three pictures have a new content, one score file is missing.
+    # p0 and p8; e0 starts from p0, so that its shard has another name, too; one score file is gone besides.
     assert planned["images"]["to make"] == 2 and planned["edited"]["to make"] == 1
-    assert planned["scores/judge/edited"]["missing"] == 1
+    assert planned["edited"]["missing"] == 1 and planned["scores/judge/edited"]["missing"] == 2
     text = copy.darkroom("plan").stdout
     assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
     copy.snakemake()
