@@ -30,33 +30,39 @@ KEPT = 20  # earlier plans
 MOST_RATIO, MOST_START, MOST_FORECAST = 1.3, 3.0, 60.0
 OLD_SHARDS = 300  # image shards that are there when the recipe changes
 
+# As many files for each shard as the real rules make, and as many inputs for each job, but plain patterns.
 BARE = """
 shards = [f"{n:012x}" for n in range(SHARDS)]
-more = MANIFESTS
-images = ["bare/images/{s}.parquet", "bare/images/{s}.manifest"][: 1 + more]
-scores = ["bare/scores/{s}.parquet", "bare/scores/{s}.manifest"][: 1 + more]
-files = expand(["bare/prompts/{s}.jsonl", *images, *scores, "bare/gallery/{s}.js"], s=shards)
+images = ["bare/images/{s}.parquet", "bare/images/{s}.manifest"]
+scores = ["bare/scores/{s}.parquet", "bare/scores/{s}.manifest"]
+tables = ["bare/scores.parquet", "bare/scores.csv"]
+files = expand(["bare/prompts/{s}.jsonl", images[0], scores[0]], s=shards)
+pages = expand("bare/gallery/{s}.js", s=shards)
 rule all:
-    input: files, "bare/scores.parquet"
+    input: files, pages, tables, "bare/index.js"
 rule prompts:
     input: ancient("rows.jsonl")
     output: "bare/prompts/{s}.jsonl"
     script: "nothing.py"
 rule images:
-    input: "bare/prompts/{s}.jsonl"
+    input: "bare/prompts/{s}.jsonl", ancient("rows.jsonl")
     output: images
     script: "nothing.py"
 rule scores:
-    input: images[-1]
+    input: images, ancient("rows.jsonl")
     output: scores
     script: "nothing.py"
 rule gallery:
-    input: images[-1], scores[-1]
+    input: images, scores, ancient("rows.jsonl")
     output: "bare/gallery/{s}.js"
     script: "nothing.py"
 rule merge:
-    input: files
-    output: "bare/scores.parquet"
+    input: files, expand(scores[1], s=shards)
+    output: tables
+    script: "nothing.py"
+rule index:
+    input: pages, tables
+    output: "bare/index.js"
     script: "nothing.py"
 """
 
@@ -71,23 +77,26 @@ plan = make_plan(sys.argv[1], "prompts", 100, sys.argv[2])
 print(len(plan.shards), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
-# What a job of a shard does before it makes or asks anything: which shard it is of, and where results of its rows may lie.
+# What a job of a shard does before it makes anything, as scripts/make_images.py does it.
 START = """
+from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.workflow import Workflow
-workflow = Workflow.of_job(json.load(open(sys.argv[1])), REPOSITORY + "/scripts")
+workflow = Workflow.of_job(json.load(open(sys.argv[1])))
 plan = workflow.plans["images"]
 shard = plan.names[len(plan.names) // 2]
-digest = workflow.image_digests["images"][shard]
-earlier = plan.earlier_shards(shard)
-rows = [json.loads(line)["id"] for line in plan.read(shard).splitlines()]
-assert plan.shards_of_rows(rows) == [shard] * len(rows)
-print(len(earlier) - 1)
+workflow.planned_path(workflow.lineage.image_file("images", shard), "images", shard)
+requests_of(workflow, "images", plan.read(shard))
+workflow.check_sources("images", shard)
+kept = Kept(workflow, workflow.lineage.step("images"))
+shard_job(workflow, "images", shard)
+kept.image_files(shard)
+print(len(kept.shards([shard])) - 1)
 """
 
 FORECAST = """
 from darkroom.run.workflow import Workflow
 from darkroom.tools.forecast import forecast
-stages = forecast(Workflow.of_job(json.load(open(sys.argv[1])), REPOSITORY + "/scripts"))
+stages = forecast(Workflow.of_job(json.load(open(sys.argv[1]))))
 print(stages[0].jobs, stages[0].to_make, stages[0].carried)
 """
 
@@ -95,29 +104,8 @@ print(stages[0].jobs, stages[0].to_make, stages[0].carried)
 CALL = """
 import bench_plan
 from darkroom.run.workflow import Workflow
-print(getattr(bench_plan, sys.argv[2])(Workflow.of_job(json.load(open(sys.argv[1])), REPOSITORY + "/scripts")))
+print(getattr(bench_plan, sys.argv[2])(Workflow.of_job(json.load(open(sys.argv[1])))))
 """
-
-
-def planned_files(workflow) -> list[Path]:
-    """Every file that a run makes, as the rules name it. Here alone the bench knows where results lie."""
-    files = [
-        workflow.results(folder, f"{name}{ending}")
-        for kind, plan in workflow.plans.items()
-        for folder, ending in (
-            ("prompts" if kind == "images" else "edits", ".jsonl"),
-            (kind, ".parquet"),
-            (f"gallery/{kind}", ".js"),
-        )
-        for name in plan.names
-    ]
-    files += [
-        workflow.results("scores", kind, f"{name}.parquet")
-        for kind, groups in workflow.groups.items()
-        for name in groups.members
-    ]
-    files += [workflow.results(name) for name in ("scores.parquet", "scores.csv", "rejected.jsonl", "gallery/index.js")]
-    return files + workflow.plot_files() + [path for paths in workflow.export_files().values() for path in paths]
 
 
 def cpu_seconds(command: list[str], folder: Path) -> tuple[float, str]:
@@ -153,34 +141,54 @@ def write_config(path: Path, rows: Path, results: Path, size: int, **generate: o
     path.write_text(json.dumps(config | {"generate": stage | generate, "edit": stage, "judge": judge}))
 
 
-def has_manifests(workflow) -> bool:
-    return any(path.suffix == MANIFEST for path in planned_files(workflow))
+def write_planned(workflow) -> int:
+    """Make every file that a run makes, all of one time, and return their number.
 
+    The rows and manifests are real. Shards, pages and tables are empty: whether there is something to do depends on their times
+    and the manifests alone.
+    """
+    from darkroom.store.manifest import Manifest, read_manifest
 
-def write_planned(workflow) -> None:
-    """Make the planned files, empty but for the rows, all of one time."""
-    shards = {name: plan for plan in workflow.plans.values() for name in plan.names}
-    for path in planned_files(workflow):
-        name = path.name.partition(".")[0].partition("-")[0]
-        make_file(path, shards[name].read(name) if path.suffix == ".jsonl" and name in shards else b"")
+    lineage = workflow.lineage
+    files = {
+        lineage.rows_file(rows, name): plan.read(name)
+        for rows, plan in workflow.row_plans.items()
+        for name in plan.names
+    }
+    files |= {path: b"" for *_, path in workflow.gallery_files()}
+    for path, data in files.items():
+        make_file(Path(path), data)
+    for step in lineage.steps():
+        for file in lineage.files(step):
+            made_from = [read_manifest(Path(path).with_suffix(MANIFEST))["content"] for path in file.inputs]
+            manifest = Manifest(digest=file.digest, records=10, failed=0, content=file.digest * 2, made_from=made_from)
+            make_file(Path(file.path))
+            make_file(Path(file.manifest), json.dumps(manifest).encode())
+            files |= {file.path: b"", file.manifest: b""}
+    for output in workflow.outputs():
+        for path in output.files:
+            make_file(Path(path))
+        make_file(Path(output.made), json.dumps(output.manifest()).encode())
+        files |= dict.fromkeys([*output.files, output.made], b"")
+    return len(files)
 
 
 def write_old_images(workflow) -> None:
     """Make the first few hundred planned image shards, with as many records as they have requests, of one pixel each."""
-    from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
+    from darkroom.store.manifest import write_shard_with_manifest
+    from darkroom.store.shardfile import IMAGE_COLUMNS
 
-    plan = workflow.plans["images"]
-    files = [path for path in planned_files(workflow) if path.suffix == ".parquet" and "/images/" in str(path)]
     meta = {"digest": "d", "rule": "generate_images", "recipe": {"model": "none"}, "versions": {}, "failed": 0}
-    for path in [path for path in files if "/scores/" not in str(path)][:OLD_SHARDS]:
-        name = path.name.partition(".")[0].partition("-")[0]
+    for name in workflow.plans["images"].names[:OLD_SHARDS]:
         records = [
             dict.fromkeys(IMAGE_COLUMNS)
             | {"key": f"{name}{number:020x}", "row": f"{number}", "item": 0, "sample": 0, "origin": "generated"}
             | {"sha256": "0" * 64, "fields": "{}", "image": {"bytes": b"none", "path": "none.png"}}
-            for number in range(plan.shards[name].requests(1))
+            for number in range(workflow.requests("images", name))
         ]
-        write_shard(path, IMAGE_COLUMNS, records, meta)
+        path = Path(workflow.lineage.image_file("images", name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shard_with_manifest(path, IMAGE_COLUMNS, records, meta, [])
 
 
 def make_file(path: Path, data: bytes = b"") -> None:
@@ -255,8 +263,7 @@ def bench_dry_run(folder: Path, number: int) -> bool:
     cpu_seconds(ours, folder)  # makes and caches the plan
     (plan,) = folder.glob("results/.darkroom/plan/prompts/*.places")
     shards = len(json.loads(plan.with_suffix(".json").read_bytes())["shards"])
-    _, manifests = library(CALL, "config.json", "has_manifests", folder=folder)
-    (folder / "Snakefile").write_text(BARE.replace("SHARDS", str(shards)).replace("MANIFESTS", manifests.strip()))
+    (folder / "Snakefile").write_text(BARE.replace("SHARDS", str(shards)))
     good = True
     for state in ("all to do", "nothing to do"):
         if state == "nothing to do":
@@ -265,7 +272,8 @@ def bench_dry_run(folder: Path, number: int) -> bool:
             files += [f"{stage}/{{}}{MANIFEST}" for stage in ("images", "scores")]
             for path in (name.format(f"{n:012x}") for name in files for n in range(shards)):
                 make_file(folder / "bare" / path)
-            make_file(folder / "bare/scores.parquet")
+            for name in ("scores.parquet", "scores.csv", "index.js"):
+                make_file(folder / "bare" / name)
         mine, text = cpu_seconds(ours, folder)
         bare, bare_text = cpu_seconds(snakemake, folder)
         jobs, bare_jobs = jobs_of(text), jobs_of(bare_text)
@@ -277,7 +285,7 @@ def bench_dry_run(folder: Path, number: int) -> bool:
         )
         if state == "nothing to do" and (jobs or bare_jobs):
             good = False
-            print("the files that are there are not taken for made: see planned_files and write_planned")
+            print("the files that are there are not taken for made: see write_planned")
     return good
 
 
