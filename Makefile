@@ -58,6 +58,7 @@ $(QUICK_READY): envs/quick.lock
 	@echo "Installing into $(QUICK_VENV) (some 700 MB, a minute) ..."
 	@$(PYTHON) -m venv $(QUICK_VENV)
 	@$(QUICK)/python $(PIP) install --no-deps -r $<
+	@$(QUICK)/python $(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 # The lock lists every package, so pip need not resolve anything; some that vLLM names but breaks on are left out. The checkout

@@ -120,8 +120,8 @@ class MetricContract:
         write_shard(images, COLUMNS[kind], [*records.values(), broken], made)
 
         def score(path, metric=metric, old=(), opened=None):
-            kept = tmp_path / "journal.jsonl", list(old), [], [], opened or (lambda: scorer)
-            return score_shards(metric, kind, {images: "i"}, path, "s", *kept)
+            kept = tmp_path / "journal.jsonl", list(old), [tmp_path / "journal.jsonl"]
+            return score_shards(metric, kind, {images: "i"}, path, "s", *kept, ["i"], opened or (lambda: scorer))
 
         one, two, three = (tmp_path / f"{name}.parquet" for name in "abc")
         counts = score(one)

@@ -25,11 +25,17 @@ OTHER |= {("quick.lock", name) for name in CHECKERS}
 HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
 # Imported by functions that only other stages call, or the run itself (psutil).
 ELSEWHERE = {
-    "tables.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2", "psutil"},
-    "report.yaml": {"torch", "torchao", "diffusers", "transformers", "huggingface_hub", "httpx2", "psutil"},
+    "tables.yaml": {"huggingface_hub", "httpx2", "psutil"},
+    "report.yaml": {"huggingface_hub", "httpx2", "psutil"},
     "judge.yaml": {"diffusers", "torchao", "httpx2", "psutil"},
     "generate.yaml": {"httpx2", "psutil"},
     "hub.yaml": {"numpy", "PIL", "pyarrow", "psutil"},
+}
+# Modules behind which libraries of models begin, and the scripts whose jobs open them. Every script plans a run, whose engines
+# and metrics name them in functions that only these call.
+DOORS = {
+    "darkroom.engines.diffusion": {"make_images.py", "score_images.py"},
+    "darkroom.metrics.vlm": {"score_images.py"},
 }
 # Snakemake gives itself to a script, whatever the environment.
 GIVEN = {"snakemake", "darkroom", *sys.stdlib_module_names}
@@ -71,12 +77,15 @@ def imports(path, lazy):
 
 
 def needs(script, lazy):
-    """Packages that a script imports, by itself or through the library."""
+    """Packages that a script imports, by itself or through the library; lazy: or when functions run, but for other jobs' doors."""
     todo, seen, found = [SCRIPTS / script], set(), set()
+    closed = {module for module, scripts in DOORS.items() if lazy and script not in scripts}
     while todo:
         path = todo.pop()
         seen.add(path)
         for module in imports(path, lazy):
+            if module in closed:
+                continue
             base = SCRIPTS.joinpath(*module.split("."))
             if own := next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()), None):
                 todo += [] if own in seen else [own]
@@ -88,7 +97,7 @@ def needs(script, lazy):
 def rules():
     """(script, environment) of every rule."""
     for path in (REPOSITORY / "workflow/rules").glob("*.smk"):
-        for rule in re.split(r"^ *rule ", path.read_text(), flags=re.M)[1:]:
+        for rule in re.split(r"^ *rule\b.*:$", path.read_text(), flags=re.M)[1:]:
             script, env = (re.findall(rf'"\.\./\.\./{folder}/([\w.]+)"', rule) for folder in ("scripts", "envs"))
             yield script[0], env[0]
 

@@ -184,8 +184,7 @@ def two(tmp_path_factory, brightness):
     for kind in kinds:
         for shard in kind.plan.names:
             path, images = kind.score_file("brightness", shard), kind.image_file(shard)
-            kept = folder / "journal.jsonl", [], [], []
-            score_shards(metric, kind.name, {images: "i"}, path, "b", *kept)
+            score_shards(metric, kind.name, {images: "i"}, path, "b", folder / "journal.jsonl", [], [], ["i"])
         kind.score_digests["brightness"] = dict.fromkeys(kind.plan.names, "b")
     select = {"images": {"brightness": 0.5}, "edited": {}, "per_row": None}
     files = folder / "scores.parquet", folder / "scores.csv"
@@ -249,15 +248,17 @@ def test_a_metric_s_file_of_other_pictures_stops_the_merge(two, tmp_path):
 
 def test_the_gallery_shows_every_metric(two, tmp_path):
     folder, kinds, catalogue, select, _ = two
-    shown = {}
+    files = {
+        (kind.name, shard): tmp_path / kind.name / f"g/{shard}-r.js" for kind in kinds for shard in kind.plan.names
+    }
     for kind in kinds:
         for shard in kind.plan.names:
-            path = shown[kind.name, shard] = tmp_path / kind.name / "recipe" / f"{shard}-rows.js"
+            path = files[kind.name, shard]
             write_shard(kind, shard, {"thumbnail": 64, "preview": None}, path, {"digest": "g"})
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
             assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
     about = {"title": "t", "set": "s"}
-    write_index(kinds, catalogue, select, folder / "scores.parquet", shown, tmp_path, about, {"digest": "g"})
+    write_index(kinds, catalogue, select, folder / "scores.parquet", files, tmp_path, about, {"digest": "g"})
     index = json.loads(
         (tmp_path / "index.js").read_text().split("\n")[1].removeprefix("gallery.index(").removesuffix(");")
     )

@@ -108,5 +108,5 @@ def test_scratch_holds_whole_files_only(tmp_path):
     scratch.put("ab12", b"pixels")
     assert scratch.has("ab12") and scratch.get("ab12") == b"pixels" and not scratch.has("ab13")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ab12.png"]
-    scratch.clear()
+    scratch.clear(["ab12"])
     assert not scratch.has("ab12")

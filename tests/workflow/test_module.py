@@ -104,3 +104,12 @@ def test_without_any_library_one_line_says_what_to_do(run):
         f"error: no library darkroom, neither in {folder}/scripts nor installed;"
         " `pip install` the repository that this workflow is from"
     ]
+
+
+def test_a_plain_dry_run_from_the_repository_plans_everything(tmp_path):
+    """The Snakefile at the root names its default target by an attribute that Snakemake does not promise to keep."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--directory", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = set(re.findall(r"^(\w+) +\d+$", done.stdout, re.M))
+    assert planned >= {"all", "generate_images", "score_images", "merge_scores", "gallery_index"}

@@ -9,18 +9,13 @@ from pathlib import Path
 LIBRARY = Path(workflow.snakefile).parents[2] / "scripts"
 if (LIBRARY / "darkroom").is_dir():
     sys.path.insert(0, str(LIBRARY))
-    # Scripts inherit it. Snakemake puts their folder at the end of the path only, where an installed library would win.
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(LIBRARY) not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(LIBRARY), *filter(None, inherited)]
-        )
 elif find_spec("darkroom") is None:
     sys.exit(
         f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
     )
 
 from darkroom.errors import DarkroomError
+from darkroom.jobs.runtime import search_first
 from darkroom.run.needs import (
     gpus_of,
     needs_of_all,
@@ -30,6 +25,10 @@ from darkroom.run.needs import (
 )
 from darkroom.run.workflow import Workflow
 from snakemake.logging import logger
+
+if (LIBRARY / "darkroom").is_dir():
+    # Snakemake puts the folder of scripts at the end of their path, where an installed library would win.
+    search_first(LIBRARY)
 
 # A job parses this file again, on a node perhaps. It takes the plan it was submitted with: the user may have edited the rows
 # meanwhile. It knows that it is one, and of which run, from a variable that Snakemake hands on.
@@ -117,6 +116,18 @@ def timed(paths, makes):
 
 def manifests(files):
     return [str(Path(file).with_suffix(".manifest")) for file in files]
+
+
+def source_manifests(kind):
+    """Manifests of the pictures of this run that a shard starts from."""
+    return lambda wildcards: manifests(LINEAGE.sources(kind, wildcards.shard))
+
+
+def source_images(kind):
+    """These pictures themselves, whose times do not count."""
+    return lambda wildcards: [
+        ancient(file) for file in LINEAGE.sources(kind, wildcards.shard)
+    ]
 
 
 def asks_for_all(rule):

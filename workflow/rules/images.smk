@@ -32,17 +32,6 @@ if "images" in STAGES:
             "../../scripts/make_images.py"
 
 
-def source_manifests(kind):
-    """Manifests of the pictures of this run that a shard starts from."""
-    return lambda wildcards: manifests(LINEAGE.sources(kind, wildcards.shard))
-
-
-def source_images(kind):
-    return lambda wildcards: [
-        ancient(file) for file in LINEAGE.sources(kind, wildcards.shard)
-    ]
-
-
 if "edited" in STAGES:
 
     rule edit_images:

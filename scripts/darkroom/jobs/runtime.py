@@ -95,6 +95,13 @@ def retryable(error: DarkroomError) -> bool:
     return error.retryable or isinstance(cause, MemoryError) or "memory" in str(cause or "").lower()
 
 
+def search_first(folder: Path) -> None:
+    """Have the processes that this one starts look for modules in `folder` before all others."""
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(folder) not in inherited:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, inherited)])
+
+
 def limit_threads(threads: int, device: str) -> None:
     """Set how many threads libraries that are imported later start: one if models run on the CPU, else `threads`.
 
