@@ -9,7 +9,7 @@ window.gallery = (() => {
   const PAGE = 100000; // entries loaded without being asked for more
   const CACHE = (navigator.deviceMemory || 4) * 32e6; // characters of pictures kept in memory
   const OURS =
-    /^[a-z]\w*\/([0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
+    /^([a-z]\w*)\/(?:[0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
 
   const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [] };
   const byName = new Map();

@@ -30,9 +30,9 @@ def main() -> int:
         for number in numbers:
             folder = Path(name, str(number))
             folder.mkdir()
-            kind, digests = make_set(folder, number, side=320)
+            kind = make_set(folder, number, side=320)
             began = time.process_time()
-            path = make_gallery(kind, digests, folder)
+            path = make_gallery(kind, folder)
             costs.append((time.process_time() - began) / number)
             page = browser.new_page()
             began = time.monotonic()

@@ -34,8 +34,8 @@ def png(number: int, side: int) -> bytes:
 
 def make_set(
     folder: Path, number: int, side: int = 64, size: int = 100, hostile: bool = False, name: str = "images"
-) -> tuple[Kind, dict]:
-    """Image and score shards of `number` pictures of side x side pixels, below `folder`, and the digests of a gallery.
+) -> Kind:
+    """Image and score shards of `number` pictures of side x side pixels, below `folder`.
 
     name: of the kind.
     """
@@ -67,18 +67,20 @@ def make_set(
     digests = dict.fromkeys(plan.names, "d")
     members = {shard: [shard] for shard in plan.names}
     files = ShardFiles.below(folder / "prompts", folder / name, folder / "scores" / name)
-    return Kind(name, plan, 1, files, digests, {"judge": digests}, members), {name: digests}
+    return Kind(name, plan, 1, files, digests, {"judge": digests}, members)
 
 
-def make_gallery(kind: Kind, digests: dict, folder: Path) -> Path:
+def make_gallery(kind: Kind, folder: Path) -> Path:
     """The gallery of a set, and its page."""
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
-    for name in kind.plan.names:
-        write_shard(kind, name, OPTIONS, folder / "gallery" / kind.name / f"{name}.js", {"digest": "d"})
+    below = folder / "gallery" / kind.name / "01234567-89abcdef"
+    files = {(kind.name, shard): below / f"{shard}-00000000.js" for shard in kind.plan.names}
+    for (_, shard), path in files.items():
+        write_shard(kind, shard, OPTIONS, path, {"digest": "d"})
     table = folder / "scores.parquet"
     merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
     about = {"title": "rows.jsonl", "set": "synthetic"}
-    write_index([kind], rubric.catalogue, SELECT, table, digests, folder / "gallery", about, {"digest": "g"})
+    write_index([kind], rubric.catalogue, SELECT, table, files, folder / "gallery", about, {"digest": "g"})
     return folder / "gallery/index.html"
 
 

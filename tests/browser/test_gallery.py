@@ -157,8 +157,8 @@ def test_a_threshold_rebuilds_the_index_and_leaves_the_pictures(shown):
 
 
 def test_a_prompt_stays_text(page, tmp_path):
-    kind, digests = make_set(tmp_path, 6, hostile=True)
-    opened(page, make_gallery(kind, digests, tmp_path))
+    kind = make_set(tmp_path, 6, hostile=True)
+    opened(page, make_gallery(kind, tmp_path))
     assert page.locator(".card .caption .prompt").first.inner_text() == ATTACK
     page.locator(".card").first.click()
     assert page.locator("#prompt").inner_text() == ATTACK
@@ -166,8 +166,8 @@ def test_a_prompt_stays_text(page, tmp_path):
 
 
 def test_a_kind_of_any_name_is_shown(page, tmp_path):
-    kind, digests = make_set(tmp_path, 6, name="inverted")
-    opened(page, make_gallery(kind, digests, tmp_path))
+    kind = make_set(tmp_path, 6, name="inverted")
+    opened(page, make_gallery(kind, tmp_path))
     assert status(page).startswith("6 of 6 images") and page.locator("#kind option").all_inner_texts() == [
         "all",
         "inverted",
@@ -179,8 +179,8 @@ def test_a_kind_of_any_name_is_shown(page, tmp_path):
 
 def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
     """The first picture at once, and wherever one scrolls there are pictures soon after."""
-    kind, digests = make_set(tmp_path, 4000)
-    path = make_gallery(kind, digests, tmp_path)
+    kind = make_set(tmp_path, 4000)
+    path = make_gallery(kind, tmp_path)
     began = time.monotonic()
     page.goto(path.as_uri())
     page.wait_for_selector(".card img[src]")
@@ -199,8 +199,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_large_pictures_come_as_previews_over_a_web_server(page, tmp_path):
-    kind, digests = make_set(tmp_path, 24, side=1500, size=12)
-    path = make_gallery(kind, digests, tmp_path)
+    kind = make_set(tmp_path, 24, side=1500, size=12)
+    path = make_gallery(kind, tmp_path)
     thumbnails, previews = ([*path.parent.glob(f"images/*/*-{what}*.js")] for what in "tp")
     assert thumbnails and previews
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=path.parent))
@@ -222,8 +222,8 @@ def test_large_pictures_come_as_previews_over_a_web_server(page, tmp_path):
 
 @pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 780}, "has_touch": True}], indirect=True)
 def test_on_a_phone(page, tmp_path):
-    kind, digests = make_set(tmp_path, 30)
-    opened(page, make_gallery(kind, digests, tmp_path))
+    kind = make_set(tmp_path, 30)
+    opened(page, make_gallery(kind, tmp_path))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.tap("#filters-button")
     page.wait_for_timeout(300)
