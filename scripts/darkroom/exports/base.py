@@ -109,7 +109,8 @@ class Export:
         """What turns the pictures of a kind into PNG files."""
         reads = next((other for other in self.kinds if other.name == kind.reads), None)
         names = {model.section: model.name for model in self.models}
-        return Marker(kind, reads and names.get(reads.section), names.get(kind.section), self.settings["provenance"])
+        before = names.get(reads.section or "") if reads else None
+        return Marker(kind, before, names.get(kind.section or ""), self.settings["provenance"])
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""
