@@ -112,13 +112,13 @@ def test_a_shard_on_two_gpus_is_byte_for_byte_that_of_one_whatever_happens_to_it
     assert shards(two) == shards(one)
     told = Counter(counter.read_text().split())
     assert len(told) == 24 + 3 and sum(told.values()) <= 24 + 3 + lost
-    log = next(two.results.glob("logs/generate_images/*.log")).read_text()
+    log = next(two.results.glob("logs/generate_images/**/*.log")).read_text()
     assert re.search(r"worker 0: generate: \d+ prompts encoded", log) and re.search(r"worker 1: generate: \d+ ", log)
     assert "generate: device 0, 1 of 0, 1" in log
-    edits = next(two.results.glob("logs/edit_images/*.log")).read_text()
+    edits = next(two.results.glob("logs/edit_images/**/*.log")).read_text()
     assert "missing.png" in edits or any(
         r["error"] and "missing.png" in r["error"]
-        for p in two.results.glob("edited/*.parquet")
+        for p in two.results.glob("edited/**/*.parquet")
         for r in iter_records(p)
     )
     assert not list((tmp_path / "tmp").glob("darkroom-*"))
@@ -142,7 +142,7 @@ def test_what_one_worker_cannot_go_on_from_is_the_job_s_one_line(tmp_path):
 
 
 def test_local_jobs_get_devices_of_their_own(tmp_path):
-    """Without a limit from the user Snakemake keeps to the devices there are; with a wrong one the jobs wait."""
+    """Snakemake starts no more than its limit of `gpu` lets it; without a limit, or with a wrong one, the jobs wait."""
     run = a_run(tmp_path / "run", size=6)
     used = tmp_path / "used.txt"
     env = environment() | {"PYTHONPATH": str(COUNTING), "DARKROOM_USED": str(used)}
@@ -162,12 +162,13 @@ def test_local_jobs_get_devices_of_their_own(tmp_path):
         logs = "".join(path.read_text() for path in run.results.glob("logs/*_images/**/*.log"))
         return sum(map(len, spans.values())), logs
 
-    number, logs = runs("--until", "generate_images")
+    number, logs = runs("--until", "generate_images", "--resources", "gpu=2")
     assert number >= 3 and "waiting for" not in logs
-    run.config["generate"]["steps"] = 1
-    clear_logs(run)
-    again, logs = runs("--until", "generate_images", "--resources", "gpu=9")
-    assert again == number and "waiting for 1 of the devices 0, 1: held: 0 by generate, pid" in logs
+    for steps, limit in enumerate(([], ["--resources", "gpu=9"]), 1):
+        run.config["generate"]["steps"] = steps
+        clear_logs(run)
+        again, logs = runs("--until", "generate_images", *limit)
+        assert again == number and "waiting for 1 of the devices 0, 1: held: 0 by generate, pid" in logs
     # Other shards of the same images: all is carried over, and waits for nobody.
     run.config["shards"]["size"] = 100_000
     clear_logs(run)

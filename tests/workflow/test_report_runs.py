@@ -1,5 +1,6 @@
 """The report: its plots are drawn again with the tables and with nothing else, and a browser shows every one of them."""
 
+import json
 import shutil
 import time
 import zipfile
@@ -107,6 +108,17 @@ def test_a_threshold_and_labels_draw_the_plots_again_and_load_no_model(copy, rep
     assert shards(copy) == shards(reported)
 
 
+def test_lost_packs_of_the_gallery_come_back(copy, reported):
+    """Of a shard that lost one of them, and of one that lost its folder; nothing else runs."""
+    first, second = sorted({path.parent for path in copy.results.glob("gallery/images/*/*-t0.js")})[:2]
+    next(first.glob("*-t0.js")).unlink()
+    shutil.rmtree(second)
+    assert copy.planned() == {"gallery_shard": 2, "all": 1}
+    copy.snakemake()
+    assert copy.planned() == {}
+    assert shards(copy) == shards(reported)
+
+
 def test_lost_and_stale_plots_come_back(copy):
     before = plots(copy)
     (copy.results / "plots/yield.png").unlink()
@@ -114,7 +126,8 @@ def test_lost_and_stale_plots_come_back(copy):
     shutil.rmtree(copy.folder / ".snakemake")
     copy.snakemake()
     assert plots(copy) == before and copy.planned() == {}
-    (copy.results / ".darkroom/plots.digest").write_text("of another table")
+    manifest = copy.results / ".darkroom/made/plots.manifest"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"digest": "of another table"}))
     assert copy.planned() == {"draw_plots": 1, "all": 1}
 
 

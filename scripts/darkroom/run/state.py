@@ -5,7 +5,8 @@ the cases that a path cannot tell:
 
 - files under names that stay (tables, exports, plots, the gallery's index) that were made for something else;
 - a shard that came back with other pictures than what follows was made from;
-- a shard file that another program replaced or cut short, or whose failures are to be tried again.
+- a shard file that another program replaced or cut short, or whose failures are to be tried again;
+- a shard's file of the gallery whose packs of pictures were deleted.
 
 Times only raise a suspicion: where a file is newer than what was made from it, the manifests' contents decide.
 """
@@ -15,6 +16,7 @@ import time as clock
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from darkroom.errors import DarkroomError
 from darkroom.run.lineage import File, manifest_of
@@ -34,21 +36,26 @@ class State:
         (self.settled if same else self.again).add(path)
 
 
-def look(
-    shards: Iterable[File], shown: Iterable[tuple[str, list[str]]], outputs: Iterable[Output], retry_failed: bool
-) -> State:
+@dataclass(frozen=True)
+class Shown:
+    """A shard's file of the gallery. packs: the folder of its pictures; inputs: the manifests of what it is made from."""
+
+    path: str
+    packs: str
+    inputs: list[str]
+
+
+def look(shards: Iterable[File], shown: Iterable[Shown], outputs: Iterable[Output], retry_failed: bool) -> State:
     """The state of a run's files.
 
-    shards: files of pictures and scores. shown: files of the gallery and the manifests each is made from. retry_failed: files
-    that hold failures are to be made again.
+    shards: files of pictures and scores. shown: the shards' files of the gallery. retry_failed: files that hold failures are to
+    be made again.
     """
     state = State()
     for file in shards:
         _look_at_shard(file, state, retry_failed)
-    for path, inputs in shown:
-        own = _time(path)
-        if own is not None and any(_newer(manifest, own) for manifest in inputs):
-            state._decide(path, _shown_from(path) == _contents(inputs))
+    for file in shown:
+        _look_at_shown(file, state)
     for output in outputs:
         _look_at_output(output, state)
     return state
@@ -71,6 +78,24 @@ def _look_at_shard(file: File, state: State, retry_failed: bool) -> None:
         state.again.add(file.path)
     elif newer:
         state._decide(file.path, manifest["made_from"] == _contents(inputs))
+
+
+def _look_at_shown(file: Shown, state: State) -> None:
+    own = _time(file.path)
+    if own is None:
+        return
+    newer = any(_newer(path, own) for path in file.inputs)
+    # Packs are written before the file; where one is deleted the folder's time changes.
+    packs = _time(file.packs)
+    suspect = packs is None or packs > own
+    if not newer and not suspect:
+        return
+    head = _shown_head(file.path)
+    lost = suspect and not all(os.path.exists(f"{file.packs}/{name}") for name in head["packs"])
+    if lost:
+        state.again.add(file.path)
+    elif newer:
+        state._decide(file.path, head.get("made_from") == _contents(file.inputs))
 
 
 def _look_at_output(output: Output, state: State) -> None:
@@ -110,13 +135,14 @@ def _is_sound(file: File) -> bool:
         return False
 
 
-def _shown_from(path: str) -> list[str] | None:
+def _shown_head(path: str) -> dict[str, Any]:
+    """The first line of a shard's file of the gallery; of one that is damaged, that it was made from nothing."""
     from darkroom.views.gallery import read_head
 
     try:
-        return read_head(path).get("made_from")
+        return {"packs": {}} | read_head(path)
     except DarkroomError:
-        return None
+        return {"packs": {}}
 
 
 def touch_stamp(path: Path, needed: bool) -> None:

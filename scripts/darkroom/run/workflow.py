@@ -33,7 +33,7 @@ from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import HUB_MODEL_BYTES, gpus_of
 from darkroom.run.outputs import Output
-from darkroom.run.state import State, look, touch_stamp
+from darkroom.run.state import Shown, State, look, touch_stamp
 from darkroom.views.figures import Plot, figures
 from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
@@ -405,7 +405,11 @@ class Workflow:
         return look(
             (file for step in lineage.steps() for file in lineage.files(step)),
             (
-                (path, [manifest_of(file) for file in self.gallery_inputs(stage, shard)])
+                Shown(
+                    path,
+                    f"{self.config['results']}/gallery/{stage}/{shard}",
+                    [manifest_of(file) for file in self.gallery_inputs(stage, shard)],
+                )
                 for stage, shard, path in self.gallery_files()
             ),
             self.outputs(),

@@ -144,7 +144,7 @@ def check_packs(folder: Path, head: dict[str, Any]) -> list[str]:
     for name, sha256 in head["packs"].items():
         pack = folder / name
         if not pack.exists():
-            problems.append(f"{pack}: no such file; delete the shard's .js files and run again")
+            problems.append(f"{pack}: no such file; run again")
         elif hashlib.sha256(pack.read_bytes()).hexdigest() != sha256:
             problems.append(f"{pack}: damaged; delete it and the shard's .js files, and run again")
     return problems
