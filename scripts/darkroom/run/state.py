@@ -54,8 +54,8 @@ def look(shards: Iterable[File], shown: Iterable[Shown], outputs: Iterable[Outpu
     state = State()
     for file in shards:
         _look_at_shard(file, state, retry_failed)
-    for file in shown:
-        _look_at_shown(file, state)
+    for shown_file in shown:
+        _look_at_shown(shown_file, state)
     for output in outputs:
         _look_at_output(output, state)
     return state
