@@ -2,6 +2,7 @@
 import os
 import sys
 import time
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ elif find_spec("darkroom") is None:
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import search_first
+from darkroom.run.lineage import manifest_of
 from darkroom.run.needs import (
     gpus_of,
     needs_of_all,
@@ -115,7 +117,19 @@ def timed(paths, makes):
 
 
 def manifests(files):
-    return [str(Path(file).with_suffix(".manifest")) for file in files]
+    return [manifest_of(file) for file in files]
+
+
+# Snakemake asks for each resource of each job apart.
+@cache
+def needs_of_job(step, name, attempt, marker=None):
+    """needs_of_step, once for all resources of a job; where it raises, as before a model is fetched, it is asked again."""
+    return needs_of_step(DARKROOM, step, name, attempt, marker)
+
+
+@cache
+def needs_of_gallery(kind, shard, attempt):
+    return needs_of_shard(DARKROOM, "gallery_shard", kind, shard, attempt)
 
 
 def source_manifests(kind):
@@ -149,25 +163,28 @@ def asks_for(step, unit):
     size of a hub model that is still to be fetched is not known; Snakemake asks again once the marker is there.
     """
     section = DARKROOM.device_section(step)
+    of_stage = {stage: LINEAGE.step(stage, step.metric) for stage in STAGES}
 
-    def needs(wildcards, input, attempt):
-        of = LINEAGE.step(wildcards.get("kind", step.stage), step.metric)
-        marker = str(input.model[0]) if input.get("model") else None
-        return needs_of_step(DARKROOM, of, wildcards.get(unit), attempt, marker)
+    def found(wildcards, attempt, marker=None):
+        of = of_stage[wildcards.get("kind", step.stage)]
+        return needs_of_job(of, wildcards.get(unit), attempt, marker)
 
-    # More that the config names, such as a partition, goes to the executor as it is.
-    return (
-        {"gpu": gpus_of(section)}
-        | section.get("resources", {})
-        | {
-            "mem_mb": lambda wildcards, input, attempt: needs(
-                wildcards, input, attempt
+    if step.section in DARKROOM.models:
+        asked = {
+            "mem_mb": lambda wildcards, input, attempt: found(
+                wildcards, attempt, str(input.model[0])
             ).mem_mb,
-            "runtime": lambda wildcards, input, attempt: needs(
-                wildcards, input, attempt
+            "runtime": lambda wildcards, input, attempt: found(
+                wildcards, attempt, str(input.model[0])
             ).runtime,
         }
-    )
+    else:
+        asked = {
+            "mem_mb": lambda wildcards, attempt: found(wildcards, attempt).mem_mb,
+            "runtime": lambda wildcards, attempt: found(wildcards, attempt).runtime,
+        }
+    # More that the config names, such as a partition, goes to the executor as it is.
+    return {"gpu": gpus_of(section)} | section.get("resources", {}) | asked
 
 
 def threads(step):

@@ -45,11 +45,11 @@ if DARKROOM.gallery:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=lambda wildcards, attempt: needs_of_shard(
-                DARKROOM, "gallery_shard", wildcards.kind, wildcards.shard, attempt
+            mem_mb=lambda wildcards, attempt: needs_of_gallery(
+                wildcards.kind, wildcards.shard, attempt
             ).mem_mb,
-            runtime=lambda wildcards, attempt: needs_of_shard(
-                DARKROOM, "gallery_shard", wildcards.kind, wildcards.shard, attempt
+            runtime=lambda wildcards, attempt: needs_of_gallery(
+                wildcards.kind, wildcards.shard, attempt
             ).runtime,
         message:
             "gallery of {wildcards.kind}, shard {wildcards.shard}"

@@ -13,7 +13,6 @@ Snakemake makes it, whatever target it is asked for. The whole digest stands in 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from darkroom.identity import digest
@@ -244,8 +243,8 @@ class File:
 
 
 def manifest_of(path: str) -> str:
-    """Where the manifest of a shard file lies, as text; `manifest.manifest_path` for paths."""
-    return path.removesuffix(Path(path).suffix) + SUFFIX
+    """Where the manifest of a shard file lies, as text: names of shard files have an ending. `manifest.manifest_path` is for paths."""
+    return path.rpartition(".")[0] + SUFFIX
 
 
 def _rows_id(shard: Shard) -> str:
