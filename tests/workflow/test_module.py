@@ -113,3 +113,32 @@ def test_a_plain_dry_run_from_the_repository_plans_everything(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     planned = set(re.findall(r"^(\w+) +\d+$", done.stdout, re.M))
     assert planned >= {"all", "generate_images", "score_images", "merge_scores", "gallery_index"}
+
+
+OLDEST = ["snakemake==9.19.0", "appdirs==1.4.4"]  # what it needs beyond the lock
+
+
+def dry_run(folder, env):
+    command = [sys.executable, "-m", "snakemake", "-n", "--workflow-profile", "none", "--snakefile"]
+    command.append(str(folder / "Snakefile"))
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_oldest_snakemake_that_is_supported_plans_the_same(run, tmp_path):
+    shutil.copytree(REPOSITORY, run.folder / "clone", ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "oldest")]
+    subprocess.run([*install, *OLDEST], check=True, capture_output=True, text=True, timeout=300)
+    now, then = (
+        dry_run(run.folder / "clone", environment() | more) for more in ({}, {"PYTHONPATH": str(tmp_path / "oldest")})
+    )
+    assert now.returncode == then.returncode == 0, now.stderr + then.stderr
+    assert run.jobs(then.stdout) == run.jobs(now.stdout) != {}
+
+
+def test_a_snakemake_that_is_not_supported_is_told_in_one_line(run):
+    shutil.copytree(REPOSITORY, run.folder / "clone", ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
+    snakefile = run.folder / "clone/workflow/Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("> 9:", "> 8:"))
+    done = dry_run(run.folder / "clone", environment())
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "this workflow is tested with 9.19 to 9.27; install one of these" in done.stderr
