@@ -209,9 +209,9 @@ def shards(run):
     }
 
 
-def opened(run) -> Workflow:
-    """The run as it is planned now, with paths that hold in this process."""
-    return Workflow.open(run.config | {"results": str(run.results)}, planned=True, folder=run.folder)
+def opened(run, planned=True) -> Workflow:
+    """The run as it is planned, with paths that hold in this process; planned: not anew."""
+    return Workflow.open(run.config | {"results": str(run.results)}, planned=planned, folder=run.folder)
 
 
 def planned_shards(run):
@@ -278,7 +278,11 @@ def demonstration(tmp_path_factory):
     """A checkout in which the demonstration was made, as `make demo` does."""
 
     def make(folder: Path) -> None:
-        shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".*", "results", "build", "tests"))
+        # In continuous integration it was made just before, by `make demo` on the same commit.
+        left_out = () if os.environ.get("CI") else ("results",)
+        shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".*", *left_out, "build", "tests"))
+        if (REPOSITORY / "results/.darkroom").exists() and not left_out:
+            shutil.copytree(REPOSITORY / "results/.darkroom", folder / "results/.darkroom")
         command = [sys.executable, "-m", "snakemake", "-j2", "--quiet", "all"]
         subprocess.run(command, cwd=folder, env=environment(), check=True, stdin=subprocess.DEVNULL, timeout=1800)
 

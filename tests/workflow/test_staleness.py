@@ -110,7 +110,7 @@ def test_exactly_what_must_run_is_planned(finished, tmp_path, change, records):
     make(run)
     if records == "lost":
         shutil.rmtree(run.folder / ".snakemake")
-    run.planned()  # what follows is planned
+    opened(run, planned=False)
     files = [os.path.relpath(path, run.folder) for path in (image_files(run)[place], score_files(run)[place])]
     merged = everything if tables else set()
     expected = {
