@@ -193,8 +193,12 @@ def threads(step):
     return section.get("resources", {}).get("threads", threads_of(step, section))
 
 
-def model(section):
-    """Input of the jobs that work with the model of a section: none where that lies in a folder."""
+def model(section, makes):
+    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder.
+
+    makes: as in `again`. The marker's time counts for nothing; but where the model has to be fetched again, Snakemake would
+    pass over jobs whose only input from that is ancient(), whatever else they are to be run for.
+    """
     if section not in DARKROOM.models:
         return []
     wanted = DARKROOM.models[section]
@@ -202,7 +206,10 @@ def model(section):
     def marker(wildcards):
         if wanted.commit is None:
             sys.exit(f"error: {wanted.unpinned}")
-        return [ancient(str(wanted.marker))]
+        path = str(wanted.marker)
+        made = makes.format(**dict(wildcards.items()))
+        waits = path in AGAIN and (made in AGAIN or not Path(made).exists())
+        return [path if waits else ancient(path)]
 
     return marker
 

@@ -11,7 +11,9 @@ if "images" in STAGES:
         input:
             rows=ancient(f"{RESULTS}/prompts/{{shard}}-{{rows}}.jsonl"),
             again=again(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            model=model("generate"),
+            model=model(
+                "generate", f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"
+            ),
         output:
             images=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
             manifest=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.manifest"),
@@ -43,7 +45,9 @@ if "edited" in STAGES:
                 f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet",
             ),
             again=again(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            model=model("edit"),
+            model=model(
+                "edit", f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"
+            ),
         output:
             images=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
             manifest=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.manifest"),
@@ -78,7 +82,10 @@ for stage in [stage for stage in STAGES.values() if stage.every]:
                 f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet",
             ),
             again=again(f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            model=model(stage.section),
+            model=model(
+                stage.section,
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet",
+            ),
         output:
             images=update(
                 f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"

@@ -30,7 +30,7 @@ for metric, scored in LINEAGE.metrics.items():
             images=judged_images,
             manifests=timed(judged_manifests, f"{files}.parquet"),
             again=again(f"{files}.parquet"),
-            model=model(step.section),
+            model=model(step.section, f"{files}.parquet"),
         output:
             scores=update(f"{files}.parquet"),
             manifest=update(f"{files}.manifest"),
