@@ -164,7 +164,7 @@ def test_local_jobs_get_devices_of_their_own(tmp_path):
 
     number, logs = runs("--until", "generate_images", "--resources", "gpu=2")
     assert number >= 3 and "waiting for" not in logs
-    for steps, limit in enumerate(([], ["--resources", "gpu=9"]), 1):
+    for steps, limit in enumerate(([], ["--resources", "gpu=9"]), 5):
         run.config["generate"]["steps"] = steps
         clear_logs(run)
         again, logs = runs("--until", "generate_images", *limit)
