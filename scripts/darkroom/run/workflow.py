@@ -251,10 +251,6 @@ class Workflow:
             sizes[section] = known or HUB_MODEL_BYTES.get(section, HUB_MODEL_BYTES["edit"])
         return sizes
 
-    def local_section(self, section: str) -> dict[str, Any]:
-        """A section of the config as its engine takes it. Raises DarkroomError where its hub model is not in the cache."""
-        return local_section(self.config[section], self.models.get(section))
-
     # ------------------------------------------------------------------------------------- labels
 
     @cached_property
