@@ -14,7 +14,7 @@ class TestJudge(MetricContract):
         rows = tmp_path_factory.mktemp("rows") / "prompts.jsonl"
         rows.write_text("{}\n")
         config = small_config(prompts=str(rows), judge={"engine": "transformers"})
-        return load_config(config, REPOSITORY / "workflow/schemas/config.schema.yaml", [REPOSITORY])["judge"]
+        return load_config(config, [REPOSITORY])["judge"]
 
     @pytest.fixture(scope="class")
     def metric(self, section):
