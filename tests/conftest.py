@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 from darkroom.run.workflow import Workflow
 from darkroom.tools.prune import superseded_files
@@ -87,24 +88,30 @@ class Run:
         return self.folder / name
 
     def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", *self.arguments(*arguments)]
+
+    def arguments(self, *more: str) -> list[str]:
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(self.config))
         # --configfile adds to the repository's own config, so every key that matters is set here.
         return [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")),
+            *("--snakefile", str(REPOSITORY / "Snakefile")),
             *("--directory", str(self.folder), "--configfile", str(path), "--workflow-profile", "none"),
-            *("--rerun-triggers", "mtime", "--rerun-incomplete", "--cores", "2", *arguments),
+            *("--rerun-triggers", "mtime", "--rerun-incomplete", "--cores", "2", *more),
         ]
 
     def snakemake(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=self.env or environment(),
-            stdin=subprocess.DEVNULL,
-        )
+        if self.env is None:
+            done = warm.run(self.arguments(*arguments), self.folder, environment(), timeout)
+        else:
+            done = subprocess.run(
+                self.command(*arguments),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+            )
         if check and done.returncode:
             logs = "\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in self.results.glob("logs/**/*.log"))
             raise AssertionError(f"snakemake failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{logs}")
