@@ -10,6 +10,7 @@ from darkroom.plan.stages import STAGES
 from darkroom.run.lineage import Step
 from darkroom.run.needs import (
     HUB_MODEL_BYTES,
+    Needs,
     Work,
     export_needs,
     gallery_index_needs,
@@ -19,7 +20,7 @@ from darkroom.run.needs import (
     judge_needs,
     merge_needs,
     needs_of_all,
-    needs_of_shard,
+    needs_of_any_shard,
     needs_of_step,
     plot_needs,
     threads_of,
@@ -126,7 +127,10 @@ def test_each_rule_asks_for_its_own_part_of_the_work(workflow):
     assert needs_of_step(workflow, EDIT, "a") == replace(expected, **with_device)
     expected = judge_needs(SCORES, Work(40, 40 * one, 2), JUDGE, 1)
     assert needs_of_step(workflow, SCORE, "a") == replace(expected, **with_device)
-    assert needs_of_shard(workflow, "gallery_shard", "images", "a") == gallery_shard_needs(Work(10, 10 * one), 1)
+    of_both = gallery_shard_needs(Work(30, 30 * one), 2), gallery_shard_needs(Work(5, 10 * one), 2)
+    largest = Needs(of_both[1].mem_mb, of_both[0].runtime)  # pictures are twice as large where their source is shown
+    assert of_both[0].mem_mb < largest.mem_mb and of_both[1].runtime < largest.runtime
+    assert needs_of_any_shard(workflow, "gallery_shard") == largest
     for rule, needs in (("merge_scores", merge_needs), ("export_dataset", export_needs), ("draw_plots", plot_needs)):
         assert needs_of_all(workflow, rule) == needs(Work(45, 50 * one, 3), 1)
 

@@ -21,7 +21,7 @@ from darkroom.run.lineage import manifest_of
 from darkroom.run.needs import (
     gpus_of,
     needs_of_all,
-    needs_of_shard,
+    needs_of_any_shard,
     needs_of_step,
     threads_of,
 )
@@ -125,11 +125,6 @@ def manifests(files):
 def needs_of_job(step, name, attempt, marker=None):
     """needs_of_step, once for all resources of a job; where it raises, as before a model is fetched, it is asked again."""
     return needs_of_step(DARKROOM, step, name, attempt, marker)
-
-
-@cache
-def needs_of_gallery(kind, shard, attempt):
-    return needs_of_shard(DARKROOM, "gallery_shard", kind, shard, attempt)
 
 
 def source_manifests(kind):

@@ -31,6 +31,8 @@ if DARKROOM.gallery:
             DARKROOM.gallery_inputs(wildcards.kind, wildcards.shard)
         )
 
+    drawn = needs_of_any_shard(DARKROOM, "gallery_shard")
+
     rule gallery_shard:
         input:
             files=shown_files,
@@ -45,12 +47,8 @@ if DARKROOM.gallery:
         conda:
             "../../envs/tables.yaml"
         resources:
-            mem_mb=lambda wildcards, attempt: needs_of_gallery(
-                wildcards.kind, wildcards.shard, attempt
-            ).mem_mb,
-            runtime=lambda wildcards, attempt: needs_of_gallery(
-                wildcards.kind, wildcards.shard, attempt
-            ).runtime,
+            mem_mb=drawn.mem_mb,
+            runtime=drawn.runtime,
         message:
             "gallery of {wildcards.kind}, shard {wildcards.shard}"
         script:

@@ -21,6 +21,7 @@ They took 130 to 450 MB of memory, whatever the number of pictures.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config.options import judge_host_bytes
@@ -173,9 +174,17 @@ def needs_of_all(workflow: "Workflow", rule: str, attempt: int = 1) -> Needs:
     return _TABLE_RULES[rule](work, attempt)
 
 
-def needs_of_shard(workflow: "Workflow", rule: str, stage: str, shard: str, attempt: int = 1) -> Needs:
-    """What a job asks for that reads one shard of images and loads no model."""
-    return _TABLE_RULES[rule](work_of(workflow, stage, [shard]), attempt)
+def needs_of_any_shard(workflow: "Workflow", rule: str) -> Needs:
+    """What every job of a rule asks for that reads one shard of images and loads no model: enough for the largest shard, twice over.
+
+    It is one figure for all of them, at each attempt: Snakemake takes as long over a function of the job for each of ten thousand
+    small jobs as over the rest of such a job.
+    """
+    asked = [_TABLE_RULES[rule](Work(0, 0, 0), 2)]
+    for stage, plan in workflow.plans.items():
+        largest = sorted(plan.names, key=partial(workflow.requests, stage))[-1:]  # none where there are no rows
+        asked.append(_TABLE_RULES[rule](work_of(workflow, stage, largest), 2))
+    return Needs(max(needs.mem_mb for needs in asked), max(needs.runtime for needs in asked))
 
 
 def needs_of_step(workflow: "Workflow", step: Step, name: str, attempt: int = 1, marker: str | None = None) -> Needs:
