@@ -19,7 +19,7 @@ with job(snakemake.log[0]):
     of_kind = {kind.name: kind for kind in workflow.kinds()}
     rows = {name: (kind.rows, sum(shard.rows for shard in kind.plan.shards.values())) for name, kind in of_kind.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
-    kinds = read_table(table, rejected, workflow.catalogue, workflow.config["select"], rows)
+    kinds = read_table(table, rejected, workflow.catalogue, workflow.config.select, rows)
     times = read_times(workflow.history_folders())
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),

@@ -16,7 +16,7 @@ with job(snakemake.log[0]):
     counts = write_index(
         workflow.kinds(),
         workflow.catalogue,
-        workflow.config["select"],
+        workflow.config.select,
         workflow.results("scores.parquet"),
         {(kind, shard): Path(path) for kind, shard, path in workflow.gallery_files()},
         workflow.results("gallery"),

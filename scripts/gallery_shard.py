@@ -17,7 +17,7 @@ with job(snakemake.log[0]):
     counts = write_shard(
         next(found for found in workflow.kinds() if found.name == kind),
         shard,
-        workflow.config["gallery"],
+        workflow.config.gallery,
         Path(snakemake.output[0]),
         {"digest": workflow.lineage.shown_id, "made_from": contents(workflow.gallery_inputs(kind, shard))},
     )

@@ -17,7 +17,7 @@ with job(snakemake.log[0]):
     counts = merge_scores(
         workflow.kinds(),
         workflow.catalogue,
-        workflow.config["select"],
+        workflow.config.select,
         Path(output.scores),
         Path(output.table),
         workflow.tables_meta(),
@@ -26,5 +26,5 @@ with job(snakemake.log[0]):
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
     write_manifest(Path(output.manifest), workflow.tables.manifest())
     for line in labels.left() if labels else ():
-        say(f"warning: {workflow.config['labels']}, line {line['line']}: {line['reason']}")
+        say(f"warning: {workflow.config.labels}, line {line['line']}: {line['reason']}")
     say(", ".join(f"{name}: {number}" for name, number in counts.items()))

@@ -37,7 +37,7 @@ if __name__ == "__main__":
         images = {lineage.image_file(kind, shard): lineage.image_digests[kind][shard] for shard in shards}
         old_files, old_journals = Kept(workflow, step).score_files(group)
         if metric.needs:
-            limit_threads(snakemake.threads, metric.needs["device"])
+            limit_threads(snakemake.threads, metric.needs.device)
         started = time.monotonic()
         counts = score_shards(
             metric=metric,
@@ -50,7 +50,7 @@ if __name__ == "__main__":
             old_journals=old_journals,
             made_from=contents(list(images)),
             open_scorer=open_scorer,
-            retry_failed=workflow.config["retry_failed"],
+            retry_failed=workflow.config.retry_failed,
         )
         seconds = time.monotonic() - started - devices.waited
         record = counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)}

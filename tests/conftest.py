@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import warm
 import yaml
+from darkroom.config.models import StageSection
 from darkroom.run.workflow import Workflow
 from darkroom.tools.prune import superseded_files
 from filelock import FileLock
@@ -178,7 +179,7 @@ def forgotten():
             del sys.modules[name]
 
 
-def read_requests(lines: bytes, section: dict[str, Any], seed: int, samples: int) -> list[Any]:
+def read_requests(lines: bytes, section: StageSection, seed: int, samples: int) -> list[Any]:
     """The requests of the lines of a shard of rows; rejected rows have none."""
     from darkroom.plan.requests import expand
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from darkroom.config.models import ModelSection
 from darkroom.config.options import packages
-from darkroom.engines.work import OpenEngine, ShardJob, work
+from darkroom.engines.work import OpenEngine, ShardJob, packed, work
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import Progress, device_kind, limit_threads, say, versions
@@ -78,7 +79,7 @@ def make_shard(
         "rule": job.rule,
         "recipe": job.recipe,
         "versions": _versions(job),
-        "device": device_kind(job.section["device"]),
+        "device": device_kind(job.section.device),
         "failed": len(failures),
     }
     records = _records(requests, failures, job, sources, kept)
@@ -131,15 +132,19 @@ def _make(
 ) -> float:
     """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
     section = job.section
-    named = f" ({section['model']}, revision {section['revision']})" if job.family.needs_model else ""
+    named = (
+        f" ({section.model}, revision {section.revision})"
+        if isinstance(section, ModelSection) and section.model
+        else ""
+    )
     say(f"model {job.recipe['model']}{named}")
     say("versions: " + ", ".join(f"{name} {version}" for name, version in _versions(job).items()))
     # Both before the engine's libraries are imported.
     if threads is not None:
-        limit_threads(threads, section["device"])
+        limit_threads(threads, section.device)
     held = devices.claim(section, job.name, most=len(todo)) if devices and job.family.local else {}
     if len(held) > 1:
-        reports = spread("darkroom.engines.work:work", (job, todo, sizes), job.name, held)
+        reports = spread("darkroom.engines.work:work_apart", (packed(job), todo, sizes), job.name, held)
     else:
         reports = work(job, todo, sizes, 0, 1, open_engine, sources)
     progress = Progress(len(todo), "images")

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+from darkroom.config.models import Gallery, Select
 from darkroom.metrics.rubric import load_rubric
 from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import make_plan
@@ -16,8 +17,7 @@ from darkroom.views.gallery import write_index, write_shard
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OPTIONS = {"thumbnail": 256, "preview": 1024}
-SELECT = {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
+SELECT = Select(images={"p_yes": 0.5})
 ATTACK = "<img src=x onerror=document.title='owned'>"
 
 
@@ -76,7 +76,7 @@ def make_gallery(kind: Kind, folder: Path) -> Path:
     below = folder / "gallery" / kind.name / "01234567-89abcdef"
     files = {(kind.name, shard): below / f"{shard}-00000000.js" for shard in kind.plan.names}
     for (_, shard), path in files.items():
-        write_shard(kind, shard, OPTIONS, path, {"digest": "d"})
+        write_shard(kind, shard, Gallery(), path, {"digest": "d"})
     table = folder / "scores.parquet"
     merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
     about = {"title": "rows.jsonl", "set": "synthetic"}

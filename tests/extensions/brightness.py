@@ -1,27 +1,33 @@
 """A metric that needs no model: how bright a picture is, from 0 (black) to 1 (white)."""
 
-from darkroom.errors import DarkroomError
+from typing import Literal
+
+from darkroom.config.models import Section, allow_metric
 from darkroom.metrics import register
 from darkroom.metrics.base import Metric, ScoreColumn
 from PIL import ImageStat
+from pydantic import Field
 
 # Share of red, green and blue in the luminance of a pixel.
 WEIGHTS = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722)}
 
 
+class Weights(Section):
+    weights: Literal["bt601", "bt709"] = Field(default="bt709", description="How colours count.")
+
+
+allow_metric("brightness", Weights)
+
+
 @register
 class Brightness(Metric):
-    """Mean luminance of the picture; `weights` of the config's section says how colours count, "bt709" or "bt601"."""
+    """Mean luminance of the picture."""
 
     name = "brightness"
     packages = ("pillow",)
 
-    def __init__(self, section):
-        self.weights = section.get("weights", "bt709")
-        if self.weights not in WEIGHTS:
-            raise DarkroomError(
-                f"config: metrics.brightness.weights: expected {' or '.join(WEIGHTS)}, got {self.weights}"
-            )
+    def __init__(self, section: Weights):
+        self.weights = section.weights
 
     def columns(self, kind):
         asked = {"metric": self.name, "question": self.name, "label": "Mean luminance of the picture"}

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darkroom.engines import Family, register
 from darkroom.engines.base import Engine, Failure
 
 if TYPE_CHECKING:
+    from darkroom.config.models import StageSection
     from darkroom.plan.requests import Request
     from PIL.Image import Image
 
@@ -15,8 +16,8 @@ BLACK = (0, 0, 0)
 
 
 class FlatColour(Engine):
-    def __init__(self, section: dict[str, Any], name: str):
-        self.name, self.batch_limit = name, section["batch_size"]
+    def __init__(self, section: "StageSection", name: str):
+        self.name, self.batch_limit = name, section.batch_size
 
     def colours(self, requests: Sequence["Request"]) -> list[tuple[int, ...]]:
         return [tuple(hashlib.sha256(str(request.seed).encode()).digest()[:3]) for request in requests]

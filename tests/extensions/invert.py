@@ -1,7 +1,7 @@
 """A stage after the images: of each picture its negative, or a step on the way there."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darkroom.config.models import StageSection, allow_section
 from darkroom.engines import Family, register
@@ -20,8 +20,8 @@ class Invert(StageSection):
 
 
 class Inverter(Engine):
-    def __init__(self, section: dict[str, Any], name: str):
-        self.name, self.batch_limit, self.strength = name, section["batch_size"], section["strength"]
+    def __init__(self, section: Invert, name: str):
+        self.name, self.batch_limit, self.strength = name, section.batch_size, section.strength
 
     def make(
         self, batch: Sequence["Request"], size: tuple[int, int], sources: "Sequence[Image] | None"

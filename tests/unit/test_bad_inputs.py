@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read_requests
-from darkroom.config.options import IMAGE_OPTIONS
+from darkroom.config.models import Generate
 from darkroom.engines.work import ShardJob
 from darkroom.errors import DarkroomError
 from darkroom.make import make_shard
@@ -364,7 +364,7 @@ def take_given(folder, names):
     (folder / "rows.jsonl").write_bytes(lines)
     plan = make_plan(folder / "rows.jsonl", "prompts", 1000, folder / "results")
     recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "float32", "max_sequence_length": 8}
-    section = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0, "device": "cpu"} | IMAGE_OPTIONS
+    section = Generate(width=64, height=64, steps=1, guidance=1.0, device="cpu")
     stage = ShardJob("generate", section, recipe, "digest", folder, "generate_images", Scratch(folder / "scratch"))
     records = []
     for name in plan.names:

@@ -1,5 +1,6 @@
 """Configurations: defaults, and one line that names key and remedy for everything that is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,10 +37,11 @@ def test_defaults_are_filled_in_and_the_given_config_is_left_alone(folder):
     given = config()
     filled = load_config(given)
     assert given == config()
-    assert set(filled) == set(Config.model_fields)
+    written = filled.model_dump()
+    assert set(written) == set(Config.model_fields)
     for key, section in sections_of(Config).items():
-        assert set(filled[key]) == set(section.model_fields)
-    assert (filled["generate"]["width"], filled["edit"]["width"], filled["shards"]["size"]) == (1024, None, 100)
+        assert set(written[key]) == set(section.model_fields)
+    assert (filled.generate.width, filled.edit.width, filled.shards.size) == (1024, None, 100)
 
 
 def test_every_key_has_a_default_and_a_description():
@@ -57,20 +59,20 @@ def test_every_key_has_a_default_and_a_description():
 def test_a_checked_config_passes_the_check_as_it_is(folder):
     """A run writes it down, and `watch` reads it again."""
     filled = load_config(config("{edits: rows.jsonl, judge: {engine_args: {max_num_seqs: 8}, resources: {gpu: 2}}}"))
-    assert load_config(filled) == filled
+    assert load_config(json.loads(json.dumps(filled.model_dump()))) == filled
 
 
 def test_an_empty_section_is_all_defaults(folder):
-    assert load_config(config("shards:"))["shards"] == {"size": 100}
-    export = load_config(config("export:"))["export"]
-    assert (export["formats"], export["preferences"]["margin"]) == (["folder"], 0)
-    export["formats"].append("parquet")  # a default is nobody's own
-    assert load_config(config("export:"))["export"]["formats"] == ["folder"]
+    assert load_config(config("shards:")).shards.size == 100
+    export = load_config(config("export:")).export
+    assert (export.formats, export.preferences.margin) == (["folder"], 0)
+    export.formats.append("parquet")  # a default is nobody's own
+    assert load_config(config("export:")).export.formats == ["folder"]
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
     filled = load_config(config("{samples_per_prompt: 2.0, generate: {width: 512.0}}"))
-    found = filled["samples_per_prompt"], filled["generate"]["width"]
+    found = filled.samples_per_prompt, filled.generate.width
     assert found == (2, 512) and all(type(value) is int for value in found)
 
 
@@ -112,6 +114,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("prompts: fifo.jsonl", "prompts: not a file: fifo.jsonl"),
         ("results: rows.jsonl", "results: not a folder: rows.jsonl"),
         ("results: rows.jsonl/deeper", "results: not a folder: rows.jsonl"),
+        ("generate: {model: null}", "generate.model: must be given, for family flux needs one"),
         ("generate: {model: ./gone}", "generate.model: no such folder: ./gone (a hub model is written owner/name)"),
         ("generate: {model: flux}", "generate.model: no such folder: flux (a hub model is written owner/name)"),
         ("generate: {model: ./rows.jsonl}", "generate.model: not a folder: ./rows.jsonl"),
@@ -177,21 +180,21 @@ def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
     export: {name: '2024', formats: [folder], preferences: {margin: '0.1'}}
     """
     filled = load_config(config(given))
-    assert (filled["edits"], filled["seed"], filled["strict"]) == (None, 7, True)
+    assert (filled.edits, filled.seed, filled.strict) == (None, 7, True)
     generate = {"steps": 40, "width": 512, "guidance": 2, "true_cfg": 1.5, "compile": False, "cache": None}
-    assert {key: filled["generate"][key] for key in generate} == generate and filled["generate"]["revision"] is None
-    assert [type(filled["generate"][key]) for key in ("steps", "width", "guidance")] == [int, int, int]
-    assert (filled["edit"]["width"], filled["edit"]["height"]) == (64, None)
-    assert filled["judge"]["engine_args"] == {"max_num_seqs": 16, "quantization": "fp8"}
-    assert filled["judge"]["resources"] == {"mem_mb": 4000, "runtime": "2h"}
-    assert filled["select"] == {"images": {"p_yes": 0.5}, "edited": {}, "per_row": 2}
-    assert (filled["export"]["name"], filled["export"]["preferences"]["margin"]) == ("2024", 0.1)
+    assert filled.generate.model_dump(include=set(generate)) == generate and filled.generate.revision is None
+    assert [type(getattr(filled.generate, key)) for key in ("steps", "width", "guidance")] == [int, int, int]
+    assert (filled.edit.width, filled.edit.height) == (64, None)
+    assert filled.judge.engine_args == {"max_num_seqs": 16, "quantization": "fp8"}
+    assert filled.judge.resources == {"mem_mb": 4000, "runtime": "2h"}
+    assert filled.select.model_dump() == {"images": {"p_yes": 0.5}, "edited": {}, "per_row": 2}
+    assert (filled.export.name, filled.export.preferences.margin) == ("2024", 0.1)
 
 
 def test_numbers_stay_as_they_are_written(folder):
     """2 and 2.0 are two recipes; a check must not turn one into the other."""
     filled = load_config(config("{generate: {guidance: 2, true_cfg: 2.0}, select: {images: {p_yes: 1}}}"))
-    found = filled["generate"]["guidance"], filled["generate"]["true_cfg"], filled["select"]["images"]["p_yes"]
+    found = filled.generate.guidance, filled.generate.true_cfg, filled.select.images["p_yes"]
     assert [type(value) for value in found] == [int, float, int]
 
 
@@ -229,7 +232,7 @@ def test_what_comes_with_darkroom_is_found_from_any_folder(folder):
     assert (home() / "config/rubrics/default.yaml").is_file() and (home() / "resources/gallery").is_dir()
     given = config()
     del given["judge"]["rubric"]
-    assert load_config(given)["judge"]["rubric"] == str(home() / "config/rubrics/default.yaml")
+    assert load_config(given).judge.rubric == str(home() / "config/rubrics/default.yaml")
 
 
 def test_reading_the_config_is_cheap_at_parse_time():
@@ -255,8 +258,8 @@ def test_files_are_found_in_the_first_root_that_has_them(folder, tmp_path):
         (tmp_path / root / "rubric.yaml").touch()
     (tmp_path / "two" / "rows.jsonl").touch()
     filled = load_config(config(), [tmp_path / "one", tmp_path / "two"])
-    assert filled["prompts"] == str(tmp_path / "two/rows.jsonl")
-    assert filled["generate"]["model"] == str(tmp_path / "one/model")
+    assert filled.prompts == str(tmp_path / "two/rows.jsonl")
+    assert filled.generate.model == str(tmp_path / "one/model")
 
 
 def test_folders_and_hub_names_are_told_apart(folder):

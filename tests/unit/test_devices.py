@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from darkroom.config.models import DeviceSection
 from darkroom.errors import DarkroomError
 from darkroom.jobs import devices
 from darkroom.jobs.devices import VARIABLE, Devices, lock_folder, visible_devices
@@ -20,12 +21,13 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 JOB = """
 import os, sys, time
 from pathlib import Path
+from darkroom.config.models import DeviceSection
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job
 folder, name, gpus = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with job(folder / f"{name}.log"):
     devices = Devices()
-    held = devices.claim({"device": "auto", "gpus": gpus}, "generate")
+    held = devices.claim(DeviceSection(device="auto", gpus=gpus), "generate")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(held) and len(held) == gpus
     (folder / f"{name}.began").write_text(f"{time.monotonic()} {os.environ['CUDA_VISIBLE_DEVICES']}")
     while not (folder / f"{name}.end").exists():
@@ -114,7 +116,7 @@ def jobs(tmp_path):
 
 def all_are_free():
     test = Devices(patience=0)
-    assert list(test.claim({"device": "auto", "gpus": 4}, "generate")) == ["0", "1", "2", "3"]
+    assert list(test.claim(DeviceSection(device="auto", gpus=4), "generate")) == ["0", "1", "2", "3"]
     test.release()
 
 
@@ -200,15 +202,15 @@ def test_the_wait_is_bounded_but_a_queue_that_moves_is_not_given_up(monkeypatch)
     monkeypatch.setenv(VARIABLE, "0")
     monkeypatch.setattr(devices, "_POLL", 0.1)
     first = Devices()
-    first.claim({"device": "cuda", "gpus": 1}, "edit")
+    first.claim(DeviceSection(device="cuda", gpus=1), "edit")
     with pytest.raises(DarkroomError, match=rf"no GPU came free in .* hours \(held: 0 by edit, pid {os.getpid()}\)"):
-        Devices(patience=0.3).claim({"device": "cuda", "gpus": 1}, "generate")
+        Devices(patience=0.3).claim(DeviceSection(device="cuda", gpus=1), "generate")
     first.release()
     waited, patience = [], 3
 
     def one_of_many():
         own = Devices(patience)
-        own.claim({"device": "auto", "gpus": 1}, "generate")
+        own.claim(DeviceSection(device="auto", gpus=1), "generate")
         waited.append(own.waited)
         time.sleep(0.8)
         own.release()
@@ -240,7 +242,7 @@ def test_the_variable_is_read_as_cuda_reads_it_and_its_names_are_kept(monkeypatc
     assert visible_devices() == seen
     if seen:
         own = Devices()
-        assert list(own.claim({"device": "auto", "gpus": len(seen)}, "generate")) == seen
+        assert list(own.claim(DeviceSection(device="auto", gpus=len(seen)), "generate")) == seen
         assert os.environ[VARIABLE] == ",".join(seen)
         own.release()
 
@@ -249,18 +251,18 @@ def test_without_the_variable_the_device_files_are_counted(monkeypatch, tmp_path
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(devices, "_DEV", tmp_path)
     assert visible_devices() == []
-    assert Devices().claim({"device": "auto", "gpus": 2}, "generate") == {} and VARIABLE not in os.environ
+    assert Devices().claim(DeviceSection(device="auto", gpus=2), "generate") == {} and VARIABLE not in os.environ
     for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     own = Devices()
-    assert list(own.claim({"device": "auto", "gpus": 2}, "generate")) == ["0", "1"]
+    assert list(own.claim(DeviceSection(device="auto", gpus=2), "generate")) == ["0", "1"]
     assert os.environ[VARIABLE] == "0,1" and os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     own.release()
 
 
 def test_a_job_for_the_cpu_takes_nothing_and_sees_nothing():
     own = Devices()
-    assert own.claim({"device": "cpu", "gpus": 9}, "generate") == {} and os.environ[VARIABLE] == ""
+    assert own.claim(DeviceSection(device="cpu", gpus=9), "generate") == {} and os.environ[VARIABLE] == ""
     assert not list(Path(os.environ["TMPDIR"]).iterdir())
 
 
@@ -268,21 +270,21 @@ def test_fewer_devices_than_asked_for_is_one_line_that_names_the_key(monkeypatch
     with pytest.raises(
         DarkroomError, match=r"^judge\.gpus is 5, but the job sees 4 GPUs \(CUDA_VISIBLE_DEVICES=0,1,2,3\)"
     ):
-        Devices().claim({"device": "auto", "gpus": 5}, "judge")
+        Devices().claim(DeviceSection(device="auto", gpus=5), "judge")
     monkeypatch.setenv(VARIABLE, "")
     with pytest.raises(DarkroomError, match=r"^edit\.gpus is 2, but the job sees no GPU \(CUDA_VISIBLE_DEVICES=\)"):
-        Devices().claim({"device": "cuda", "gpus": 2}, "edit")
+        Devices().claim(DeviceSection(device="cuda", gpus=2), "edit")
 
 
 def test_no_more_devices_are_taken_than_there_is_work():
     own = Devices()
-    assert len(own.claim({"device": "auto", "gpus": 4}, "generate", most=2)) == 2
+    assert len(own.claim(DeviceSection(device="auto", gpus=4), "generate", most=2)) == 2
     own.release()
 
 
 def test_locks_are_shared_within_a_slurm_job_and_not_between_two(monkeypatch):
     monkeypatch.setenv(VARIABLE, "0")
-    section, held = {"device": "cuda", "gpus": 1}, []
+    section, held = DeviceSection(device="cuda", gpus=1), []
     for job in ("41", "42", None):
         monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID")
         held.append(Devices())
@@ -293,7 +295,7 @@ def test_locks_are_shared_within_a_slurm_job_and_not_between_two(monkeypatch):
 
 def test_the_lock_folder_is_the_user_s_own_and_goes_when_nothing_is_held(tmp_path):
     own = Devices()
-    own.claim({"device": "auto", "gpus": 1}, "generate")
+    own.claim(DeviceSection(device="auto", gpus=1), "generate")
     (folder,) = tmp_path.iterdir()
     assert folder == lock_folder() and folder.stat().st_mode & 0o777 == 0o700 and str(os.getuid()) in folder.name
     own.release()
@@ -302,7 +304,7 @@ def test_the_lock_folder_is_the_user_s_own_and_goes_when_nothing_is_held(tmp_pat
     folder.chmod(0o755)
     for _ in range(2):
         with pytest.raises(DarkroomError, match="not a folder of this user's alone"):
-            Devices().claim({"device": "auto", "gpus": 1}, "generate")
+            Devices().claim(DeviceSection(device="auto", gpus=1), "generate")
         if folder.is_dir() and not folder.is_symlink():
             folder.rmdir()
             (tmp_path / "elsewhere").mkdir(mode=0o700)

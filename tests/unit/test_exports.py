@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import REPOSITORY, environment
+from darkroom.config import models
+from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.exports import FORMATS
 from darkroom.exports.base import Export, runs, wrong_files
@@ -46,9 +48,7 @@ RUBRIC = Rubric(
 SETTINGS = {
     "name": "foxes",
     "licence": "cc-by-4.0",
-    "provenance": True,
     "file_mb": 1,
-    "preferences": {"images": None, "edited": None, "margin": 0},
 }
 FLUX = Model("generate", "black-forest-labs/FLUX.1-dev", Licence("flux-1-dev", "https://example.com/l", "no training"))
 MODELS = [FLUX, Model("edit", "kontext", Licence("apache-2.0")), Model("judge", "judge", Licence("unknown"))]
@@ -110,7 +110,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             files = replace(files, sources=lambda shard, plan=plan: _sources(folder / "images", plan, shard))
         members = {shard: [shard] for shard in plan.names}
         kinds.append(Kind(kind, plan, samples, files, *digests, members, rows=name, **made_by))
-    select = select or {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
+    select = select or Select(images={"p_yes": 0.5})
     merge_scores(kinds, RUBRIC.catalogue, select, folder / "scores.parquet", folder / "scores.csv", {"digest": "d"})
 
     def export(format, to="exports", **changes):
@@ -121,7 +121,7 @@ def build(folder, rows=ROWS, edits=EDITS, samples=3, side=16, distinct=1000, sel
             table=folder / "scores.parquet",
             table_digest="d",
             catalogue=RUBRIC.catalogue,
-            settings=SETTINGS | settings | changes,
+            settings=models.Export(**SETTINGS | settings | changes),
             select=select,
             models=MODELS,
             digest="digest of the export",
@@ -295,7 +295,7 @@ def test_the_same_results_give_the_same_bytes_and_the_sums_are_right(built):
 
 
 def test_a_smaller_selection_leaves_nothing_of_the_larger_one(tmp_path):
-    select = {"images": {"p_yes": 0.8}, "edited": {"p_followed": 2}, "per_row": None}
+    select = Select(images={"p_yes": 0.8}, edited={"p_followed": 2})
     export = build(tmp_path)
     for format in FORMATS:
         write_export(export(format, to="reused"))
@@ -432,7 +432,7 @@ def test_pairs_are_the_best_kept_against_the_worst_sample(built):
             assert all(pair[f"mark_{n}"] == f"nr {pair[f'sample_{n}']}" for pair in pairs for n in (0, 1))
             assert {pair["label_0"] for pair in pairs} == {0.0, 1.0} and "image_label_0" in pairs[0]
             assert {"own", None} == {pair["row_caption"] for pair in pairs} and "row_margin" in pairs[0]
-    few = write_export(export("preferences", to="few", preferences=SETTINGS["preferences"] | {"margin": 0.5}))
+    few = write_export(export("preferences", to="few", preferences={"margin": 0.5}))
     assert few == {"images": len(ROWS), "edited": 1}
 
 
@@ -507,7 +507,7 @@ if sys.argv[4] == "write":
         write_export(export(format))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-ALL = {"images": {}, "edited": {}, "per_row": None}
+ALL = Select()
 
 
 def peak(folder, rows, what):

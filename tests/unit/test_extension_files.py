@@ -56,11 +56,13 @@ def upscale(folder):  # noqa: F811
 
 def test_an_extension_brings_sections_and_metrics(upscale, folder):  # noqa: F811
     filled = upscale("{metrics: {aesthetic: , sharpness: {radius: 2}}}")
-    assert filled["upscale"] == {"factor": 2, "model": "m", "device": "auto"}
-    assert filled["metrics"] == {"aesthetic": {"weight": 1}, "sharpness": {"radius": 2}}
-    assert list(upscale("{metrics: {sharpness: , aesthetic: }}")["metrics"]) == ["sharpness", "aesthetic"]
-    assert filled["extensions"] == [str(folder / "mine/up-scale.py")]
-    assert upscale()["metrics"] == {}
+    assert filled.upscale.model_dump() == {"factor": 2, "model": "m", "device": "auto"}
+    assert filled.metrics.model_dump() == {"aesthetic": {"weight": 1}, "sharpness": {"radius": 2}}
+    assert filled.metrics.asked["sharpness"].radius == 2
+    assert list(upscale("{metrics: {sharpness: , aesthetic: }}").metrics.asked) == ["sharpness", "aesthetic"]
+    assert filled.extensions == [str(folder / "mine/up-scale.py")]
+    assert upscale().metrics.model_dump() == {}
+    assert load_config(filled.model_dump()) == filled
 
 
 def test_without_its_extension_a_section_is_an_unknown_key(folder):  # noqa: F811
@@ -89,7 +91,7 @@ def test_what_an_extension_brings_is_checked_like_all_else(upscale, text, messag
 
 def test_values_of_an_extension_may_be_text_from_the_command_line(upscale):
     filled = upscale("{upscale: {model: m, factor: '4'}, metrics: {aesthetic: {weight: '0.5'}}}")
-    assert (filled["upscale"]["factor"], filled["metrics"]["aesthetic"]["weight"]) == (4, 0.5)
+    assert (filled.upscale.factor, filled.metrics.aesthetic.weight) == (4, 0.5)
 
 
 def test_a_file_is_run_once_in_a_process_and_found_by_name(upscale):
@@ -151,11 +153,16 @@ def test_a_stage_has_its_section_thresholds_and_preference(folder):  # noqa: F81
         return load_config(config(text) | {"extensions": [str(INVERT)]})
 
     filled = load("{select: {inverted: {p_yes: 0.5}}, export: {preferences: {inverted: p_yes}}}")
-    assert filled["select"] == {"images": {}, "edited": {}, "per_row": None, "inverted": {"p_yes": 0.5}}
-    assert filled["export"]["preferences"]["inverted"] == "p_yes"
+    least = {"images": {}, "edited": {}, "per_row": None, "inverted": {"p_yes": 0.5}}
+    assert filled.select.model_dump() == least and filled.select.least_of("inverted") == {"p_yes": 0.5}
+    assert filled.export.preferences.score_of("inverted") == "p_yes"
     plain = load("{}")
-    assert (plain["invert"]["family"], plain["invert"]["device"], plain["invert"]["model"]) == ("invert", "cpu", None)
-    assert plain["select"]["inverted"] == {} and plain["export"]["preferences"]["inverted"] is None
+    section = plain.section("invert")
+    assert (section.family, section.device, section.strength) == ("invert", "cpu", 1)
+    assert (section.sampling, section.options) == (models.Sampling(), models.Options())
+    assert plain.select.least_of("inverted") == {} and plain.export.preferences.score_of("inverted") is None
+    # What a run writes down, `watch` reads again.
+    assert load_config(plain.model_dump()) == plain
     for text, message in (
         ("select: {inverted: {p_yes: high}}", "select.inverted.p_yes: expected a number, got 'high'"),
         ("invert: {strength: 2}", "invert.strength: must be at most 1, got 2"),
@@ -163,6 +170,8 @@ def test_a_stage_has_its_section_thresholds_and_preference(folder):  # noqa: F81
             "invert: {family: flux}",
             "invert.family: flux makes images from text alone; use flux-kontext, auto or invert",
         ),
+        ("invert: {family: auto}", "invert.family: auto needs a model, and the section invert has none"),
+        ("edit: {family: invert}", "edit.family: invert goes by strength, and the section edit has no such key"),
     ):
         with pytest.raises(DarkroomError) as error:
             load(text)

@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from darkroom import engines
 from darkroom.config.load import load_config, used_sections
+from darkroom.config.models import Generate
 from darkroom.engines import FAMILIES, Family, family, register
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
@@ -52,7 +53,7 @@ def key(section, recipe, source=None, **fields):
 )
 def test_recipes_and_keys_are_what_they_were_before_families_were_data(name, kind, options, recipe, wanted):
     """Digests written down then: results of then stay good."""
-    section = loaded(name, kind, **options)[name]
+    section = loaded(name, kind, **options).section(name)
     made = image_recipe(section)
     assert digest(made, 12) == recipe
     fields = {"negative_prompt": "blurry", "width": 64, "seed": 3}
@@ -90,9 +91,10 @@ def test_a_family_that_cannot_serve_is_one_line(name, kind, message):
 
 def test_a_family_without_a_model_is_known_by_its_name(flat_colour):
     config = loaded("generate", "flat-colour", model="nobody/nothing", revision="main", gpus=4)
-    section = config["generate"]
-    assert section["model"] is section["revision"] is None and section["device"] == "cpu"
-    assert used_sections(config) == ["edit", "judge"] and "generate" not in hub_models(config, unpinned=True)
+    section = config.generate
+    assert section.model is section.revision is None and section.device == "cpu"
+    assert list(used_sections(config)) == ["edit", "judge"] and "generate" not in hub_models(config, unpinned=True)
+    assert load_config(config.model_dump()) == config
     recipe = image_recipe(section)
     assert recipe == {
         "version": 1,
@@ -111,12 +113,12 @@ def test_a_family_without_a_model_is_known_by_its_name(flat_colour):
 
 
 def test_only_what_a_family_says_decides_its_pixels(flat_colour):
-    section = loaded("generate", "flat-colour")["generate"]
+    section = loaded("generate", "flat-colour").generate
     recipe = image_recipe(section)
     plain = key(section, recipe, seed=1)
     assert key(section, recipe, seed=1, prompt="b", steps=3, guidance=1, negative_prompt="c") == plain
     assert len({plain, key(section, recipe, seed=2), key(section, recipe, seed=1, width=32)}) == 3
-    assert image_recipe(loaded("generate", "flat-colour", steps=3, dtype="float16")["generate"]) == recipe
+    assert image_recipe(loaded("generate", "flat-colour", steps=3, dtype="float16").generate) == recipe
 
 
 @pytest.mark.parametrize(
@@ -160,14 +162,18 @@ def test_a_family_that_cannot_be_used_is_refused_in_one_line(fields, reason):
 def test_an_engine_that_cannot_be_found_is_one_line(monkeypatch):
     monkeypatch.setitem(FAMILIES, "mine", Family(name="mine", open="nowhere_at_all:Engine", makes=True))
     with pytest.raises(DarkroomError, match=r"^family mine: cannot load nowhere_at_all:Engine: No module named"):
-        engines.open_engine({"family": "mine"}, "generate")
+        engines.open_engine(Generate(family="mine"), "generate")
     with pytest.raises(DarkroomError, match=r"^generate\.family: expected one of .*, got 'other'$"):
-        engines.open_engine({"family": "other"}, "generate")
+        engines.open_engine(Generate(family="other"), "generate")
+
+
+def size_of(section):
+    return f"{section.width} x {section.height}"
 
 
 def test_an_identity_of_its_own_names_the_model(monkeypatch):
-    own = Family(name="mine", open="x:y", makes=True, needs_model=False, identity="darkroom.identity:digest")
+    own = Family(name="mine", open="x:y", makes=True, needs_model=False, identity=f"{__name__}:size_of")
     monkeypatch.setitem(FAMILIES, "mine", own)
-    section = loaded("generate", "mine")["generate"]
-    assert image_recipe(section)["model"] == digest(section)
-    assert family("flux").model_identity({"model": "a/b", "revision": "c"}) == "a/b@c"
+    section = loaded("generate", "mine").generate
+    assert image_recipe(section)["model"] == "1024 x 1024"
+    assert family("flux").model_identity(Generate(model="a/b", revision="c")) == "a/b@c"

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from conftest import FLUX, REPOSITORY, small_config
 from darkroom.config.load import load_config
+from darkroom.config.models import Edit, Generate, Judge
 from darkroom.errors import DarkroomError
 from darkroom.exports import TRAINING
 from darkroom.models.licences import check_licences, model_of
@@ -68,16 +69,16 @@ def test_a_folder_s_licence_is_that_of_its_card(tmp_path, card, name, link, limi
     if card is not None:
         header = f"---\n{yaml.safe_dump(card)}---\n# Card\n" if isinstance(card, dict) else card
         (folder / "README.md").write_text(header)
-    model = model_of("generate", {"model": str(folder)})
+    model = model_of("generate", Generate(model=str(folder)))
     assert model.name == "mine" and model.licence.name.startswith(name)
     assert (model.licence.link or "").startswith(link or "") and bool(model.licence.link) == bool(link)
     assert bool(model.licence.limits) == limited
 
 
 def test_a_copy_of_a_hub_model_is_the_hub_model(tmp_path):
-    section = {"model": "black-forest-labs/FLUX.1-Kontext-dev", "local_dir": str(tmp_path)}
+    section = Edit(model="black-forest-labs/FLUX.1-Kontext-dev", local_dir=str(tmp_path))
     assert model_of("edit", section).licence.name == DEV
     (tmp_path / "README.md").write_text(f"---\nlicense: other\nlicense_name: {DEV}\nlicense_link: LICENSE.md\n---\n")
     licence = model_of("edit", section).licence
     assert licence.link == f"{HUB}/black-forest-labs/FLUX.1-Kontext-dev/blob/main/LICENSE.md" and licence.limits
-    assert model_of("judge", {"model": "Somebody/Unknown"}).licence.name == "unknown"
+    assert model_of("judge", Judge(model="Somebody/Unknown")).licence.name == "unknown"

@@ -42,17 +42,17 @@ def brightness():
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     del models.METRICS["brightness"], sys.modules[spec.name]  # other tests' configs do not know it
-    return module.Brightness
+    return module
 
 
 class TestBrightness(MetricContract):
     @pytest.fixture(scope="class")
     def metric(self, brightness):
-        return brightness({})
+        return brightness.Brightness(brightness.Weights())
 
     @pytest.fixture(scope="class")
     def changed(self, brightness):
-        return brightness({"weights": "bt601"})
+        return brightness.Brightness(brightness.Weights(weights="bt601"))
 
 
 class Told(Metric):
@@ -113,8 +113,8 @@ def test_columns_that_clash_are_one_line_that_names_both(brightness):
     twin = Told({}, name="twin")
     twin.own = [twin.column("brightness"), twin.column("e", "text", role="error")]
     with pytest.raises(DarkroomError, match="column brightness is made by metric brightness and metric twin"):
-        catalogue_of([brightness({}), twin], ["images"])
-    judge = JudgeMetric({}, test_exports.RUBRIC)
+        catalogue_of([brightness.Brightness(brightness.Weights()), twin], ["images"])
+    judge = JudgeMetric(models.Judge(), test_exports.RUBRIC)
     twin.own[0] = twin.column("p_yes")
     with pytest.raises(DarkroomError, match="column p_yes is made by metric judge and metric twin"):
         catalogue_of([judge, twin], ["images", "edited"])
@@ -130,19 +130,25 @@ def test_columns_that_clash_are_one_line_that_names_both(brightness):
         twin.column("x", low=2, high=1)
 
 
-def test_the_config_names_metrics_that_are_registered(brightness):
-    config = {"judge": {}, "metrics": {"brightness": {"weights": "bt601"}}}
-    found = metrics_of(config, test_exports.RUBRIC)
+def test_the_config_names_metrics_that_are_registered(brightness, forgotten):
+    models.allow_metric("brightness", brightness.Weights)
+    for name in ("brightnes", "clip"):
+        models.allow_metric(name)
+
+    def asked(**sections):
+        return models.config_model().model_validate({"metrics": sections})
+
+    found = metrics_of(asked(brightness={"weights": "bt601"}), test_exports.RUBRIC)
     assert [metric.name for metric in found] == ["judge", "brightness"]
     assert found[1].recipe("images")["weights"] == "bt601"
-    assert [metric.name for metric in metrics_of({"judge": {}}, test_exports.RUBRIC)] == ["judge"]
+    assert [metric.name for metric in metrics_of(asked(), test_exports.RUBRIC)] == ["judge"]
     for name, hint in (("brightnes", "did you mean brightness"), ("clip", "name the file that brings it")):
         with pytest.raises(DarkroomError, match=f"config: metrics: there is no metric {name}; {hint}"):
-            metrics_of({"judge": {}, "metrics": {name: None}}, test_exports.RUBRIC)
+            metrics_of(asked(**{name: None}), test_exports.RUBRIC)
 
 
 def test_a_name_is_registered_once(brightness, forgotten):
-    assert metrics.register(brightness) is brightness  # a file that is loaded again
+    assert metrics.register(brightness.Brightness) is brightness.Brightness  # a file that is loaded again
     for name in ("judge", "brightness"):
         twin = type("Twin", (Told,), {"name": name})
         with pytest.raises(DarkroomError, match=f"metric {name}: there is one of this name already"):
@@ -177,16 +183,16 @@ def two(tmp_path_factory, brightness):
     rows = [{"id": f"r{n}", "prompt": f"fox {n}", "n": n} for n in range(12)]
     edits = [{"id": "e0", "prompt": "make it blue", "images": [{"row": "r0", "sample": 0}]}]
     export = test_exports.build(folder, rows, edits)
-    metric = brightness({})
+    metric = brightness.Brightness(brightness.Weights())
     kinds = export("folder").kinds
     kinds.append(inverted(kinds[0], folder))
-    catalogue = catalogue_of([JudgeMetric({}, test_exports.RUBRIC), metric], [kind.name for kind in kinds])
+    catalogue = catalogue_of([JudgeMetric(models.Judge(), test_exports.RUBRIC), metric], [kind.name for kind in kinds])
     for kind in kinds:
         for shard in kind.plan.names:
             path, images = kind.score_file("brightness", shard), kind.image_file(shard)
             score_shards(metric, kind.name, {images: "i"}, path, "b", folder / "journal.jsonl", [], [], ["i"])
         kind.score_digests["brightness"] = dict.fromkeys(kind.plan.names, "b")
-    select = {"images": {"brightness": 0.5}, "edited": {}, "per_row": None}
+    select = models.Select(images={"brightness": 0.5})
     files = folder / "scores.parquet", folder / "scores.csv"
     merge_scores(kinds, catalogue, select, *files, {"digest": "d"})
 
@@ -254,7 +260,7 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
     for kind in kinds:
         for shard in kind.plan.names:
             path = files[kind.name, shard]
-            write_shard(kind, shard, {"thumbnail": 64, "preview": None}, path, {"digest": "g"})
+            write_shard(kind, shard, models.Gallery(thumbnail=64, preview=None), path, {"digest": "g"})
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
             assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
     about = {"title": "t", "set": "s"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from darkroom.config.models import Config, DeviceSection, Edit, Generate, Judge
 from darkroom.plan.stages import STAGES
 from darkroom.run.lineage import Step
 from darkroom.run.needs import (
@@ -29,8 +30,7 @@ from darkroom.run.needs import (
 GENERATE, EDIT = Step("images", "images", None, "generate"), Step("edited", "edited", None, "edit")
 SCORE = Step("scores/judge/images", "images", "judge", "judge")
 FLUX, JUDGE = HUB_MODEL_BYTES["generate"], HUB_MODEL_BYTES["judge"]
-IMAGES = {"device": "cuda", "gpus": 1, "steps": 28, "true_cfg": 1, "offload": "none", "width": 1024, "height": 1024}
-SCORES = {"device": "cuda", "gpus": 1, "engine": "vllm", "engine_args": {}}
+IMAGES, SCORES = Generate(device="cuda"), Judge(device="cuda")
 TABLES = [merge_needs, gallery_shard_needs, gallery_index_needs, export_needs, plot_needs]
 
 
@@ -39,11 +39,11 @@ def work(requests, shards=1, side=1024):
 
 
 def images(requests=200, model=FLUX, attempt=1, side=1024, **section):
-    return image_needs(IMAGES | section, work(requests, side=side), model, attempt)
+    return image_needs(IMAGES.model_copy(update=section), work(requests, side=side), model, attempt)
 
 
 def scores(requests=200, model=JUDGE, attempt=1, **section):
-    return judge_needs(SCORES | section, work(requests), model, attempt)
+    return judge_needs(SCORES.model_copy(update=section), work(requests), model, attempt)
 
 
 @pytest.mark.parametrize("needs", TABLES)
@@ -93,25 +93,24 @@ def test_memory_is_that_of_the_weights_and_the_processes():
 
 def test_threads_and_gpus_follow_the_device():
     for step, section, threads in ((EDIT, IMAGES, 8), (SCORE, SCORES, 4)):
-        assert (threads_of(step, section | {"gpus": 2}), gpus_of(section | {"gpus": 2})) == (threads, 2)
-        assert (threads_of(step, section | {"device": "cpu"}), gpus_of(section | {"device": "cpu"})) == (1, 0)
+        two, none = (section.model_copy(update=update) for update in ({"gpus": 2}, {"device": "cpu"}))
+        assert (threads_of(step, two), gpus_of(two)) == (threads, 2)
+        assert (threads_of(step, none), gpus_of(none)) == (1, 0)
 
 
 @pytest.fixture
 def workflow():
     """Two shards of prompts, that are judged together, and one of edits."""
     requests = {"images": {"a": 10, "b": 30}, "edited": {"a": 5}}
-    config = {"generate": IMAGES, "edit": IMAGES, "judge": SCORES}
     return SimpleNamespace(
-        config=config,
+        config=Config(generate=IMAGES, edit=Edit(**IMAGES.model_dump()), judge=SCORES),
         plans={stage: SimpleNamespace(names=list(shards)) for stage, shards in requests.items()},
         groups={
             "images": SimpleNamespace(members={"a": ["a", "b"]}),
             "edited": SimpleNamespace(members={"a": ["a"]}),
         },
         stage=STAGES.__getitem__,
-        section=lambda stage: config[STAGES[stage].section],
-        device_section=lambda step: config[step.section],
+        device_section=lambda step: {"generate": IMAGES, "edit": IMAGES, "judge": SCORES}[step.section],
         requests=lambda stage, shard: requests[stage][shard],
         model_bytes=HUB_MODEL_BYTES,
     )
@@ -136,10 +135,11 @@ def test_each_rule_asks_for_its_own_part_of_the_work(workflow):
 
 
 def test_the_config_replaces_what_a_job_asks_for(workflow):
-    workflow.config["judge"] = SCORES | {"resources": {"mem_mb": 64_000, "runtime": 90}}
+    asked = {"resources": {"mem_mb": 64_000, "runtime": 90, "slurm_partition": "a100"}}
+    workflow.device_section = lambda step: SCORES.model_copy(update=asked)
     for attempt in (1, 3):
         assert astuple(needs_of_step(workflow, SCORE, "a", attempt)) == (64_000, 90, 4, 1)
-    workflow.config["judge"] = SCORES | {"resources": None}
+    workflow.device_section = lambda step: SCORES
     assert needs_of_step(workflow, SCORE, "a").runtime != 90
 
 
@@ -155,6 +155,6 @@ def test_a_fetched_model_is_as_large_as_its_marker_says_and_one_to_be_fetched_is
 
 
 def test_a_metric_without_a_model_asks_for_no_gpu(workflow):
-    workflow.device_section = lambda step: {}
+    workflow.device_section = lambda step: DeviceSection(device="cpu")
     asked = needs_of_step(workflow, Step("scores/brightness/images", "images", "brightness", "brightness"), "a")
     assert (asked.threads, asked.gpu) == (1, 0) and asked.runtime < judge_needs(SCORES, work(40), JUDGE, 1).runtime

@@ -34,10 +34,10 @@ def key(section):
 def test_recipes_and_keys_of_a_config_without_options_are_what_they_were(folder):  # noqa: F811
     """Digests written down before there were options: results of then stay good."""
     filled = load_config({"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"rubric": "rubric.yaml"}})
-    assert digest(image_recipe(filled["generate"])) == "220a4aa9b09f246f44007971cec14fc4"
-    assert digest(image_recipe(filled["edit"])) == "d10c4e25ed4fb18da6b4d357acde14a8"
-    assert digest(judge_recipe(filled["judge"], "rubric")) == "0f5f4ba00dd10da194ec607ed01cb5cb"
-    assert key(filled["generate"]) == "b56812523e57390d728de210a82a6876"
+    assert digest(image_recipe(filled.generate)) == "220a4aa9b09f246f44007971cec14fc4"
+    assert digest(image_recipe(filled.edit)) == "d10c4e25ed4fb18da6b4d357acde14a8"
+    assert digest(judge_recipe(filled.judge, "rubric")) == "0f5f4ba00dd10da194ec607ed01cb5cb"
+    assert key(filled.generate) == "b56812523e57390d728de210a82a6876"
 
 
 CHANGES = [
@@ -53,7 +53,7 @@ CHANGES = [
 
 
 def test_every_option_that_can_change_pixels_makes_a_key_of_its_own(hub):
-    sections = [hub()["generate"], *(hub(generate=change.strip("{}"))["generate"] for change in CHANGES)]
+    sections = [hub().generate, *(hub(generate=change.strip("{}")).generate for change in CHANGES)]
     assert len({key(section) for section in sections}) == len({digest(image_recipe(s)) for s in sections}) == 9
     for section in sections:
         chosen = options.IMAGE_OPTIONS | options.image_options(section)
@@ -61,9 +61,9 @@ def test_every_option_that_can_change_pixels_makes_a_key_of_its_own(hub):
 
 
 def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
-    plain = image_recipe(hub()["generate"])
+    plain = image_recipe(hub().generate)
     for change in ("offload: model", "offload: sequential", "cache_threshold: 0.2", "cache_interval: 7"):
-        assert image_recipe(hub(generate=change)["generate"]) == plain
+        assert image_recipe(hub(generate=change).generate) == plain
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_goes_together_goes_through(hub):
 
 def test_engine_args_that_can_change_a_score_change_the_judges_recipe_and_no_others(hub):
     def recipe(args):
-        return judge_recipe(hub(judge=f"engine_args: {args}")["judge"], "r")
+        return judge_recipe(hub(judge=f"engine_args: {args}").judge, "r")
 
     plain = recipe("{}")
     assert recipe("{gpu_memory_utilization: 0.8, max_num_seqs: 8, cpu_offload_gb: 10}") == plain
@@ -129,7 +129,7 @@ def test_engine_args_that_can_change_a_score_change_the_judges_recipe_and_no_oth
 
 
 def test_what_vllm_keeps_off_its_gpus_is_asked_for_as_host_memory(hub):
-    section = hub(judge="gpus: 2, engine_args: {cpu_offload_gb: 10, kv_offloading_size: 4}")["judge"]
+    section = hub(judge="gpus: 2, engine_args: {cpu_offload_gb: 10, kv_offloading_size: 4}").judge
     assert options.judge_host_bytes(section) == 24 * 2**30
-    without = judge_needs(section | {"engine_args": {}}, Work(1, 1), 10**9, 1).mem_mb
+    without = judge_needs(section.model_copy(update={"engine_args": {}}), Work(1, 1), 10**9, 1).mem_mb
     assert judge_needs(section, Work(1, 1), 10**9, 1).mem_mb == pytest.approx(without + 24 * 2**30 / 10**6, abs=1)

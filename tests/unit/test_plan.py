@@ -11,6 +11,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from darkroom.config.models import Generate
 from darkroom.errors import DarkroomError
 from darkroom.plan.requests import expand
 from darkroom.plan.shards import GREATEST, _hash64, _spacing, load_plan, make_plan
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 stable = settings(derandomize=True, deadline=None, max_examples=60)
-SECTION = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0}
+SECTION = Generate(width=64, height=64, steps=1)
 
 
 def prompt_rows(count, seed=0, ids=True):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from darkroom.config.models import Select
 from darkroom.metrics.rubric import Question, Rubric
 from darkroom.views import plots
 from darkroom.views.report import StageTimes, general, read_table
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 FIELDS = {"rating": {"minimum": 1, "maximum": 10}, "why": {"max_length": 9}}
 ASKED = [Question("p", "yes_no", "{prompt}?"), Question("json", "json", "{prompt}", FIELDS)]
 RUBRIC = Rubric({"images": ASKED, "edited": []}, "digest")
-SELECT = {"images": {"p": 0.5}, "edited": {}, "per_row": None}
+SELECT = Select(images={"p": 0.5})
 
 
 def report(folder, records):

@@ -1,18 +1,21 @@
 """Requests: seeds and keys follow from what decides the pixels, and from nothing else."""
 
 import pytest
+from darkroom.config.models import Generate
 from darkroom.identity import request_seed
 from darkroom.plan.requests import expand, request_key
 from darkroom.rows.read import parse_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SECTION = {"width": 64, "height": 48, "steps": 4, "guidance": 3.5, "true_cfg": 1.0}
+SECTION = Generate(width=64, height=48, steps=4)
 RECIPE = {"version": 1, "family": "flux", "model": "m@1", "dtype": "float32", "max_sequence_length": 8}
 
 
 def requests(row, seed=0, samples=1, **section):
-    return expand(parse_row(row, "prompts") | {"id": row.get("id", "r")}, SECTION | section, seed, samples)
+    return expand(
+        parse_row(row, "prompts") | {"id": row.get("id", "r")}, SECTION.model_copy(update=section), seed, samples
+    )
 
 
 def keys(row, recipe=RECIPE, **arguments):

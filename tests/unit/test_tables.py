@@ -5,6 +5,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.metrics.rubric import Question, Rubric
 from darkroom.metrics.score import score_columns
@@ -15,7 +16,7 @@ from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import select_rows
 
 RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
-SELECT = {"images": {"p": 0.5}, "edited": {}, "per_row": 1}
+SELECT = Select(images={"p": 0.5}, per_row=1)
 
 
 def build(folder, rows, samples=2):

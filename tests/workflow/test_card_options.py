@@ -1,20 +1,20 @@
 """Options that fit a model to a card, with the real engines on the CPU: what they change is part of the key, and repeats."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, read_requests
 from darkroom.config import options
+from darkroom.config.models import Generate
 from darkroom.engines import fitting, open_engine
 from darkroom.errors import DarkroomError
 from darkroom.metrics import judge, vlm
 from darkroom.metrics.rubric import load_rubric
 from darkroom.tools.replay import replay
 from PIL import Image
-from test_engines import RUBRIC, build_stable_diffusion, filled, lines, make, stage_for
+from test_engines import RUBRIC, build_stable_diffusion, filled, filled_config, lines, make, stage_for
 
 STEPS = 6  # few steps are too far apart for a cache to find anything alike
 OPTIONS = [
@@ -69,7 +69,7 @@ def test_offload_moves_the_parts_and_changes_no_pixel(plain, tmp_path, quantizat
     """Its hooks move between host and GPU; here from the host to the host, for an engine on the CPU refuses it."""
     engine, requests, sources = engine_of("edit", tmp_path, quantization=quantization)
     before = alone(engine, requests, sources)
-    engine.section["offload"] = "model"
+    engine.section = engine.section.model_copy(update={"offload": "model"})
     engine.prepare(requests)
     assert len(engine.pipe._all_hooks) == 2
     assert (alone(engine, requests, sources) == before).all()
@@ -105,8 +105,8 @@ def test_shards_repeat_have_keys_of_their_own_and_replay_by_their_record(tmp_pat
             files.append(folder / "s.parquet")
         assert files[0].read_bytes() == files[1].read_bytes()
         keys.append(records[0]["key"])
-        sections = {"generate": filled({"offload": "none"}, "generate", tmp_path)}  # says nothing of the option
-        assert replay(files[0], 0, sections).equal
+        config = filled_config({"offload": "none"}, "generate", tmp_path)  # says nothing of the option
+        assert replay(files[0], 0, config).equal
     assert keys[0] != keys[1]
 
 
@@ -120,25 +120,26 @@ def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(t
         stage_for(section, "generate", tmp_path), lines({"items": [{"prompt": "a"}]}), tmp_path / "s.parquet"
     )
     assert counts["made"] == 1
-    engine.section["compile"], engine.pipe.unet._repeated_blocks = True, ["NoSuchBlock"]
+    engine.pipe.unet._repeated_blocks = ["NoSuchBlock"]
+    compiled = section.model_copy(update={"compile": True})
     with pytest.raises(DarkroomError, match="generate: UNet2DConditionModel cannot be used so: Regional compilation"):
-        fitting.fit(engine.pipe, engine.section, "generate", engine.torch_device)
+        fitting.fit(engine.pipe, compiled, "generate", engine.torch_device)
 
 
 def test_what_this_machine_cannot_do_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):
     section = filled({"device": "auto", "offload": "model"}, "generate", tmp_path)  # right on a machine with a GPU
     with pytest.raises(DarkroomError, match=r"^generate\.offload: model moves weights between host and GPU"):
         open_engine(section, "generate")
-    plain = section | {"offload": "none"}
+    plain = section.model_copy(update={"offload": "none"})
     for option, remedy in (
         ({"quantization": "nf4"}, "pip install bitsandbytes"),
         ({"attention": "flash"}, "pip install flash-attn"),
         ({"attention": "sage"}, "version 2.1.1"),
         ({"compile": True}, "pip install triton"),
     ):
-        assert remedy in options.missing(plain | option, "cuda")
+        assert remedy in options.missing(plain.model_copy(update=option), "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "needs a compiler" in options.missing(plain | {"compile": True}, "cpu")
+    assert "needs a compiler" in options.missing(plain.model_copy(update={"compile": True}), "cpu")
 
 
 def test_engine_args_reach_vllm(tmp_path):
@@ -163,9 +164,8 @@ def test_an_argument_that_vllm_does_not_take_is_named(tmp_path):
 
 
 def test_the_versions_of_an_options_packages_are_recorded():
-    section = SimpleNamespace(**options.IMAGE_OPTIONS).__dict__
-    assert options.packages(section) == []
-    assert options.packages(section | {"quantization": "int8", "attention": "flash"}) == ["torchao", "flash-attn"]
+    assert options.packages(Generate()) == []
+    assert options.packages(Generate(quantization="int8", attention="flash")) == ["torchao", "flash-attn"]
 
 
 def test_an_option_makes_its_own_stage_anew_and_what_changes_no_pixel_nothing(copy):

@@ -21,15 +21,20 @@ from PIL import Image, ImageDraw
 RUBRIC = "config/rubrics/default.yaml"
 
 
-def filled(section, name, tmp_path):
-    """The section with every default, as the workflow has it."""
+def filled_config(section, name, tmp_path):
+    """The config with this in one section, as the workflow has it."""
     from conftest import REPOSITORY
     from darkroom.config.load import load_config
 
     (tmp_path / "prompts.jsonl").write_text("{}\n")
     config = small_config(prompts=str(tmp_path / "prompts.jsonl"))
     config[name] |= section
-    return load_config(config, [REPOSITORY])[name]
+    return load_config(config, [REPOSITORY])
+
+
+def filled(section, name, tmp_path):
+    """The section with every default, as the workflow has it."""
+    return getattr(filled_config(section, name, tmp_path), name)
 
 
 def stage_for(section, name, tmp_path):
@@ -73,7 +78,7 @@ def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
         for question in rubric.questions["images"]
     ]
     one = vlm.VllmJudge(section, "images", rubric).ask(asks)
-    other = vlm.TransformersJudge(section | {"engine": "transformers"}, "images", rubric).ask(asks)
+    other = vlm.TransformersJudge(section.model_copy(update={"engine": "transformers"}), "images", rubric).ask(asks)
     yes_no = [(a, b) for ask, a, b in zip(asks, one, other, strict=True) if ask.question.type == "yes_no"]
     assert len(yes_no) == 32
     for a, b in yes_no:

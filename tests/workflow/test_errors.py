@@ -66,7 +66,7 @@ def test_values_on_the_command_line_go_into_the_sections_of_the_config_file(run)
     # The whole workflow, and then the config as its rules have it.
     (run.folder / "Snakefile").write_text(
         f"include: {str(REPOSITORY / 'Snakefile')!r}\n"
-        'import json\n(Path.cwd() / "filled.json").write_text(json.dumps(DARKROOM.config))\n'
+        'import json\n(Path.cwd() / "filled.json").write_text(json.dumps(DARKROOM.config.model_dump()))\n'
     )
     values = [
         "gallery={enabled: false}",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 from conftest import FLAT_COLOUR, Run, environment, read_requests, shards, small_config
-from darkroom.engines.work import ShardJob
+from darkroom.engines.work import ShardJob, packed
 from darkroom.jobs.spread import spread
 from darkroom.make import identify
 from darkroom.plan.recipe import image_recipe
@@ -65,7 +65,7 @@ def test_worker_processes_load_the_extension(tmp_path, flat_colour):
     requests = read_requests(data, section, 0, 1)
     sizes = identify(requests, job, Sources(tmp_path, []), {})
     held = {device: os.open(tmp_path / device, os.O_CREAT | os.O_RDWR) for device in ("0", "1")}
-    reports = list(spread("darkroom.engines.work:work", (job, requests, sizes), "generate", held))
+    reports = list(spread("darkroom.engines.work:work_apart", (packed(job), requests, sizes), "generate", held))
     for lock in held.values():
         os.close(lock)
     assert sum(done for done, _ in reports) == 12 and not any(failed for _, failed in reports)

@@ -14,12 +14,12 @@ class TestJudge(MetricContract):
         rows = tmp_path_factory.mktemp("rows") / "prompts.jsonl"
         rows.write_text("{}\n")
         config = small_config(prompts=str(rows), judge={"engine": "transformers"})
-        return load_config(config, [REPOSITORY])["judge"]
+        return load_config(config, [REPOSITORY]).judge
 
     @pytest.fixture(scope="class")
     def metric(self, section):
-        return JudgeMetric(section, load_rubric(section["rubric"]))
+        return JudgeMetric(section, load_rubric(section.rubric))
 
     @pytest.fixture(scope="class")
     def changed(self, section):
-        return JudgeMetric(section | {"max_pixels": 4096}, load_rubric(section["rubric"]))
+        return JudgeMetric(section.model_copy(update={"max_pixels": 4096}), load_rubric(section.rubric))

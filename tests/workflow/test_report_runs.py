@@ -8,6 +8,7 @@ import zipfile
 import pandas as pd
 import pytest
 from conftest import BAD, REPOSITORY, copied, shards
+from darkroom.config.models import Select
 from darkroom.metrics.rubric import load_rubric
 from darkroom.views.report import read_table
 
@@ -134,7 +135,7 @@ def test_lost_and_stale_plots_come_back(copy):
 def test_the_numbers_are_those_of_the_table(copy):
     table = pd.read_parquet(copy.results / "scores.parquet")
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
-    select = {"images": {"p_yes": 0.5}, "edited": {}, "per_row": None}
+    select = Select(images={"p_yes": 0.5})
     labels = table["key"].map(lambda key: ["accept", "reject", None][int(key[0], 16) % 3])
     images = copy.results / "labelled.parquet"
     table.assign(label=labels).to_parquet(images)

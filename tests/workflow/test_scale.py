@@ -27,7 +27,6 @@ from conftest import (
     small_config,
     write_inputs,
 )
-from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
 from darkroom.jobs.history import read_records
 from darkroom.store.shardfile import iter_records
 
@@ -241,12 +240,13 @@ def test_a_full_disk_stops_with_a_clear_line_and_loses_nothing(tmp_path):
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
+from darkroom.config.models import Generate
 from darkroom.engines.work import ShardJob
 from darkroom.make import make_shard
 from darkroom.plan.requests import expand
 from darkroom.plan.recipe import image_recipe
 from darkroom.store.scratch import Scratch
-folder, number, section = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+folder, number, section = Path(sys.argv[1]), int(sys.argv[2]), Generate(**json.loads(sys.argv[3]))
 rows = [{"id": f"r{n}", "options": {"seed": n}, "row": {}, "items": [{"prompt": "a red circle"}]} for n in range(number)]
 requests = [request for row in rows for request in expand(row, section, 0, 1)]
 stage = ShardJob("generate", section, image_recipe(section), "d", folder, "generate_images", Scratch(folder / "scratch"))
@@ -257,9 +257,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_shard(tmp_path):
-    section = {"model": str(FLUX), "revision": None, "family": "flux", "cache_dir": None, "local_dir": None}
-    section |= QUICK | {"device": "cpu", "dtype": "auto", "guidance": 1.0, "true_cfg": 1.0, "batch_size": 1}
-    section |= IMAGE_OPTIONS | dict.fromkeys(CACHE_KEYS.values()) | {"max_sequence_length": 20, "offload": "none"}
+    section = QUICK | {"model": str(FLUX), "device": "cpu", "guidance": 1.0, "batch_size": 1, "max_sequence_length": 20}
     peaks = []
     for number in (200, 2000) if ALL else (50, 500):
         folder = tmp_path / str(number)

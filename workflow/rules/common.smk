@@ -56,12 +56,12 @@ except DarkroomError as error:
     # A WorkflowError would wrap the line into a traceback of this file.
     sys.exit(f"error: {error}")
 
-if DARKROOM.config["container"]:
+if DARKROOM.config.container:
 
-    container: DARKROOM.config["container"]
+    container: DARKROOM.config.container
 
 
-RESULTS = DARKROOM.config["results"]
+RESULTS = DARKROOM.config.results
 LINEAGE = DARKROOM.lineage
 STAGES = {stage.name: stage for stage in DARKROOM.stages}
 STAMP = str(DARKROOM.stamp)
@@ -179,13 +179,13 @@ def asks_for(step, unit):
             "runtime": lambda wildcards, attempt: found(wildcards, attempt).runtime,
         }
     # More that the config names, such as a partition, goes to the executor as it is.
-    return {"gpu": gpus_of(section)} | section.get("resources", {}) | asked
+    return {"gpu": gpus_of(section)} | section.resources | asked
 
 
 def threads(step):
     """CPU threads of the jobs of a rule; step: as in `asks_for`."""
     section = DARKROOM.device_section(step)
-    return section.get("resources", {}).get("threads", threads_of(step, section))
+    return section.resources.get("threads", threads_of(step, section))
 
 
 def model(section, makes):

@@ -6,7 +6,7 @@ if "prompts" in DARKROOM.row_plans:
 
     rule shard_prompts:
         input:
-            rows=ancient(DARKROOM.config["prompts"]),
+            rows=ancient(DARKROOM.config.prompts),
         output:
             f"{RESULTS}/prompts/{{shard}}-{{rows}}.jsonl",
         log:
@@ -28,7 +28,7 @@ if "edits" in DARKROOM.row_plans:
 
     rule shard_edits:
         input:
-            rows=ancient(DARKROOM.config["edits"]),
+            rows=ancient(DARKROOM.config.edits),
         output:
             f"{RESULTS}/edits/{{shard}}-{{rows}}.jsonl",
         log:

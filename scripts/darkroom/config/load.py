@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
-from darkroom.config.models import config_model
-from darkroom.config.options import check_family, judge_refusal, refusal
+from darkroom.config.models import Config, ModelSection, ModelSource, config_model
+from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import explain
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
@@ -38,8 +38,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return given
 
 
-def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = None) -> dict[str, Any]:
-    """A copy of `config`, checked, every default filled in; what `extensions` names is loaded first.
+def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = None) -> Config:
+    """What `config` says, checked, with every default; what `extensions` names is loaded first.
 
     roots: folders in which relative files and folders that it names are looked for in turn; they are replaced by where
     they were found. None: the working folder, then what comes with Darkroom.
@@ -50,15 +50,12 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     found = load_extensions(config, folders)
     model = config_model()
     try:
-        checked = model.model_validate(config).model_dump()
+        checked = model.model_validate(config)
     except ValidationError as error:
         raise DarkroomError("config: " + explain(error, model)) from None
-    checked["extensions"] = found
-    checked["metrics"] = {name: checked["metrics"][name] for name in config.get("metrics") or {}}  # in the user's order
-    checked["results"] = os.path.normpath(checked["results"])  # as Path has it: rules and library name the same files
-    _check_stages(checked)
-    _find_files(checked, folders)
-    return checked
+    results = os.path.normpath(checked.results)  # as Path has it: rules and library name the same files
+    checked = checked.model_copy(update={"extensions": found, "results": results})
+    return _with_files(_with_families(checked), folders)
 
 
 def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
@@ -90,15 +87,22 @@ def is_folder_name(model: str) -> bool:
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
 
 
-def model_folder(section: dict[str, Any]) -> str | None:
+def model_folder(section: ModelSource) -> str | None:
     """The folder that a section's model lies in, None for a model of the hub."""
-    return section.get("local_dir") or (section["model"] if is_folder_name(section["model"]) else None)
+    if isinstance(section, ModelSection) and section.local_dir:
+        return section.local_dir
+    return section.model_name if is_folder_name(section.model_name) else None
 
 
-def used_sections(config: dict[str, Any]) -> list[str]:
-    """The sections whose models a run with this config loads, in the order they run."""
-    sections = dict.fromkeys(stage.section for stage in used_stages(config))
-    return [name for name in sections if family(config[name]["family"]).loads_model] + ["judge"]
+def used_sections(config: Config) -> dict[str, ModelSource]:
+    """Name -> section of each model that a run with this config loads, in the order they run."""
+    sections = {stage.section: config.section(stage.section) for stage in used_stages(config)}
+    used: dict[str, ModelSource] = {
+        name: section
+        for name, section in sections.items()
+        if isinstance(section, ModelSection) and family(section.family).loads_model
+    }
+    return used | {"judge": config.judge}
 
 
 def _exists(path: Path) -> bool:
@@ -115,23 +119,25 @@ def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "
     return str(found)
 
 
-def _check_stages(config: dict[str, Any]) -> None:
-    """What one key alone cannot tell: families and options that do not fit their stage or each other."""
+def _with_families(config: Config) -> Config:
+    """The config with each stage's section as its family has it; refuses what one key alone cannot tell: families and
+    options that do not fit their stage or each other."""
     for stage in STAGES.values():
         name = stage.section
-        if "family" not in config.get(name, {}):
-            raise DarkroomError(
-                f"stage {stage.name}: the config has no section {name} with a family; bring one with"
-                f" allow_section({name!r}, model), whose model is a StageSection"
-            )
         try:
-            check_family(config[name], name)
+            section = config.section(name)
+        except DarkroomError as error:
+            raise DarkroomError(f"stage {stage.name}: {error}") from None
+        try:
+            section = with_family(section, name)
         except DarkroomError as error:
             raise DarkroomError(f"config: {error}") from None
-        if reason := refusal(config[name], config[name]["device"]):
+        if reason := refusal(section, section.device):
             raise DarkroomError(f"config: {name}.{reason}")
-    if reason := judge_refusal(config["judge"]):
+        config = config.model_copy(update={name: section})
+    if reason := judge_refusal(config.judge):
         raise DarkroomError(f"config: judge.{reason}")
+    return config
 
 
 def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
@@ -139,29 +145,24 @@ def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
     return any((root / Path(model).parts[0]).is_dir() for root in roots)
 
 
-def _find_files(config: dict[str, Any], roots: Sequence[Path]) -> None:
-    if config["prompts"] is None and config["edits"] is None:
+def _with_files(config: Config, roots: Sequence[Path]) -> Config:
+    """The config with the files and folders that it names where they were found."""
+    if config.prompts is None and config.edits is None:
         raise DarkroomError("config: prompts and edits are both null; name a file of rows under at least one")
-
-    def find(section: dict[str, Any], key: str, where: str, what: str, hint: str = "") -> None:
-        section[key] = _find(section[key], roots, where, what, hint)
-
-    results = next(path for path in (Path(config["results"]), *Path(config["results"]).parents) if _exists(path))
+    results = next(path for path in (Path(config.results), *Path(config.results).parents) if _exists(path))
     if not results.is_dir():
         raise DarkroomError(f"config: results: not a folder: {results}")
-    for rows in ROWS:
-        if config[rows] is not None:
-            find(config, rows, rows, "file")
-    if config["labels"] is not None:
-        find(config, "labels", "labels", "file")
-    if config["container"] is not None and "://" not in config["container"]:
-        find(config, "container", "container", "file", " (an address has a ://)")
-    for name in used_sections(config):
-        section = config[name]
-        if section["model"] is None:  # of a family that needs none
-            continue
-        if section.get("local_dir"):
-            find(section, "local_dir", f"{name}.local_dir", "folder")
-        elif is_folder_name(section["model"]) or _in_a_folder_of(section["model"], roots):
-            find(section, "model", f"{name}.model", "folder", " (a hub model is written owner/name)")
-    find(config["judge"], "rubric", "judge.rubric", "file")
+    files = {rows: config.rows_of(rows) for rows in ROWS} | {"labels": config.labels}
+    found = {key: _find(name, roots, key, "file") for key, name in files.items() if name is not None}
+    if config.container is not None and "://" not in config.container:
+        found["container"] = _find(config.container, roots, "container", "file", " (an address has a ://)")
+    config = config.model_copy(update=found)
+    for name, section in used_sections(config).items():
+        if isinstance(section, ModelSection) and section.local_dir:
+            folder = _find(section.local_dir, roots, f"{name}.local_dir", "folder")
+            config = config.with_section(name, local_dir=folder)
+        elif is_folder_name(section.model_name) or _in_a_folder_of(section.model_name, roots):
+            hint = " (a hub model is written owner/name)"
+            folder = _find(section.model_name, roots, f"{name}.model", "folder", hint)
+            config = config.with_section(name, model=folder)
+    return config.with_section("judge", rubric=_find(config.judge.rubric, roots, "judge.rubric", "file"))

@@ -5,11 +5,23 @@ models. Extensions add sections and metrics with `allow_section` and `allow_metr
 """
 
 import re
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
-from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section
+from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES
 
@@ -34,7 +46,7 @@ def allow_section(name: str, model: type[BaseModel]) -> None:
     subclass of `StageSection`, or of `ModelSection` where a model makes its pictures.
     Raises DarkroomError where the name is taken.
     """
-    if name in Config.model_fields or SECTIONS.get(name, model) is not model:
+    if name in Config.model_fields or hasattr(Config, name) or SECTIONS.get(name, model) is not model:
         raise DarkroomError(f"section {name}: the config has one of that name")
     SECTIONS[name] = model
 
@@ -49,21 +61,45 @@ def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
 def config_model() -> type["Config"]:
     """The model of the whole config, with what the extensions loaded so far bring: their sections and metrics, and for
     each of their stages `select.<stage>` and `export.preferences.<stage>`."""
-    stages = [name for name in STAGES if name not in (IMAGES.name, EDITED.name)]
-    if not SECTIONS and not METRICS and not stages:
+    stages = (name for name in STAGES if name not in (IMAGES.name, EDITED.name))
+    return _config_model(tuple(stages), tuple(SECTIONS.items()), tuple(METRICS.items()))
+
+
+@cache  # configs of one process are of one class, so that they can be compared
+def _config_model(
+    stages: tuple[str, ...],
+    brought: tuple[tuple[str, type[BaseModel]], ...],
+    metrics: tuple[tuple[str, type[BaseModel]], ...],
+) -> type["Config"]:
+    if not stages and not brought and not metrics:
         return Config
     thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in stages}
     preferred: dict[str, Any] = dict.fromkeys(stages, (Preferred, None))
-    asked_for: dict[str, Any] = {name: (model | None, None) for name, model in METRICS.items()}
+    asked_for: dict[str, Any] = {name: (model | None, None) for name, model in metrics}
     preferences = create_model("Preferences", __base__=Preferences, **preferred)
     export: dict[str, Any] = {"preferences": (preferences, Field(default_factory=preferences))}
-    sections = SECTIONS | {
+    sections = dict(brought) | {
         "select": create_model("Select", __base__=Select, **thresholds),
         "metrics": create_model("Metrics", __base__=Metrics, **asked_for),
         "export": create_model("Export", __base__=Export, **export),
     }
     added: dict[str, Any] = {name: (model, Field(default_factory=model)) for name, model in sections.items()}
     return create_model("Config", __base__=Config, **added)
+
+
+def stage_section_model(name: str) -> type["StageSection"]:
+    """The model of a stage's section of the config. Raises DarkroomError where there is none."""
+    model = sections_of(config_model()).get(name)
+    if model is None or not issubclass(model, StageSection):
+        raise _no_stage_section(name)
+    return model
+
+
+def _no_stage_section(name: str) -> DarkroomError:
+    return DarkroomError(
+        f"the config has no section {name} with a family; bring one with"
+        f" allow_section({name!r}, model), whose model is a StageSection"
+    )
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -99,10 +135,11 @@ Preferred = Annotated[
     ),
 ]
 Model = Annotated[
-    str,
+    str | None,
     Field(
         min_length=1,
-        description="A folder, or owner/name on the Hugging Face hub. Only safetensors are loaded, and no code of the model's.",
+        description="A folder, or owner/name on the Hugging Face hub. Only safetensors are loaded, and no code of the model's."
+        " Null where the family needs none.",
     ),
 ]
 Revision = Annotated[
@@ -187,27 +224,81 @@ class Shards(Section):
     )
 
 
-class StageSection(Section):
-    """What the section of every stage that makes pictures has. A stage of an extension gives `family` a default of its own."""
+@dataclass(frozen=True)
+class Sampling:
+    """What a section says of pictures whose rows leave it open; the defaults are for sections that do not say it.
 
-    family: Family
+    width and height in pixels; None keeps the source's.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    steps: int = 1
+    guidance: float = 0
+    true_cfg: float = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a section has a model fitted to a card; the defaults are for sections that do not say it."""
+
+    dtype: str = "auto"
+    offload: str = "none"
+    quantization: str | None = None
+    attention: str = "native"
+    compile: bool = False
+    cache: str | None = None
+    cache_threshold: float = 0.05
+    cache_interval: int = 5
+
+
+class ModelSource(Section):
+    """Where a model is: what sections have that name one."""
+
+    model: Model
+    revision: Revision = None
+    cache_dir: CacheDir = None
+
+    @property
+    def model_name(self) -> str:
+        """`model` of a section that must have one."""
+        assert self.model is not None, "asked for where the family needs no model"
+        return self.model
+
+
+class DeviceSection(Section):
+    """What sections have whose jobs can compute on devices; also for metrics of extensions that need one."""
+
     device: Device = "auto"
-    batch_size: BatchSize = 1
     gpus: Gpus = 1
     resources: Resources = Field(default={})
 
 
-class ModelSection(Section):
+class StageSection(DeviceSection):
+    """What the section of every stage that makes pictures has. A stage of an extension gives `family` a default of its own."""
+
+    family: Family
+    batch_size: BatchSize = 1
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**self._said(Sampling))
+
+    @property
+    def options(self) -> Options:
+        return Options(**self._said(Options))
+
+    def _said(self, group: type[Sampling] | type[Options]) -> dict[str, Any]:
+        """The values of a group that this kind of section has keys for."""
+        return {one.name: getattr(self, one.name) for one in fields(group) if one.name in type(self).model_fields}
+
+
+class ModelSection(StageSection, ModelSource):
     """What the section of a stage has whose pictures a model makes, such as `generate` and `edit`."""
 
-    model: Model
-    revision: Revision = None
-    family: Family
-    cache_dir: CacheDir = None
     local_dir: str | None = Field(
         default=None, description="A folder with a copy of the hub model, used instead of the cache."
     )
-    device: Device = "auto"
     dtype: Dtype = "auto"
     width: Pixels
     height: Pixels
@@ -226,8 +317,6 @@ class ModelSection(Section):
         le=4096,
         description="Tokens of a prompt that are read; longer ones are cut, and the job's log says how many.",
     )
-    batch_size: BatchSize = 1
-    gpus: Gpus = 1
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
         description="Where weights wait: `model` brings each part of the pipeline to the GPU in turn, `sequential` each layer"
@@ -272,7 +361,6 @@ class ModelSection(Section):
     cache_interval: int = Field(
         default=5, ge=1, le=1000, description="For `taylorseer`: every how many steps all is computed."
     )
-    resources: Resources = Field(default={})
 
 
 class Generate(ModelSection):
@@ -291,18 +379,15 @@ class Edit(ModelSection):
     guidance: Guidance = 2.5
 
 
-class Judge(Section):
-    engine: Literal["vllm", "transformers"] = Field(
-        default="vllm", description="`transformers` gives the same answers one by one, where vLLM does not run."
-    )
+class Judge(DeviceSection, ModelSource):
     model: str = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
         min_length=1,
         description="A vision-language model of the Qwen family, a folder or owner/name.",
     )
-    revision: Revision = None
-    cache_dir: CacheDir = None
-    device: Device = "auto"
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="`transformers` gives the same answers one by one, where vLLM does not run."
+    )
     dtype: Dtype = "auto"
     gpus: int = Field(
         default=1,
@@ -356,16 +441,30 @@ class Judge(Section):
     reply_column: Text = Field(
         default="caption", description="Column of the exported rows that takes the judge's reply."
     )
-    resources: Resources = Field(default={})
 
 
 class Metrics(Section):
     """Scores beside the judge's: those that are named are asked for, also with nothing under the name."""
 
-    @model_validator(mode="before")
+    _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _asked_for(cls, given: Any) -> Any:
-        return {name: {} if one is None else one for name, one in given.items()} if isinstance(given, dict) else given
+    def _asked_for(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(given, dict):
+            return check(given)
+        checked = check({name: {} if one is None else one for name, one in given.items()})
+        checked._names = tuple(given)
+        return checked
+
+    @model_serializer
+    def _as_asked_for(self) -> dict[str, Any]:
+        return dict(self.asked)
+
+    @property
+    def asked(self) -> dict[str, BaseModel]:
+        """Name -> section of each that is asked for, in the user's order."""
+        return {name: getattr(self, name) for name in self._names}
 
 
 class Select(Section):
@@ -380,6 +479,10 @@ class Select(Section):
         ge=1,
         description="Of the selected samples of a prompt, keep the best so many, by the first score named.",
     )
+
+    def least_of(self, stage: str) -> Thresholds:
+        """Score name -> the least that selects a picture of a stage; empty where the config says nothing of it."""
+        return getattr(self, stage, {})
 
 
 class Gallery(Section):
@@ -409,6 +512,10 @@ class Preferences(Section):
     margin: Annotated[float, AS_GIVEN] = Field(
         default=0, ge=0, description="Least difference of that score in a pair. Equal scores make no pair."
     )
+
+    def score_of(self, stage: str) -> str | None:
+        """The score that tells the better of two pictures of a stage, None where the config names none."""
+        return getattr(self, stage, None)
 
 
 class Export(Section):
@@ -503,3 +610,18 @@ class Config(Section):
     gallery: Gallery = Field(default_factory=Gallery)
     report: Report = Field(default_factory=Report)
     export: Export = Field(default_factory=Export)
+
+    def section(self, name: str) -> StageSection:
+        """The section of a stage. Raises DarkroomError where there is none."""
+        section = getattr(self, name, None)
+        if not isinstance(section, StageSection):
+            raise _no_stage_section(name)
+        return section
+
+    def rows_of(self, rows: str) -> str | None:
+        """The file of "prompts" or "edits", None where there is none."""
+        return {"prompts": self.prompts, "edits": self.edits}[rows]
+
+    def with_section(self, name: str, **changes: Any) -> Self:
+        """The config with other values in one of its sections; they are not checked."""
+        return self.model_copy(update={name: getattr(self, name).model_copy(update=changes)})

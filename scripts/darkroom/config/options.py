@@ -5,16 +5,18 @@ Nothing heavy is imported here; `darkroom.engines.fitting` does to a pipeline wh
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
+from darkroom.config.models import Judge, ModelSection, Options, StageSection
 from darkroom.engines import FAMILIES, family, one_of
 from darkroom.errors import DarkroomError
 
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
 # and keys only where they differ from that.
-IMAGE_OPTIONS: dict[str, Any] = {"quantization": None, "attention": "native", "compile": False, "cache": None}
+IMAGE_OPTIONS = {name: getattr(Options(), name) for name in ("quantization", "attention", "compile", "cache")}
 # What a cache is told besides its name.
 CACHE_KEYS = {"first_block": "cache_threshold", "taylorseer": "cache_interval"}
 
@@ -67,12 +69,13 @@ _VLLM_NEUTRAL = frozenset(
 )
 
 
-def image_options(section: dict[str, Any]) -> dict[str, Any]:
+def image_options(section: StageSection) -> dict[str, Any]:
     """The options of `generate` or `edit` that are part of a recipe: those that are not as they are by default."""
-    chosen = {name: section[name] for name, default in IMAGE_OPTIONS.items() if section.get(name, default) != default}
+    said = asdict(section.options)
+    chosen = {name: said[name] for name, default in IMAGE_OPTIONS.items() if said[name] != default}
     if "cache" in chosen:
         key = CACHE_KEYS[chosen["cache"]]
-        chosen[key] = section[key]
+        chosen[key] = said[key]
     return chosen
 
 
@@ -82,78 +85,85 @@ def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
     return IMAGE_OPTIONS | {name: recipe[name] for name in names if name in recipe}
 
 
-def judge_options(section: dict[str, Any]) -> dict[str, Any]:
+def judge_options(section: Judge) -> dict[str, Any]:
     """The part of `judge` of the config that enters a recipe only where it is given."""
-    args = {name: value for name, value in section["engine_args"].items() if name not in _VLLM_NEUTRAL}
+    args = {name: value for name, value in section.engine_args.items() if name not in _VLLM_NEUTRAL}
     return {"engine_args": args} if args else {}
 
 
-def check_family(section: dict[str, Any], name: str) -> None:
-    """Raise DarkroomError ("name.key: reason") where the family of `generate` or `edit` is none, or not for this.
+def with_family(section: StageSection, name: str) -> StageSection:
+    """The section as its family has it. Raises DarkroomError ("name.key: reason") where there is none, or it is not for this.
 
-    Takes out of the section what such a family makes moot: the model where it needs none, the devices where nothing is computed
-    here. So whoever reads the section does what is right without a look at the family.
+    What the family makes moot is taken out: the model where it needs none, the devices where nothing is computed here. So whoever
+    reads the section does what is right without a look at the family.
     """
-    kind = family(section["family"], f"{name}.family")
+    kind = family(section.family, f"{name}.family")
     if reason := kind.refusal(name):
         raise DarkroomError(f"{name}.{reason}")
+    changes: dict[str, Any] = {}
     if not kind.local:
-        if section["device"] == "cuda":
+        if section.device == "cuda":
             raise DarkroomError(f"{name}.device: family {kind.name} uses no GPU of the job's; leave it out")
-        section["device"] = "cpu"
-    if not kind.needs_model:
-        section["model"] = section["revision"] = section["local_dir"] = None
+        changes["device"] = "cpu"
+    if kind.needs_model:
+        if not isinstance(section, ModelSection):
+            raise DarkroomError(f"{name}.family: {kind.name} needs a model, and the section {name} has none")
+        if section.model is None:
+            raise DarkroomError(f"{name}.model: must be given, for family {kind.name} needs one")
+    elif isinstance(section, ModelSection):
+        changes |= {"model": None, "revision": None, "local_dir": None}
+    if lacking := [key for key in kind.recipe_keys if key not in type(section).model_fields]:
+        raise DarkroomError(f"{name}.family: {kind.name} goes by {lacking[0]}, and the section {name} has no such key")
+    return section.model_copy(update=changes)
 
 
-def refusal(section: dict[str, Any], device: str) -> str | None:
+def refusal(section: StageSection, device: str) -> str | None:
     """Why options of `generate` or `edit` do not go together, "key: reason", or None; device: cpu, cuda or auto."""
     return next(_refusals(section, device), None)
 
 
-def _refusals(section: dict[str, Any], device: str) -> Iterator[str]:
-    unset = IMAGE_OPTIONS | {"offload": "none"}
-    section = unset | section  # the section of another stage need not have them
-    offload, quantization, attention = section["offload"], section["quantization"], section["attention"]
-    cache, compiled, kind = section["cache"], section["compile"], family(section["family"])
-    for option, unused in unset.items():
-        if section[option] != unused and not kind.takes(option, section[option]):
-            able = [other.name for other in FAMILIES.values() if other.takes(option, section[option])]
+def _refusals(section: StageSection, device: str) -> Iterator[str]:
+    chosen, kind = section.options, family(section.family)
+    for option, unused in (IMAGE_OPTIONS | {"offload": "none"}).items():
+        value = getattr(chosen, option)
+        if value != unused and not kind.takes(option, value):
+            able = [other.name for other in FAMILIES.values() if other.takes(option, value)]
             yield (
                 f"{option}: works with the families {one_of(able, 'and')}"
                 if able
                 else f"{option}: works with no family"
             )
     if device == "cpu":
-        if offload != "none":
-            yield f"offload: {offload} moves weights between host and GPU; there is no GPU with device: cpu"
-        if quantization == "nf4":
+        if chosen.offload != "none":
+            yield f"offload: {chosen.offload} moves weights between host and GPU; there is no GPU with device: cpu"
+        if chosen.quantization == "nf4":
             yield "quantization: nf4 (bitsandbytes) needs a GPU; int8 works on the CPU"
-        if attention not in _CPU_ATTENTION:
-            yield f"attention: {attention} needs a GPU; on the CPU: {', '.join(_CPU_ATTENTION)}"
-    elif attention in _HALF_ATTENTION and section.get("dtype") == "float32":
-        yield f"attention: {attention} takes float16 and bfloat16 only, and dtype is float32"
-    if offload == "sequential":
-        if quantization:
+        if chosen.attention not in _CPU_ATTENTION:
+            yield f"attention: {chosen.attention} needs a GPU; on the CPU: {', '.join(_CPU_ATTENTION)}"
+    elif chosen.attention in _HALF_ATTENTION and chosen.dtype == "float32":
+        yield f"attention: {chosen.attention} takes float16 and bfloat16 only, and dtype is float32"
+    if chosen.offload == "sequential":
+        if chosen.quantization:
             yield "offload: sequential cannot move quantized weights layer by layer; use offload: model"
-        if compiled:
+        if chosen.compile:
             yield "offload: sequential moves weights within what compile holds together; use offload: model"
-    if offload == "model" and compiled and quantization == "int8":
+    if chosen.offload == "model" and chosen.compile and chosen.quantization == "int8":
         yield "offload: compiled code holds on to int8 weights, so that they cannot be moved; leave out offload or compile"
     if reason := kind.conflict(section):
         yield reason
-    if cache == "first_block" and section["batch_size"] > 1:
+    if chosen.cache == "first_block" and section.batch_size > 1:
         yield (
             "cache: first_block decides by a mean over the whole batch, so that an image would depend on its neighbours;"
             " use batch_size: 1, or cache: taylorseer"
         )
 
 
-def missing(section: dict[str, Any], device: str) -> str | None:
+def missing(section: StageSection, device: str) -> str | None:
     """What an option of `generate` or `edit` needs and this environment has not, "key: reason", or None."""
     for (option, value), (module, remedy) in _NEEDS.items():
-        if section[option] == value and find_spec(module) is None:
+        if getattr(section.options, option) == value and find_spec(module) is None:
             return f"{option}: {value} needs the package {module}, which is not installed; {remedy}"
-    if section["compile"]:
+    if section.options.compile:
         if device == "cuda" and find_spec("triton") is None:
             return "compile: needs the package triton, which is not installed; " + _PIP.format("triton")
         variable, *names = ("CC", "gcc", "clang") if device == "cuda" else ("CXX", "g++", "clang++")
@@ -162,32 +172,33 @@ def missing(section: dict[str, Any], device: str) -> str | None:
     return None
 
 
-def packages(section: dict[str, Any]) -> list[str]:
+def packages(section: StageSection) -> list[str]:
     """The distributions whose versions decide pixels because of an option."""
-    modules = [module for (option, value), (module, _) in _NEEDS.items() if section.get(option) == value]
+    chosen = section.options
+    modules = [module for (option, value), (module, _) in _NEEDS.items() if getattr(chosen, option) == value]
     return [_DISTRIBUTIONS.get(module, module) for module in modules]
 
 
-def judge_refusal(section: dict[str, Any]) -> str | None:
+def judge_refusal(section: Judge) -> str | None:
     """Why options of `judge` do not go together, "key: reason", or None."""
-    args = section["engine_args"]
-    if section["engine"] == "transformers" and section["device"] != "cpu" and section["gpus"] > 1:
+    args = section.engine_args
+    if section.engine == "transformers" and section.device != "cpu" and section.gpus > 1:
         return "gpus: engine transformers uses one GPU; use vllm, or more, smaller shards"
-    if args and section["engine"] != "vllm":
-        return f"engine_args: they are vLLM's, and engine is {section['engine']}"
+    if args and section.engine != "vllm":
+        return f"engine_args: they are vLLM's, and engine is {section.engine}"
     for name, value in args.items():
         if name in _VLLM_TAKEN:
             return f"engine_args.{name}: {_VLLM_TAKEN[name]}"
         if name in _VLLM_GIB and not (isinstance(value, (int, float)) and value >= 0):
             return f"engine_args.{name}: expected a number of GiB, got {value!r}"
-    length = args.get("max_model_len", section["max_tokens"] + 1)
-    if not isinstance(length, int) or length <= section["max_tokens"]:
-        return f"engine_args.max_model_len: expected a whole number above max_tokens ({section['max_tokens']}), got {length!r}"
+    length = args.get("max_model_len", section.max_tokens + 1)
+    if not isinstance(length, int) or length <= section.max_tokens:
+        return f"engine_args.max_model_len: expected a whole number above max_tokens ({section.max_tokens}), got {length!r}"
     return None
 
 
-def judge_host_bytes(section: Mapping[str, Any]) -> int:
+def judge_host_bytes(section: Judge) -> int:
     """Host memory in bytes that vLLM holds besides the weights that pass through: what it keeps off its GPUs."""
-    args, gib = section["engine_args"], 2**30
-    per_gpu = args.get("cpu_offload_gb", 0) * section["gpus"]
+    args, gib = section.engine_args, 2**30
+    per_gpu = args.get("cpu_offload_gb", 0) * section.gpus
     return int((per_gpu + args.get("kv_offloading_size", 0)) * gib)

@@ -36,7 +36,7 @@ class Refused(ValueError):
 class Section(BaseModel):
     """A section of the config. It refuses unknown keys and wrong types; sections of extensions are subclasses, too."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     @model_validator(mode="before")
     @classmethod

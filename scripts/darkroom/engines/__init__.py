@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.errors import DarkroomError
 
 if TYPE_CHECKING:
+    from darkroom.config.models import StageSection
     from darkroom.engines.base import Engine
     from darkroom.plan.requests import Request
 
@@ -24,7 +25,7 @@ def _always(request: "Request") -> bool:
     return True
 
 
-def _never(section: Mapping[str, Any]) -> None:
+def _never(section: "StageSection") -> None:
     return None
 
 
@@ -66,7 +67,7 @@ class Family:
     options: frozenset[str] = frozenset()
     caches: frozenset[str] = frozenset()
     quantized: tuple[str, ...] = ()
-    conflict: Callable[[Mapping[str, Any]], str | None] = _never
+    conflict: Callable[["StageSection"], str | None] = _never
     packages: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ class Family:
         """Whether the files of a model have to lie on this machine."""
         return self.needs_model and self.local
 
-    def model_identity(self, section: dict[str, Any]) -> str:
+    def model_identity(self, section: "StageSection") -> str:
         """What makes the pictures of a section of the config, for keys and digests."""
         if self.identity is None and not self.needs_model:
             return f"family:{self.name}"
@@ -127,13 +128,13 @@ def family(name: str, where: str = "family") -> Family:
     return FAMILIES[name]
 
 
-def open_engine(section: dict[str, Any], name: str) -> "Engine":
+def open_engine(section: "StageSection", name: str) -> "Engine":
     """The engine of `generate` or `edit` of the config; name: which of the two.
 
     The model of the section is a folder (`darkroom.models.hub.local_section`). Raises DarkroomError where the engine cannot
     work here.
     """
-    kind = family(section["family"], f"{name}.family")
+    kind = family(section.family, f"{name}.family")
     return _load(kind.open, kind.name)(section, name)
 
 
@@ -156,8 +157,8 @@ def _guided(request: "Request") -> bool:
     return request.true_cfg > 1
 
 
-def _kontext_conflict(section: Mapping[str, Any]) -> str | None:
-    if section["cache"] and section["true_cfg"] > 1:
+def _kontext_conflict(section: "StageSection") -> str | None:
+    if section.options.cache and section.sampling.true_cfg > 1:
         return "cache: FLUX Kontext's pipeline does not tell a cache the two passes of true_cfg apart; use true_cfg: 1"
     return None
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from darkroom.config import options
+from darkroom.config.models import ModelSection
 from darkroom.engines import fitting
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, OutOfMemory
@@ -56,10 +57,10 @@ class DiffusionEngine(Engine):
 
     multiple: int  # the model's grid: sides worked at are multiples of so many pixels
 
-    def __init__(self, section: dict[str, Any], name: str):
+    def __init__(self, section: ModelSection, name: str):
         self.section, self.name = section, name
-        self.torch_device = resolve_device(section["device"], name)
-        self.torch_dtype = resolve_dtype(section["dtype"], self.torch_device)
+        self.torch_device = resolve_device(section.device, name)
+        self.torch_dtype = resolve_dtype(section.dtype, self.torch_device)
         self.device, self.dtype = str(self.torch_device), str(self.torch_dtype)
         if reason := options.refusal(section, self.device) or options.missing(section, self.device):
             raise DarkroomError(f"{name}.{reason}")
@@ -68,11 +69,11 @@ class DiffusionEngine(Engine):
         self.edits = name != "generate"
         # Becomes less where the memory does not suffice. On the CPU one by one: in a batch the last bits of a picture
         # depend on its neighbours (some 2e-6, which now and then rounds to another pixel value).
-        self.batch_limit = 1 if self.device == "cpu" else section["batch_size"]
+        self.batch_limit = 1 if self.device == "cpu" else section.batch_size
 
     def load(self, cls: Any, **parts: Any) -> Any:
         """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
-        folder = self.section["local_dir"] or self.section["model"]
+        folder = self.section.local_dir or self.section.model_name
         try:
             quantization = fitting.quantization_config(self.section, self.torch_dtype, parts)
             how = {"quantization_config": quantization} if quantization else {}
@@ -142,7 +143,7 @@ class FluxEngine(DiffusionEngine):
 
     pipeline: ClassVar[str] = "FluxPipeline"
 
-    def __init__(self, section: dict[str, Any], name: str):
+    def __init__(self, section: ModelSection, name: str):
         super().__init__(section, name)
         import diffusers  # not above: the judge takes `resolve_device` from here, where there is no diffusers
 
@@ -152,7 +153,7 @@ class FluxEngine(DiffusionEngine):
     def _vae_scale(self) -> int:
         """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
         try:
-            config = Path(self.section["local_dir"] or self.section["model"], "vae", "config.json")
+            config = Path(self.section.local_dir or self.section.model_name, "vae", "config.json")
             return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
         except (OSError, ValueError, KeyError):
             return 8  # loading the model says what is wrong with it
@@ -170,7 +171,7 @@ class FluxEngine(DiffusionEngine):
         pipe = self.load(self.pipeline_class, transformer=None, vae=None)
         self.places = {text: place for place, text in enumerate(texts)}
         spooled: tuple[torch.Tensor, torch.Tensor] | None = None
-        length = self.section["max_sequence_length"]
+        length = self.section.max_sequence_length
         cut = 0
         with torch.no_grad():
             for place, text in enumerate(texts):
@@ -248,7 +249,7 @@ class KontextEngine(FluxEngine):
 class AutoEngine(DiffusionEngine):
     """Any diffusers pipeline that takes a list of prompts and a list of generators."""
 
-    def __init__(self, section: dict[str, Any], name: str):
+    def __init__(self, section: ModelSection, name: str):
         super().__init__(section, name)
         from diffusers import DiffusionPipeline
 
@@ -264,12 +265,12 @@ class AutoEngine(DiffusionEngine):
 
     def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
-        call = {
+        call: dict[str, Any] = {
             "width": width,
             "height": height,
             "num_inference_steps": first.steps,
             "guidance_scale": first.guidance,
-            "max_sequence_length": self.section["max_sequence_length"],
+            "max_sequence_length": self.section.max_sequence_length,
         }
         if first.negative_prompt is not None:
             call["negative_prompt"] = [request.negative_prompt for request in requests]

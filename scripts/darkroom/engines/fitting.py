@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from darkroom.config.models import ModelSection
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
 
@@ -13,12 +14,12 @@ _DENOISERS = ("transformer", "transformer_2", "unet")
 _SIZES = 1000  # image sizes in one job; far more than there will be
 
 
-def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict[str, Any]) -> Any:
+def quantization_config(section: ModelSection, dtype: torch.dtype, parts: dict[str, Any]) -> Any:
     """diffusers' PipelineQuantizationConfig for the parts of a pipeline that are loaded, or None.
 
     parts: components that are left out (None). Only weights are quantized, so that no image of a batch depends on another.
     """
-    if section["quantization"] is None:
+    if section.quantization is None:
         return None
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
     from transformers import BitsAndBytesConfig as EncoderBitsAndBytesConfig
@@ -26,7 +27,7 @@ def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict
 
     def config(name: str) -> Any:
         encoder = name.startswith("text_encoder")
-        if section["quantization"] == "int8":
+        if section.quantization == "int8":
             from torchao.quantization import Int8WeightOnlyConfig
 
             return (EncoderTorchAoConfig if encoder else TorchAoConfig)(Int8WeightOnlyConfig())
@@ -34,11 +35,11 @@ def quantization_config(section: dict[str, Any], dtype: torch.dtype, parts: dict
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
 
-    wanted = family(section["family"]).quantized
+    wanted = family(section.family).quantized
     return PipelineQuantizationConfig(quant_mapping={name: config(name) for name in wanted if name not in parts})
 
 
-def fit(pipe: Any, section: dict[str, Any], name: str, device: torch.device) -> Any:
+def fit(pipe: Any, section: ModelSection, name: str, device: torch.device) -> Any:
     """`pipe` with cache and compiled blocks as `generate` or `edit` has them, on the device or offloaded.
 
     name: of the section. Raises DarkroomError where the model cannot be so, and torch.OutOfMemoryError where it does not fit.
@@ -50,23 +51,23 @@ def fit(pipe: Any, section: dict[str, Any], name: str, device: torch.device) -> 
         except Exception as error:  # whatever it is, it is for the reader of one line
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DarkroomError(f"{name}: {type(model).__name__} cannot be used so: {reason}") from error
-    if section["offload"] == "none":
+    if section.offload == "none":
         return pipe.to(device)
-    if section["offload"] == "model":
+    if section.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
     return pipe
 
 
-def _prepare(model: Any, section: dict[str, Any]) -> None:
+def _prepare(model: Any, section: ModelSection) -> None:
     from diffusers import attention_backend
 
-    with attention_backend(section["attention"]):  # says what is missing or too old
+    with attention_backend(section.attention):  # says what is missing or too old
         pass
-    if section["cache"]:
+    if section.cache:
         model.enable_cache(cache_config(section, model.dtype))
-    if section["compile"]:
+    if section.compile:
         import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
@@ -74,27 +75,27 @@ def _prepare(model: Any, section: dict[str, Any]) -> None:
         dynamo.recompile_limit = dynamo.accumulated_recompile_limit = _SIZES
         inductor.deterministic = True
         inductor.compile_threads = 1  # no pool of processes, whose memory the job did not ask for
-        whole = not section["cache"]  # a cache decides outside of the graph
+        whole = not section.cache  # a cache decides outside of the graph
         model.compile_repeated_blocks(fullgraph=whole, dynamic=False)
 
 
-def cache_config(section: dict[str, Any], dtype: torch.dtype) -> Any:
+def cache_config(section: ModelSection, dtype: torch.dtype) -> Any:
     """diffusers' configuration of the cache that `generate` or `edit` names."""
     from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
-    if section["cache"] == "first_block":
-        return FirstBlockCacheConfig(threshold=section["cache_threshold"])
-    return TaylorSeerCacheConfig(cache_interval=section["cache_interval"], taylor_factors_dtype=dtype)
+    if section.cache == "first_block":
+        return FirstBlockCacheConfig(threshold=section.cache_threshold)
+    return TaylorSeerCacheConfig(cache_interval=section.cache_interval, taylor_factors_dtype=dtype)
 
 
 @contextlib.contextmanager
-def call(pipe: Any, section: dict[str, Any]) -> Any:
+def call(pipe: Any, section: ModelSection) -> Any:
     """One call of the pipeline: with the section's attention, and an empty cache whatever became of the call before."""
     from diffusers import attention_backend
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(attention_backend(section["attention"]))
-        if section["cache"]:
+        stack.enter_context(attention_backend(section.attention))
+        if section.cache:
             pipe.transformer._reset_stateful_cache()
             stack.enter_context(pipe.transformer.cache_context("denoise"))  # Kontext's pipeline names none of its own
         yield

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom import engines
+from darkroom.config.extensions import load
+from darkroom.config.models import StageSection, stage_section_model
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.runtime import say, stop_requested
 from darkroom.jobs.spread import Report
 from darkroom.models.hub import HubModel, local_section
+from darkroom.plan.recipe import Recipe
 from darkroom.plan.requests import Request
 from darkroom.store.images import encode_png
 from darkroom.store.scratch import Scratch
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Batch = tuple[list[Request], tuple[int, int]]  # requests that share a call, and the size worked at
-OpenEngine = Callable[[dict[str, Any], str], Engine]
+OpenEngine = Callable[[StageSection, str], Engine]
 
 
 @dataclass
@@ -34,8 +37,8 @@ class ShardJob:
     """
 
     name: str
-    section: dict[str, Any]
-    recipe: dict[str, Any]
+    section: StageSection
+    recipe: Recipe
     digest: str
     folder: Path
     rule: str
@@ -71,14 +74,10 @@ def work(
     reason. open_engine: the family's own unless given. Raises Interrupted after SIGTERM, and DarkroomError where the environment
     is broken.
     """
-    if job.extensions:  # a worker process has read no config
-        from darkroom.config.extensions import load
-
-        load(job.extensions)
     sources = sources or Sources(job.folder, job.images, job.scratch)
     engine = (open_engine or engines.open_engine)(local_section(job.section, job.model), job.name)
-    say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section['batch_size']}")
-    batches = share(list(_batches(todo, sizes, engine, job.section["batch_size"])), part, parts)
+    say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section.batch_size}")
+    batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts)
     if batches:
         engine.prepare([request for batch, _ in batches for request in batch])
     yield 0, {}
@@ -93,6 +92,20 @@ def work(
             else:
                 job.scratch.put(request.key, encode_png(made))
         yield len(batch), failed
+
+
+def packed(job: ShardJob) -> dict[str, Any]:
+    """A job for `work_apart`: without classes that an extension brings, which a new process has yet to load."""
+    return vars(job) | {"section": job.section.model_dump()}
+
+
+def work_apart(
+    packed_job: dict[str, Any], todo: list[Request], sizes: dict[str, tuple[int, int]], part: int, parts: int
+) -> Iterator[Report]:
+    """`work` in a process of its own, which has read no config."""
+    load(packed_job["extensions"])
+    section = stage_section_model(packed_job["name"]).model_validate(packed_job["section"])
+    yield from work(ShardJob(**packed_job | {"section": section}), todo, sizes, part, parts)
 
 
 def share(batches: list[Batch], part: int, parts: int) -> list[Batch]:

@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.exports import SUMS
 from darkroom.exports.provenance import Marker
@@ -45,8 +46,8 @@ class Export:
     table: Path
     table_digest: str
     catalogue: Catalogue
-    settings: dict[str, Any]
-    select: dict[str, Any]
+    settings: models.Export
+    select: models.Select
     models: list[Model]
     digest: str
     reply_column: str = "caption"
@@ -55,7 +56,7 @@ class Export:
     @property
     def limit(self) -> int:
         """Bytes in a file of an export that is cut into files."""
-        return self.settings["file_mb"] * 10**6
+        return self.settings.file_mb * 10**6
 
     @cached_property
     def table_columns(self) -> dict[str, str]:
@@ -110,7 +111,7 @@ class Export:
         reads = next((other for other in self.kinds if other.name == kind.reads), None)
         names = {model.section: model.name for model in self.models}
         before = names.get(reads.section or "") if reads else None
-        return Marker(kind, before, names.get(kind.section or ""), self.settings["provenance"])
+        return Marker(kind, before, names.get(kind.section or ""), self.settings.provenance)
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""

@@ -64,8 +64,8 @@ def describe(export: Export, counts: dict[str, int], noted: dict[str, str]) -> d
 
 def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
     header: dict[str, Any] = {
-        "pretty_name": export.settings["name"],
-        "license": export.settings["licence"] or "unknown",
+        "pretty_name": export.settings.name,
+        "license": export.settings.licence or "unknown",
     }
     tasks = ("image-to-image" if kind.has_sources else "text-to-image" for kind in full)
     header["task_categories"] = list(dict.fromkeys(tasks))
@@ -81,7 +81,7 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
                 {"config_name": kind.name, "features": _features(_all_columns(export, kind))} for kind in full
             ]
     lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
-    lines += [f"# {export.settings['name']}", "", f"Synthetic images: {_CONTENT[export.format]}. Made by Darkroom.", ""]
+    lines += [f"# {export.settings.name}", "", f"Synthetic images: {_CONTENT[export.format]}. Made by Darkroom.", ""]
     what = {"folder": "rows", "preferences": "pairs"}.get(export.format, "images")
     lines += [f"- {kind.name}: {counts[kind.name]} {what}" for kind in export.kinds]
     lines += ["", "## How they were made", "", "| stage | model | licence of the model |", "|---|---|---|"]
@@ -99,10 +99,10 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         "",
     ]
     for kind in export.kinds:
-        least = ", ".join(f"{name} at least {value:g}" for name, value in export.select.get(kind.name, {}).items())
+        least = ", ".join(f"{name} at least {value:g}" for name, value in export.select.least_of(kind.name).items())
         lines.append(f"- {kind.name}: {least or 'every image that was made'}")
-    if export.select["per_row"]:
-        lines.append(f"- of each prompt, the best {export.select['per_row']}")
+    if export.select.per_row:
+        lines.append(f"- of each prompt, the best {export.select.per_row}")
     if export.format == "preferences":
         for kind in export.kinds:
             by = preferences.deciding_score(export, kind)
@@ -120,7 +120,7 @@ def _hashes(export: Export) -> str:
         original = "`sha256_0` and `sha256_1` are of the bytes in `jpg_0` and `jpg_1`."
     elif export.format == "parquet":
         original = "The column `sha256` is of the bytes in `image`."
-    elif export.settings["provenance"]:
+    elif export.settings.provenance:
         original = (
             "The `sha256` in a record, and in a PNG file's text, is of the PNG file as it was made, without that text (prompt,"
             " model, revision, seed, key, software, and XMP with the IPTC digital source type). The pixels are the same."
@@ -179,12 +179,12 @@ def _croissant(export: Export, full: list[Kind], counts: dict[str, int], noted: 
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
-        "name": export.settings["name"],
+        "name": export.settings.name,
         "description": f"Synthetic images: {_CONTENT[export.format]}. Generator models and their licences: {models}.",
         "version": "1.0.0",
     }
-    if export.settings["licence"]:
-        described["license"] = export.settings["licence"]
+    if export.settings.licence:
+        described["license"] = export.settings.licence
     return described | {"distribution": files, "recordSet": records}
 
 

@@ -66,9 +66,9 @@ def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
 
 def deciding_score(export: Export, kind: Kind) -> str | None:
     """The score that pairs are told by: the config's, else the first threshold's, else the first there is."""
-    wanted = export.settings["preferences"].get(kind.name)
+    wanted = export.settings.preferences.score_of(kind.name)
     return next(
-        iter([*filter(None, [wanted]), *export.select.get(kind.name, {}), *export.catalogue.score_names(kind.name)]),
+        iter([*filter(None, [wanted]), *export.select.least_of(kind.name), *export.catalogue.score_names(kind.name)]),
         None,
     )
 
@@ -86,7 +86,7 @@ def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
             continue
         worst = min(judged, key=lambda found: found[1][by])
         margin = best[1][by] - worst[1][by]
-        if margin <= 0 or margin < export.settings["preferences"]["margin"]:
+        if margin <= 0 or margin < export.settings.preferences.margin:
             continue
         yield _pair(export, kind, named, shard, best, worst, pictures, by)
 

@@ -13,11 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.runtime import say, stop_requested
+
+if TYPE_CHECKING:
+    from darkroom.config.models import DeviceSection
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 24 * 3600.0  # seconds without any device changing hands after which a job gives up
@@ -42,7 +45,7 @@ def visible_devices() -> list[str]:
     return devices
 
 
-def wanted_devices(section: dict[str, Any], name: str) -> tuple[list[str], int]:
+def wanted_devices(section: "DeviceSection", name: str) -> tuple[list[str], int]:
     """(devices to choose from, how many of them to take) for a stage.
 
     There are none to take if the stage runs on the CPU, or if its device is `auto` and the host has none.
@@ -54,14 +57,14 @@ def wanted_devices(section: dict[str, Any], name: str) -> tuple[list[str], int]:
     Raises:
         DarkroomError: the host has fewer devices than `gpus`; the message names the key to change.
     """
-    gpus = section["gpus"]
-    if section["device"] == "cpu":
+    gpus = section.gpus
+    if section.device == "cpu":
         return [], 0
     devices = visible_devices()
     if len(devices) >= gpus:
         return devices, gpus
     # A single GPU can be there without a device file (WSL): torch will tell.
-    if not devices and (section["device"] == "auto" or gpus == 1):
+    if not devices and (section.device == "auto" or gpus == 1):
         return [], 0
     seen = f"{VARIABLE}={os.environ[VARIABLE]}" if VARIABLE in os.environ else "by the files /dev/nvidia*"
     raise DarkroomError(
@@ -108,7 +111,7 @@ class Devices:
         self.patience, self.waited = patience, 0.0
         self.held: dict[str, int] = {}
 
-    def claim(self, section: dict[str, Any], name: str, most: int | None = None) -> dict[str, int]:
+    def claim(self, section: "DeviceSection", name: str, most: int | None = None) -> dict[str, int]:
         """Take the devices that a stage asks for (see `wanted_devices`), and hide the others from CUDA.
 
         Call it before torch or vLLM is imported. It takes all at once: while others hold too many it waits, and logs
@@ -127,7 +130,7 @@ class Devices:
             Interrupted: the job was told to stop while it waited.
         """
         devices, number = wanted_devices(section, name)
-        if section["device"] == "cpu":
+        if section.device == "cpu":
             os.environ[VARIABLE] = ""  # a job inherits what whoever submitted it can see
         if not devices:
             return {}

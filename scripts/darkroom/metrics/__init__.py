@@ -8,8 +8,7 @@ extension file, and then named in the config:
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from darkroom.config import models
 from darkroom.errors import DarkroomError
@@ -27,7 +26,7 @@ def register(metric: type[Metric]) -> type[Metric]:
     What stands there is for the metric to check, unless `darkroom.config.models.allow_metric` was called before, with a model.
 
     Args:
-        metric: the class; its constructor is called with what stands below that key.
+        metric: the class; its constructor is called with the section below that key, which has what stands there as attributes.
 
     Raises:
         DarkroomError: its name is no name, or that of another metric.
@@ -44,26 +43,24 @@ def register(metric: type[Metric]) -> type[Metric]:
     return metric
 
 
-def metrics_of(
-    config: Mapping[str, Any], rubric: Rubric, local: Callable[[], dict[str, Any]] | None = None
-) -> list[Metric]:
+def metrics_of(config: models.Config, rubric: Rubric, local: Callable[[], models.Judge] | None = None) -> list[Metric]:
     """The metrics of a run: the judge, then those that the config names, in its order.
 
     Args:
-        config: checked, with defaults; `judge` and `metrics` are read.
+        config: `judge` and `metrics` are read.
         rubric: what the judge asks.
         local: gives the judge's section with its model as a folder.
 
     Raises:
         DarkroomError: the config names a metric that nothing has registered.
     """
-    metrics: list[Metric] = [JudgeMetric(config["judge"], rubric, local)]
-    for name, section in (config.get("metrics") or {}).items():
+    metrics: list[Metric] = [JudgeMetric(config.judge, rubric, local)]
+    for name, section in config.metrics.asked.items():
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
             hint = f"did you mean {near[0]}?" if near else "name the file that brings it under `extensions`"
             raise DarkroomError(f"config: metrics: there is no metric {name}; {hint}")
-        metrics.append(METRICS[name](dict(section or {})))  # type: ignore[call-arg]
+        metrics.append(METRICS[name](section))  # type: ignore[call-arg]
     return metrics
 
 

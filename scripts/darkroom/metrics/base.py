@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from darkroom.config.models import DeviceSection
 from darkroom.errors import DarkroomError
+from darkroom.plan.recipe import Recipe
 
 if TYPE_CHECKING:
     from darkroom.metrics.rubric import Question
@@ -229,20 +231,20 @@ class Metric(ABC):
         name: letters, digits and underscores; unique among metrics, and part of paths.
         version: raise it when a change of the code changes the scores of the same picture.
         packages: distributions whose versions the score files record.
-        needs: the section of the config that says `device` and `gpus`; None for a metric that needs no device.
+        needs: the section of the config that says what devices its jobs get; None for a metric that needs none.
     """
 
     name: str
     version: int = 1
     packages: tuple[str, ...] = ()
-    needs: Mapping[str, Any] | None = None
+    needs: DeviceSection | None = None
 
     @abstractmethod
     def columns(self, kind: str) -> list[ScoreColumn]:
         """The columns for a kind of picture, in order; none where this metric does not score that kind."""
 
     @abstractmethod
-    def recipe(self, kind: str) -> dict[str, Any]:
+    def recipe(self, kind: str) -> Recipe:
         """What decides the scores apart from prompt and pictures, with `version`, as plain JSON.
 
         It is part of every score's key and of the digest that a score file is made for, and is stored in the file.

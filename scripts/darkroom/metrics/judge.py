@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from darkroom.config.models import Judge
 from darkroom.jobs.runtime import say
 from darkroom.metrics.base import Answer, Ask, Metric, ScoreColumn, Subject
 from darkroom.metrics.rubric import JUDGE, Question, Rubric
-from darkroom.plan.recipe import JUDGE_RECIPE_VERSION, judge_recipe
+from darkroom.plan.recipe import JUDGE_RECIPE_VERSION, Recipe, judge_recipe
 
 LEAST_MASS = 1e-6
 
@@ -26,7 +27,7 @@ class JudgeMetric(Metric):
     version = JUDGE_RECIPE_VERSION
     packages = ("torch", "vllm", "transformers", "qwen-vl-utils", "xgrammar")
 
-    def __init__(self, section: dict[str, Any], rubric: Rubric, local: Callable[[], dict[str, Any]] | None = None):
+    def __init__(self, section: Judge, rubric: Rubric, local: Callable[[], Judge] | None = None):
         self.needs = self.section = section
         self.rubric = rubric
         self.local = local or (lambda: section)
@@ -34,20 +35,18 @@ class JudgeMetric(Metric):
     def columns(self, kind: str) -> list[ScoreColumn]:
         return self.rubric.columns(kind)
 
-    def recipe(self, kind: str) -> dict[str, Any]:
+    def recipe(self, kind: str) -> Recipe:
         return self._recipe  # the digest of the rubric is that of its questions about all kinds
 
     @cached_property
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> Recipe:
         return judge_recipe(self.section, self.rubric.digest)
 
     def open(self, kind: str) -> "JudgeScorer":
         from darkroom.metrics import vlm  # vLLM: only where something is to be asked
 
         section = self.section
-        say(
-            f"judge {self._recipe['model']} ({section['model']}, revision {section['revision']}), engine {section['engine']}"
-        )
+        say(f"judge {self._recipe['model']} ({section.model}, revision {section.revision}), engine {section.engine}")
         engine = vlm.open_judge(self.local(), kind, self.rubric)
         say(f"device {engine.device}, dtype {engine.dtype}")
         return JudgeScorer(engine, self.rubric.questions.get(kind, []))

@@ -13,6 +13,7 @@ from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.identity import digest
 from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject
+from darkroom.plan.recipe import Recipe
 from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
 from darkroom.store.journal import clear_journal, open_journal
@@ -39,7 +40,7 @@ _PICTURES = ("source", "image")
 Scores = dict[str, Any]  # column -> value
 
 
-def score_key(recipe: dict[str, Any], record: dict[str, Any]) -> str:
+def score_key(recipe: Recipe, record: dict[str, Any]) -> str:
     """The identity of an image's scores: the metric's recipe, what was asked for, and the pictures."""
     return digest([recipe, record["prompt"], record["sha256"], record.get("source_sha256")])
 
@@ -118,7 +119,7 @@ def score_shards(
         "images": list(images.values()),
         "recipe": recipe,
         "versions": versions(*metric.packages),
-        "device": device_kind(metric.needs["device"]) if metric.needs else "cpu",
+        "device": device_kind(metric.needs.device) if metric.needs else "cpu",
         "image_failures": sum(shard["failed"] for shard in made),
         "failed": unscored,
     }
@@ -152,7 +153,7 @@ def _score_all(
     return found, progress.seconds
 
 
-def _chunks(images: Iterable[Path], recipe: dict[str, Any], todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
+def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
     """The records to score, by score key, in the fixed chunks of the shards together."""
     chunk: dict[str, dict[str, Any]] = {}
     left = set(todo)

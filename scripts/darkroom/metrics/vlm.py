@@ -9,6 +9,7 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
 from darkroom.metrics.base import Answer, Ask
@@ -29,11 +30,11 @@ class Judge:
     device: str
     dtype: str
 
-    def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
+    def __init__(self, section: models.Judge, kind: str, rubric: Rubric):
         from transformers import AutoConfig, AutoProcessor
 
         self.section, self.images_each = section, 2 if STAGES[kind].reads else 1
-        self.path = section["model"]
+        self.path = section.model
         try:
             self.processor = AutoProcessor.from_pretrained(self.path)
             self.config = AutoConfig.from_pretrained(self.path)
@@ -46,8 +47,8 @@ class Judge:
             raise DarkroomError(f"judge.model: {self.path}: not of the Qwen-VL family (merge_size {self.merge_size})")
         least, most = _own_pixels(image)
         # Within the checkpoint's own limits, so that no engine resizes the pictures once more.
-        self.min_pixels = min(max(section["min_pixels"] or least, least), most)
-        self.max_pixels = min(max(section["max_pixels"] or most, self.min_pixels), most)
+        self.min_pixels = min(max(section.min_pixels or least, least), most)
+        self.max_pixels = min(max(section.max_pixels or most, self.min_pixels), most)
         self.yes, self.no = self._label_ids(_YES), self._label_ids(_NO)
         if not self.yes or not self.no:
             raise DarkroomError(f"judge.model: {self.path}: its tokenizer has no single token for yes and no")
@@ -56,8 +57,8 @@ class Judge:
         self.special = sorted(special, key=len, reverse=True)
         budget = self.images_each * (self.max_pixels // (self.patch_size * 2) ** 2 + 2)
         own = getattr(self.config.get_text_config(), "max_position_embeddings", 1 << 20)
-        self.max_length = min(own, budget + QUESTION_TOKENS + section["max_tokens"])
-        self.max_length = section["engine_args"].get("max_model_len", self.max_length)
+        self.max_length = min(own, budget + QUESTION_TOKENS + section.max_tokens)
+        self.max_length = section.engine_args.get("max_model_len", self.max_length)
 
     def _label_ids(self, words: tuple[str, ...]) -> list[int]:
         encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
@@ -80,7 +81,7 @@ class Judge:
         """Why a question does not fit the judge's context, or None."""
         side = self.patch_size * 2
         tokens = len(self.tokenizer.encode(text)) + sum((i.width // side) * (i.height // side) for i in images)
-        room = self.max_length - self.section["max_tokens"]
+        room = self.max_length - self.section.max_tokens
         return None if tokens <= room else f"the question has {tokens} tokens; the judge takes {room}"
 
     def ask(self, asks: list[Ask]) -> list[Answer]:
@@ -106,7 +107,7 @@ class Judge:
 class VllmJudge(Judge):
     """vLLM in this process, or spread over several GPUs by tensor parallelism."""
 
-    def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
+    def __init__(self, section: models.Judge, kind: str, rubric: Rubric):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its start prints pages of advice
         super().__init__(section, kind, rubric)
@@ -114,7 +115,7 @@ class VllmJudge(Judge):
             from vllm.platforms import current_platform
 
             cpu = current_platform.is_cpu()
-            if cpu or section["gpus"] == 1:
+            if cpu or section.gpus == 1:
                 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # starts in seconds, and repeats exactly
             from vllm import LLM, EngineArgs
         except ImportError as error:
@@ -123,18 +124,18 @@ class VllmJudge(Judge):
                 " engine: transformers"
             ) from error
         known = [field.name for field in fields(EngineArgs)]
-        if wrong := next((name for name in section["engine_args"] if name not in known), None):
+        if wrong := next((name for name in section.engine_args if name not in known), None):
             near = difflib.get_close_matches(wrong, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise DarkroomError(f"judge.engine_args: this version of vLLM takes no {wrong}{hint}")
-        if cpu and section["device"] == "cuda":
+        if cpu and section.device == "cuda":
             raise DarkroomError("judge.device is cuda, but vLLM sees no GPU; ask for one, or set device: cpu")
-        if not cpu and section["device"] == "cpu":
+        if not cpu and section.device == "cpu":
             raise DarkroomError("judge.device is cpu, but this vLLM is not built for the CPU; set engine: transformers")
         self.device = "cpu" if cpu else current_platform.get_device_name()
-        dtype: Any = {"auto": "float32" if cpu else "auto"}.get(section["dtype"], section["dtype"])
+        dtype: Any = {"auto": "float32" if cpu else "auto"}.get(section.dtype, section.dtype)
         self.dtype = dtype
-        gpus, heads = 1 if cpu else section["gpus"], self.config.get_text_config().num_attention_heads
+        gpus, heads = 1 if cpu else section.gpus, self.config.get_text_config().num_attention_heads
         if heads % gpus:
             raise DarkroomError(
                 f"judge.gpus is {gpus}, which does not divide the {heads} attention heads of {self.path}; use a number that does"
@@ -152,7 +153,7 @@ class VllmJudge(Judge):
                 tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                **{"max_model_len": self.max_length} | host | section["engine_args"],
+                **{"max_model_len": self.max_length} | host | section.engine_args,
             )
         except Exception as error:  # an engine fails in many ways; all of them are the environment's
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error
@@ -183,9 +184,9 @@ class VllmJudge(Judge):
         if ask.question.type == "yes_no":
             return SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=self.yes + self.no)
         return SamplingParams(
-            temperature=self.section["temperature"],
-            top_p=self.section["top_p"],
-            max_tokens=self.section["max_tokens"],
+            temperature=self.section.temperature,
+            top_p=self.section.top_p,
+            max_tokens=self.section.max_tokens,
             seed=ask.seed,
             structured_outputs=StructuredOutputsParams(json=ask.question.schema),
         )
@@ -203,15 +204,15 @@ class VllmJudge(Judge):
 class TransformersJudge(Judge):
     """The same judge through transformers, one question at a time."""
 
-    def __init__(self, section: dict[str, Any], kind: str, rubric: Rubric):
+    def __init__(self, section: models.Judge, kind: str, rubric: Rubric):
         super().__init__(section, kind, rubric)
         import xgrammar
         from transformers import AutoModelForImageTextToText
 
         from darkroom.engines.diffusion import device_name, resolve_device, resolve_dtype
 
-        device = resolve_device(section["device"], "judge")
-        dtype = resolve_dtype(section["dtype"], device)
+        device = resolve_device(section.device, "judge")
+        dtype = resolve_dtype(section.dtype, device)
         self.dtype, self.device = str(dtype), device_name(device)
         try:
             model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
@@ -244,11 +245,11 @@ class TransformersJudge(Judge):
         grammar = self.compiler.compile_json_schema(ask.question.schema, any_whitespace=False, separators=(",", ":"))
         # The checkpoint's own generation_config must not change what the config asks for; vLLM does not read it either.
         sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "top_k": 0}
-        if self.section["temperature"] > 0:
+        if self.section.temperature > 0:
             torch.manual_seed(ask.seed)
-            sampling |= {"do_sample": True, "temperature": self.section["temperature"], "top_p": self.section["top_p"]}
+            sampling |= {"do_sample": True, "temperature": self.section.temperature, "top_p": self.section.top_p}
         ids = self.model.generate(
-            **inputs, max_new_tokens=self.section["max_tokens"], logits_processor=[LogitsProcessor(grammar)], **sampling
+            **inputs, max_new_tokens=self.section.max_tokens, logits_processor=[LogitsProcessor(grammar)], **sampling
         )
         new = ids[0, inputs["input_ids"].shape[1] :]
         return Answer(reply=self.tokenizer.decode(new, skip_special_tokens=True))
@@ -265,6 +266,6 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def open_judge(section: dict[str, Any], kind: str, rubric: Rubric) -> Judge:
+def open_judge(section: models.Judge, kind: str, rubric: Rubric) -> Judge:
     """The judge that the config names."""
-    return {"vllm": VllmJudge, "transformers": TransformersJudge}[section["engine"]](section, kind, rubric)
+    return {"vllm": VllmJudge, "transformers": TransformersJudge}[section.engine](section, kind, rubric)

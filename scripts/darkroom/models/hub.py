@@ -16,13 +16,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from darkroom.config.load import model_folder, used_sections
+from darkroom.config.models import Config, Judge, StageSection
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.identity import digest
@@ -34,6 +35,8 @@ _SIDE_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".safetensors"}
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # as diffusers and transformers save them
 _ABANDONED = 600  # seconds after which nobody writes a partial download any more
+
+AnySection = TypeVar("AnySection", StageSection, Judge)
 
 
 @dataclass(frozen=True)
@@ -113,24 +116,29 @@ class HubModel:
         return self.fetched["folder"]
 
 
-def hub_models(config: dict[str, Any], unpinned: bool = False) -> dict[str, HubModel]:
-    """section -> the hub model that it uses, for a checked config, whose `revision` is replaced by the commit.
+def hub_models(config: Config, unpinned: bool = False) -> dict[str, HubModel]:
+    """section -> the hub model that it uses, for a checked config.
 
     Raises DarkroomError where a commit is not known, unless `unpinned`. Never asks the hub.
     """
     models = {}
-    for name in used_sections(config):
-        section = config[name]
+    for name, section in used_sections(config).items():
         if model_folder(section):
             continue
-        marker = Path(config["results"], ".darkroom", "models", f"{name}.json")
-        model = HubModel(name, section["model"], section["revision"] or "main", section["cache_dir"], marker)
-        if model.commit:
-            section["revision"] = model.commit
-        elif not unpinned:
+        marker = Path(config.results, ".darkroom", "models", f"{name}.json")
+        model = HubModel(name, section.model_name, section.revision or "main", section.cache_dir, marker)
+        if model.commit is None and not unpinned:
             raise DarkroomError(model.unpinned)
         models[name] = model
     return models
+
+
+def with_commits(config: Config, models: Mapping[str, HubModel]) -> Config:
+    """The config with the commit of each of its hub models for `revision`, where it is known."""
+    for name, model in models.items():
+        if model.commit:
+            config = config.with_section(name, revision=model.commit)
+    return config
 
 
 @cache
@@ -140,9 +148,9 @@ def marker_bytes(marker: str) -> int:
     return sum(size for name, size in files.items() if name.endswith(".safetensors"))
 
 
-def local_section(section: dict[str, Any], model: HubModel | None) -> dict[str, Any]:
+def local_section(section: AnySection, model: HubModel | None) -> AnySection:
     """A section of the config as engines take it: with the model's folder in place of its name."""
-    return section if model is None else section | {"model": model.folder()}
+    return section if model is None else section.model_copy(update={"model": model.folder()})
 
 
 def fetch(model: HubModel) -> dict[str, Any]:

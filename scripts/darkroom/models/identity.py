@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.config.load import model_folder
+from darkroom.config.models import ModelSource
 from darkroom.identity import digest
 
 _WHOLE_FILE = 16 * 2**20
 _SAMPLES, _SAMPLE = 256, 4096
 
 
-def model_identity(section: dict[str, Any]) -> str:
+def model_identity(section: ModelSource) -> str:
     """What a model is, for keys and digests: `owner/name@commit` on the hub, or the digest of a folder.
 
     A folder's digest covers the file names and sizes, small files whole, and 256 samples spread over each large file.
@@ -19,7 +20,7 @@ def model_identity(section: dict[str, Any]) -> str:
     """
     folder = model_folder(section)
     if folder is None:
-        return f"{section['model']}@{section['revision'] or 'main'}"
+        return f"{section.model}@{section.revision or 'main'}"
     base = Path(folder)
     files = sorted(path for path in base.rglob("*") if path.is_file() and not _is_side_file(path.relative_to(base)))
     return "folder:" + digest([[path.relative_to(base).as_posix(), _file_digest(path)] for path in files])
@@ -41,7 +42,7 @@ def _file_digest(path: Path) -> list[Any]:
         return [size, samples.hexdigest()]
 
 
-def model_bytes(section: dict[str, Any]) -> int | None:
+def model_bytes(section: ModelSource) -> int | None:
     """The size of a model folder's weights in bytes, or None for a model on the hub."""
     folder = model_folder(section)
     if folder is None:

@@ -6,12 +6,12 @@ If the model is a folder, its licence is read from its model card; for some mode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from darkroom.config.load import is_folder_name
-from darkroom.engines import FAMILIES, FLUX_DEV, family
+from darkroom.config.load import is_folder_name, model_folder
+from darkroom.config.models import Config, ModelSection, ModelSource
+from darkroom.engines import FAMILIES, FLUX_DEV
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import used_stages
 
@@ -65,11 +65,11 @@ class Model:
     licence: Licence
 
 
-def model_of(section: str, settings: dict[str, Any]) -> Model:
+def model_of(section: str, settings: ModelSource) -> Model:
     """The model of a section of the config, with its licence."""
-    local = is_folder_name(settings["model"])
-    folder = settings.get("local_dir") or (settings["model"] if local else None)
-    name = Path(settings["model"]).absolute().name if local else settings["model"]
+    name, folder = settings.model_name, model_folder(settings)
+    local = is_folder_name(name)
+    name = Path(name).absolute().name if local else name
     stated = _of_card(Path(folder) / "README.md") if folder else {}
     page = None if local else f"{HUB}/{name}"
     licence = stated.get("license_name") if stated.get("license") in (None, "other") else stated["license"]
@@ -105,21 +105,22 @@ def _of_card(card: Path) -> dict[str, str]:
     return {key: value for key, value in firsts.items() if isinstance(value, str)}
 
 
-def models_of(config: dict[str, Any]) -> list[Model]:
+def models_of(config: Config) -> list[Model]:
     """The models that a config uses, the judge last; a family that needs none is named in its place, without a licence."""
     used = []
     for section in dict.fromkeys(stage.section for stage in used_stages(config)):
-        kind = family(config[section]["family"])
-        bare = Model(section, kind.name, Licence("none"))
-        used.append(model_of(section, config[section]) if kind.needs_model else bare)
-    return [*used, model_of("judge", config["judge"])]
+        settings = config.section(section)
+        if isinstance(settings, ModelSection) and settings.model is not None:
+            used.append(model_of(section, settings))
+        else:
+            used.append(Model(section, settings.family, Licence("none")))
+    return [*used, model_of("judge", config.judge)]
 
 
-def check_licences(config: dict[str, Any], training: tuple[str, ...]) -> None:
+def check_licences(config: Config, training: tuple[str, ...]) -> None:
     """Raise DarkroomError if an export in one of the formats `training` needs a licence acknowledged, and it is not."""
-    export = config["export"]
-    wanted = [name for name in export["formats"] if name in training]
-    acknowledged = {name.lower() for name in export["acknowledge_licences"]}
+    wanted = [name for name in config.export.formats if name in training]
+    acknowledged = {name.lower() for name in config.export.acknowledge_licences}
     for model in models_of(config) if wanted else ():
         licence = model.licence
         if model.section != "judge" and licence.limits and licence.name not in acknowledged:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from darkroom.config.models import Sampling, StageSection
 from darkroom.config.options import CACHE_KEYS, IMAGE_OPTIONS
 from darkroom.engines import family
 from darkroom.identity import digest, request_seed
+from darkroom.plan.recipe import Recipe
 from darkroom.plan.shards import Shard
 
 
@@ -46,7 +48,7 @@ class Request:
         return self.width, self.height
 
 
-def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int, every: bool = False) -> list[Request]:
+def expand(row: dict[str, Any], section: StageSection, seed: int, samples: int, every: bool = False) -> list[Request]:
     """The requests of a normal row, in order (item, then sample).
 
     section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
@@ -55,7 +57,11 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
     says of steps, guidance and a negative prompt is for the picture that they start from.
     """
     if every:
-        return [_after(request, section) for request in expand(row, _NO_SETTINGS, seed, samples)]
+        return [_after(request, section.sampling) for request in _expand(row, Sampling(), seed, samples)]
+    return _expand(row, section.sampling, seed, samples)
+
+
+def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) -> list[Request]:
     options = row["options"]
     requests = []
     for item, entry in enumerate(row["items"]):
@@ -69,11 +75,11 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
                     prompt=entry["prompt"],
                     negative_prompt=options.get("negative_prompt"),
                     seed=request_seed(seed, row["id"], item, sample, options.get("seed")),
-                    width=options.get("width", section["width"]),
-                    height=options.get("height", section["height"]),
-                    steps=options.get("steps", section["steps"]),
-                    guidance=float(options.get("guidance", section["guidance"])),
-                    true_cfg=float(section["true_cfg"]),
+                    width=options.get("width", sampling.width),
+                    height=options.get("height", sampling.height),
+                    steps=options.get("steps", sampling.steps),
+                    guidance=float(options.get("guidance", sampling.guidance)),
+                    true_cfg=float(sampling.true_cfg),
                     source=entry.get("source"),
                     given=given,
                     user_row=row["row"],
@@ -82,10 +88,7 @@ def expand(row: dict[str, Any], section: dict[str, Any], seed: int, samples: int
     return requests
 
 
-_NO_SETTINGS: dict[str, Any] = dict.fromkeys(("width", "height", "steps"), None) | {"guidance": 0.0, "true_cfg": 1.0}
-
-
-def _after(request: Request, section: dict[str, Any]) -> Request:
+def _after(request: Request, sampling: Sampling) -> Request:
     return replace(
         request,
         source={"row": request.row, "item": request.item, "sample": request.sample},
@@ -93,13 +96,13 @@ def _after(request: Request, section: dict[str, Any]) -> Request:
         width=None,
         height=None,
         negative_prompt=None,
-        steps=section.get("steps") or 1,  # a family that takes no steps takes one
-        guidance=float(section.get("guidance", 0)),
-        true_cfg=float(section.get("true_cfg", 1)),
+        steps=sampling.steps,
+        guidance=float(sampling.guidance),
+        true_cfg=float(sampling.true_cfg),
     )
 
 
-def request_key(request: Request, recipe: dict[str, Any], source: str | None, given: str | None) -> str:
+def request_key(request: Request, recipe: Recipe, source: str | None, given: str | None) -> str:
     """The identity of the request's result: a hash of everything that decides its pixels, and of nothing else.
 
     source and given: the SHA-256 of the content of these images, None where there is none. Equal key, equal
@@ -117,14 +120,12 @@ def request_key(request: Request, recipe: dict[str, Any], source: str | None, gi
     return digest(decides)
 
 
-def image_digest(shard: Shard, recipe: dict[str, Any], seed: int, samples: int) -> str:
+def image_digest(shard: Shard, recipe: Recipe, seed: int, samples: int) -> str:
     """The digest an image shard is made for: its rows, the images they name, the recipe and the root seed."""
     return digest([shard.digest, shard.sources, recipe, seed, samples])
 
 
-def edited_digest(
-    shard: Shard, recipe: dict[str, Any], seed: int, samples: int, generate_recipe: dict[str, Any] | None
-) -> str:
+def edited_digest(shard: Shard, recipe: Recipe, seed: int, samples: int, generate_recipe: Recipe | None) -> str:
     """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
     parts: list[Any] = [image_digest(shard, recipe, seed, samples)]
     if shard.referenced:
@@ -132,6 +133,6 @@ def edited_digest(
     return digest(parts)
 
 
-def score_digest(images: list[str], recipe: dict[str, Any]) -> str:
+def score_digest(images: list[str], recipe: Recipe) -> str:
     """The digest of a score file: of the image shards it judges, by their digests, and the judge's recipe."""
     return digest([images[0] if len(images) == 1 else images, recipe])

@@ -5,11 +5,13 @@ files, scores, a place in the gallery and lines in the tables like the others.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darkroom.errors import DarkroomError
+
+if TYPE_CHECKING:
+    from darkroom.config.models import Config
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,6 @@ def stages_of(rows: set[str]) -> list[Stage]:
     return [stage for stage in STAGES.values() if stage.rows in rows]
 
 
-def used_stages(config: Mapping[str, Any]) -> list[Stage]:
+def used_stages(config: "Config") -> list[Stage]:
     """The stages of a run with this config, which names the files of its rows, in the order they run."""
-    return stages_of({rows for rows in ROWS if config[rows] is not None})
+    return stages_of({rows for rows in ROWS if config.rows_of(rows) is not None})

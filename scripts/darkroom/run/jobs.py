@@ -58,7 +58,7 @@ def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
     """The requests of a shard's lines; rejected rows have none."""
     wanted, config = workflow.stage(stage), workflow.config
     rows = [row for row in map(json.loads, lines.splitlines()) if "rejected" not in row]
-    section, seed, samples = config[wanted.section], config["seed"], config["samples_per_prompt"]
+    section, seed, samples = config.section(wanted.section), config.seed, config.samples_per_prompt
     return [request for row in rows for request in expand(row, section, seed, samples, wanted.every)]
 
 
@@ -68,16 +68,16 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
     images = lineage.sources(stage, shard)
     return ShardJob(
         name=wanted.section,
-        section=workflow.config[wanted.section],
+        section=workflow.config.section(wanted.section),
         recipe=workflow.recipes[stage],
         digest=lineage.image_digests[stage][shard],
-        folder=Path(workflow.config[wanted.rows]).absolute().parent,
+        folder=Path(workflow.rows_path(wanted.rows)).absolute().parent,
         rule=wanted.rule,
         edits=wanted.reads is not None,
         scratch=Kept(workflow, lineage.step(stage)).scratch(shard),
-        strict=workflow.config["strict"],
+        strict=workflow.config.strict,
         images=[Path(path) for path in images],
         model=workflow.models.get(wanted.section),
         made_from=contents(images),
-        extensions=tuple(workflow.config["extensions"]),
+        extensions=tuple(workflow.config.extensions),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from darkroom.identity import digest
 from darkroom.plan.groups import Groups
+from darkroom.plan.recipe import Recipe
 from darkroom.plan.requests import edited_digest, image_digest, score_digest
 from darkroom.plan.shards import Plan, Shard
 from darkroom.plan.stages import Stage
@@ -38,8 +39,8 @@ class Lineage:
     stages: list[Stage]
     plans: dict[str, Plan]
     groups: dict[str, Groups]
-    recipes: dict[str, dict[str, Any]]
-    metrics: dict[str, dict[str, dict[str, Any]]]
+    recipes: dict[str, Recipe]
+    metrics: dict[str, dict[str, Recipe]]
     seed: int
     samples: int
     shown: Any = None

@@ -19,11 +19,12 @@ seconds, of which a job gets some ten times as many for a slow core and a networ
 They took 130 to 450 MB of memory, whatever the number of pictures.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from darkroom.config.models import DeviceSection, Judge, StageSection
 from darkroom.config.options import judge_host_bytes
 from darkroom.metrics.rubric import JUDGE
 from darkroom.models.hub import marker_bytes
@@ -73,20 +74,20 @@ class Work:
         return Work(self.requests + other.requests, self.pixels + other.pixels, self.shards + other.shards)
 
 
-def image_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+def image_needs(section: StageSection, work: Work, model: int, attempt: int) -> Needs:
     """Of a job that makes images; section: `generate` or `edit` of the config; model: bytes of its weights.
 
     Each GPU has a process and a copy of the weights, which pass through host memory, or stay there where they are offloaded.
     """
     workers = max(gpus_of(section), 1)
-    passes = (section.get("steps") or 1) * (2 if section.get("true_cfg", 1) > 1 else 1)
-    passes *= OFFLOAD_TIME[section.get("offload", "none")]
+    passes = section.sampling.steps * (2 if section.sampling.true_cfg > 1 else 1)
+    passes *= OFFLOAD_TIME[section.options.offload]
     share = -(-work.requests // workers)
     seconds = share * passes * 0.5 * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
     return _model_needs(model, 1.3 * model * workers, workers, seconds, attempt)
 
 
-def judge_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+def judge_needs(section: Judge, work: Work, model: int, attempt: int) -> Needs:
     """Of a job that scores images; section: `judge` of the config; model: bytes of its weights.
 
     Its GPUs share one model, with a process each. One that is ten times as large, on as many GPUs as it needs, takes six
@@ -98,7 +99,7 @@ def judge_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int
     return _model_needs(model, held, max(gpus_of(section), 1), seconds, attempt)
 
 
-def metric_needs(section: Mapping[str, Any], work: Work, model: int, attempt: int) -> Needs:
+def metric_needs(section: DeviceSection, work: Work, model: int, attempt: int) -> Needs:
     """Of a job of any other metric: as long as the judge would take, or less."""
     seconds = work.requests * 0.5 * max(work.picture_pixels / _MEGAPIXEL, 1)
     return _model_needs(model, 1.3 * model, max(gpus_of(section), 1), seconds, attempt)
@@ -147,12 +148,12 @@ def _grown(needs: Needs, attempt: int) -> Needs:
     )
 
 
-def gpus_of(section: Mapping[str, Any]) -> int:
-    """GPUs of a job of a stage or a metric: none where its section of the config says cpu, or names no device."""
-    return 0 if section.get("device", "cpu") == "cpu" else section.get("gpus", 1)
+def gpus_of(section: DeviceSection) -> int:
+    """GPUs of a job of a stage or a metric: none where its section of the config says cpu."""
+    return 0 if section.device == "cpu" else section.gpus
 
 
-def threads_of(step: Step, section: Mapping[str, Any]) -> int:
+def threads_of(step: Step, section: DeviceSection) -> int:
     """CPU threads of a step's jobs: models on the CPU repeat exactly on one; each process of its own on a GPU gets a few."""
     gpus = gpus_of(section)
     return 4 * (gpus if step.metric is None else 1) if gpus else 1
@@ -204,8 +205,8 @@ def needs_of_step(workflow: "Workflow", step: Step, name: str, attempt: int = 1,
         needs = metric_needs
     model = marker_bytes(marker) if marker else workflow.model_bytes.get(step.section, 0)
     asked = replace(needs(section, work, model, attempt), threads=threads_of(step, section), gpu=gpus_of(section))
-    given = section.get("resources") or {}
-    return replace(asked, **{key: given[key] for key in ("mem_mb", "runtime", "threads", "gpu") if key in given})
+    given: dict[str, Any] = {name: value for name, value in section.resources.items() if name in vars(asked)}
+    return replace(asked, **given)
 
 
 def work_of(workflow: "Workflow", stage: str, shards: Collection[str]) -> Work:
@@ -214,7 +215,7 @@ def work_of(workflow: "Workflow", stage: str, shards: Collection[str]) -> Work:
     pictures = 2 if made.reads else 1
     while made.every:  # as large as what it is made from
         made = workflow.stage(made.reads or "")
-    section = workflow.config[made.section]
-    pixels = (section.get("width") or 1024) * (section.get("height") or 1024) * pictures
+    sampling = workflow.config.section(made.section).sampling
+    pixels = (sampling.width or 1024) * (sampling.height or 1024) * pictures
     requests = sum(workflow.requests(stage, shard) for shard in shards)
     return Work(requests, requests * pixels, len(shards))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
 from darkroom.config.load import load_config, used_sections
+from darkroom.config.models import Config, DeviceSection, ModelSource, StageSection
+from darkroom.config.values import Section
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
@@ -21,11 +23,11 @@ from darkroom.jobs.history import RECORD_SUFFIX
 from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.rubric import JUDGE, load_rubric
-from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes
+from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
 from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
-from darkroom.plan.recipe import image_recipe
+from darkroom.plan.recipe import Recipe, image_recipe
 from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
 from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
 from darkroom.rows.labels import Labels, labels_digest, read_labels
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 TABLE_VERSION = 4  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
+_NO_DEVICE = DeviceSection(device="cpu")
 
 
 @dataclass
@@ -55,12 +58,12 @@ class Workflow:
     models: section -> its model of the hub.
     """
 
-    config: dict[str, Any]
+    config: Config
     stages: list[Stage]
     row_plans: dict[str, Plan]
     metrics: list[Metric]
     groups: dict[str, Groups]
-    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
 
     @classmethod
@@ -81,38 +84,41 @@ class Workflow:
 
         Raises DarkroomError: one line that says what is wrong with the config, the rubric or the rows.
         """
-        config = load_config(config, [Path(folder).absolute(), home()])
-        models = hub_models(config, unpinned)
-        rubric = load_rubric(config["judge"]["rubric"])
-        metrics = metrics_of(config, rubric, lambda: local_section(config["judge"], models.get("judge")))
+        checked = load_config(config, [Path(folder).absolute(), home()])
+        models = hub_models(checked, unpinned)
+        return cls._of_checked(with_commits(checked, models), models, planned)
+
+    @classmethod
+    def _of_checked(cls, config: Config, models: dict[str, HubModel], planned: bool) -> "Workflow":
+        rubric = load_rubric(config.judge.rubric)
+        metrics = metrics_of(config, rubric, lambda: local_section(config.judge, models.get("judge")))
         check_licences(config, TRAINING)
         stages = used_stages(config)
         catalogue = catalogue_of(metrics, [*STAGES])
         _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
-        together = config["judge"]["shards_per_job"]
+        together = config.judge.shards_per_job
         for rows in ROWS:
-            if config[rows] is None:
+            file = config.rows_of(rows)
+            if file is None:
                 continue
             if planned:
-                plans[rows] = load_plan(config["results"], rows)
-                row_groups[rows] = load_groups(config["results"], rows, plans[rows], together)
+                plans[rows] = load_plan(config.results, rows)
+                row_groups[rows] = load_groups(config.results, rows, plans[rows], together)
                 continue
             plans[rows] = make_plan(
-                config[rows],
+                file,
                 rows,
-                config["shards"]["size"],
-                config["results"],
-                config["samples_per_prompt"],
+                config.shards.size,
+                config.results,
+                config.samples_per_prompt,
                 plans.get("prompts") if rows == "edits" else None,
             )
-            row_groups[rows] = make_groups(config["results"], rows, plans[rows], together)
-            if config["strict"] and (bad := plans[rows].first_rejected()):
-                raise DarkroomError(
-                    f"{config[rows]}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)"
-                )
-        recipes = {stage.name: image_recipe(config[stage.section]) for stage in stages}
+            row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
+            if config.strict and (bad := plans[rows].first_rejected()):
+                raise DarkroomError(f"{file}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)")
+        recipes = {stage.name: image_recipe(config.section(stage.section)) for stage in stages}
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
         return cls(config, stages, plans, metrics, groups, recipes, models)
 
@@ -128,20 +134,26 @@ class Workflow:
         """stage -> the plan of its rows."""
         return {stage.name: self.row_plans[stage.rows] for stage in self.stages}
 
+    def rows_path(self, rows: str) -> str:
+        """The user's file of "prompts" or "edits", which this run has."""
+        path = self.config.rows_of(rows)
+        assert path is not None
+        return path
+
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
 
-    def section(self, stage: str) -> dict[str, Any]:
+    def section(self, stage: str) -> StageSection:
         """The section of the config that a stage works by."""
-        return self.config[self.stage(stage).section]
+        return self.config.section(self.stage(stage).section)
 
     @cached_property
     def lineage(self) -> Lineage:
         """The digests and paths of all files of shards."""
-        options = {name: self.config["gallery"][name] for name in ("thumbnail", "preview")}
+        options = self.config.gallery.model_dump(include={"thumbnail", "preview"})
         return Lineage(
-            results=self.config["results"],
+            results=self.config.results,
             stages=self.stages,
             plans=self.row_plans,
             groups=self.groups,
@@ -155,8 +167,8 @@ class Workflow:
                 }
                 for metric in self.metrics
             },
-            seed=self.config["seed"],
-            samples=self.config["samples_per_prompt"],
+            seed=self.config.seed,
+            samples=self.config.samples_per_prompt,
             shown=[GALLERY_VERSION, options],
         )
 
@@ -171,11 +183,11 @@ class Workflow:
 
     def results(self, *parts: str) -> Path:
         """A path below the results folder."""
-        return Path(self.config["results"], *parts)
+        return Path(self.config.results, *parts)
 
     def requests(self, stage: str, shard: str) -> int:
         """Images to make in a shard of a stage."""
-        return self.plans[stage].shards[shard].requests(self.config["samples_per_prompt"])
+        return self.plans[stage].shards[shard].requests(self.config.samples_per_prompt)
 
     def score_requests(self, stage: str, group: str) -> int:
         """Images to score in a group of shards."""
@@ -202,11 +214,11 @@ class Workflow:
         if shard not in self.row_plans[rows].shards or os.path.normpath(path) != self.lineage.rows_file(rows, shard):
             raise DarkroomError(f"{path}: no longer planned: the rows changed during the run; run snakemake again")
 
-    def device_section(self, step: Step) -> dict[str, Any]:
-        """The section of the config that says which devices a step works on; empty where it needs none."""
+    def device_section(self, step: Step) -> DeviceSection:
+        """The section of the config that says which devices a step works on."""
         if step.metric is None:
-            return self.config[step.section]
-        return dict(self.metric(step.metric).needs or {})
+            return self.config.section(step.section)
+        return self.metric(step.metric).needs or _NO_DEVICE
 
     def gpus(self, step: Step) -> int:
         """GPUs of a job of a step: none where the config says cpu."""
@@ -245,23 +257,24 @@ class Workflow:
     def model_bytes(self) -> dict[str, int]:
         """section -> the size of its weights in bytes; of a hub model that is not fetched yet, that of the usual one."""
         sizes = {}
-        for section in used_sections(self.config):
-            fetched = section in self.models and self.models[section].fetched
-            known = marker_bytes(str(self.models[section].marker)) if fetched else model_bytes(self.config[section])
-            sizes[section] = known or HUB_MODEL_BYTES.get(section, HUB_MODEL_BYTES["edit"])
+        for name, section in used_sections(self.config).items():
+            fetched = name in self.models and self.models[name].fetched
+            known = marker_bytes(str(self.models[name].marker)) if fetched else model_bytes(section)
+            sizes[name] = known or HUB_MODEL_BYTES.get(name, HUB_MODEL_BYTES["edit"])
         return sizes
 
     # ------------------------------------------------------------------------------------- labels
 
     @cached_property
-    def labels_digest(self) -> str:
-        return labels_digest(self.config["labels"])
+    def labels_digest(self) -> str | None:
+        """What the file of labels holds, None where the config names none."""
+        return labels_digest(self.config.labels) if self.config.labels is not None else None
 
     def labels(self) -> Labels | None:
         """The labels that the config names, None where it names none."""
-        if self.config["labels"] is None:
+        if self.config.labels is None or self.labels_digest is None:
             return None
-        return read_labels(self.config["labels"], self.labels_digest)
+        return read_labels(self.config.labels, self.labels_digest)
 
     # ------------------------------------------------------------------------------------- what jobs leave
 
@@ -301,7 +314,7 @@ class Workflow:
 
     def output(self, name: str, files: Iterable[str | Path], planned: str, inputs: list[str]) -> Output:
         """An output of the whole set; its manifest lies in `.darkroom/made`."""
-        made = f"{self.config['results']}/.darkroom/made/{name}.manifest"
+        made = f"{self.config.results}/.darkroom/made/{name}.manifest"
         return Output(name, [str(file) for file in files], planned, inputs, made)
 
     @cached_property
@@ -309,8 +322,8 @@ class Workflow:
         plans = {
             stage: plan.id for stage, plan in self.plans.items()
         }  # holds the line numbers that rejected.jsonl tells
-        parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config["select"]]
-        return digest(parts if self.config["labels"] is None else [*parts, self.labels_digest])
+        parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
+        return digest([*parts, *filter(None, [self.labels_digest])])
 
     @cached_property
     def tables(self) -> Output:
@@ -329,17 +342,17 @@ class Workflow:
         return {"digest": self.merge_digest, "made_from": self.tables.made_from()}
 
     def _export_digest(self, format: str) -> str:
-        export = self.config["export"]
+        export = self.config.export
         models = [asdict(model) for model in models_of(self.config)]
-        parts = [VERSION, format, self.merge_digest, models, export["name"], export["licence"]]
+        parts = [VERSION, format, self.merge_digest, models, export.name, export.licence]
         if format == "folder":
-            parts.append(self.config["judge"]["reply_column"])
+            parts.append(self.config.judge.reply_column)
         if format in CUT:
-            parts.append(export["file_mb"])
+            parts.append(export.file_mb)
         if format in MARKED:
-            parts.append(export["provenance"])
+            parts.append(export.provenance)
         if format == "preferences":
-            parts.append(export["preferences"])
+            parts.append(export.preferences.model_dump())
         return digest(parts)
 
     def export_folder(self, format: str) -> Path:
@@ -348,8 +361,8 @@ class Workflow:
     @cached_property
     def exports(self) -> dict[str, Output]:
         """Format -> the files that the workflow knows an export by; SHA256SUMS is the last to be written."""
-        found = {}
-        for format in self.config["export"]["formats"]:
+        found: dict[str, Output] = {}
+        for format in self.config.export.formats:
             rows = self.dataset_files().values() if format == "folder" else ()
             files = [*rows, self.export_folder(format) / SUMS]
             name = "dataset" if format == "folder" else format
@@ -359,7 +372,7 @@ class Workflow:
     @cached_property
     def figures(self) -> list[Plot]:
         """The plots and pages of the report, in its order; none where the config wants none."""
-        return figures(self.stages, self.results("plots")) if self.config["report"]["enabled"] else []
+        return figures(self.stages, self.results("plots")) if self.config.report.enabled else []
 
     @cached_property
     def plots(self) -> Output | None:
@@ -370,7 +383,7 @@ class Workflow:
     @cached_property
     def gallery(self) -> Output | None:
         """The page of the gallery and its index; None where the config wants none."""
-        if not self.config["gallery"]["enabled"]:
+        if not self.config.gallery.enabled:
             return None
         files = [self.results("gallery", name) for name in [*site_files(), "index.js"]]
         planned = digest([GALLERY_VERSION, site_digest(), self.merge_digest, self.lineage.shown_id])
@@ -403,13 +416,13 @@ class Workflow:
             (
                 Shown(
                     path,
-                    f"{self.config['results']}/gallery/{stage}/{shard}",
+                    f"{self.config.results}/gallery/{stage}/{shard}",
                     [manifest_of(file) for file in self.gallery_inputs(stage, shard)],
                 )
                 for stage, shard, path in self.gallery_files()
             ),
             self.outputs(),
-            self.config["retry_failed"],
+            self.config.retry_failed,
         )
 
     def wanted(self, step: Step) -> Iterator[str]:
@@ -456,7 +469,7 @@ class Workflow:
         self.hold()
         events = EventWriter(self.results())
         run = {"host": socket.gethostname(), "pid": os.getpid(), "born": psutil.Process().create_time()}
-        run |= {"started": time.time(), "folder": str(Path.cwd()), "config": self.config}
+        run |= {"started": time.time(), "folder": str(Path.cwd()), "config": self.config.model_dump()}
         write_json(self.results(".darkroom", "run.json"), run)
         return events
 
@@ -464,8 +477,8 @@ class Workflow:
 
     def gallery_about(self) -> dict[str, str]:
         """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
-        files = [PurePosixPath(self.config[rows]).name for rows in self.row_plans]
-        return {"title": ", ".join(files), "set": digest([files, self.config["seed"]], 8)}
+        files = [PurePosixPath(self.rows_path(rows)).name for rows in self.row_plans]
+        return {"title": ", ".join(files), "set": digest([files, self.config.seed], 8)}
 
     def export(self, format: str) -> "Export":
         """What an export is written from."""
@@ -478,11 +491,11 @@ class Workflow:
             table=self.results("scores.parquet"),
             table_digest=self.merge_digest,
             catalogue=self.catalogue,
-            settings=self.config["export"],
-            select=self.config["select"],
+            settings=self.config.export,
+            select=self.config.select,
             models=models_of(self.config),
             digest=self.exports[format].digest,
-            reply_column=self.config["judge"]["reply_column"],
+            reply_column=self.config.judge.reply_column,
             rows=self.dataset_files(),
         )
 
@@ -490,7 +503,7 @@ class Workflow:
         """stage -> the file of rows in the data set, in the format of the user's file."""
         files = {}
         for stage in self.stages:
-            name = PurePosixPath(self.config[stage.rows]).name
+            name = PurePosixPath(self.rows_path(stage.rows)).name
             ending = name[len(name.lower().removesuffix(".gz").rpartition(".")[0]) :]
             stem = f"{stage.name}-{stage.rows}" if stage.every else stage.rows
             files[stage.name] = self.results("dataset", stem + ending.lower())
@@ -502,18 +515,18 @@ class Workflow:
         told: dict[str, dict[str, Any]] = {"rows": {}}
         for rows, plan in self.row_plans.items():
             number = sum(shard.rows for shard in plan.shards.values())
-            told["rows"][rows] = f"{Path(config[rows]).name}: {number:,} rows in {len(plan.shards):,} shards"
-        told["rows"] |= {"seed": config["seed"], "samples per prompt": config["samples_per_prompt"]}
+            told["rows"][rows] = f"{Path(self.rows_path(rows)).name}: {number:,} rows in {len(plan.shards):,} shards"
+        told["rows"] |= {"seed": config.seed, "samples per prompt": config.samples_per_prompt}
         for stage in self.stages:
-            told[stage.section] = _named(config[stage.section]) | self.recipes[stage.name]
+            told[stage.section] = _named(self.section(stage.name)) | self.recipes[stage.name]
         for metric in self.metrics:
-            told[metric.name] = _named(config["judge"] if metric.name == JUDGE else {}) | metric.recipe(
-                self.stages[0].name
-            )
+            told[metric.name] = _named(metric.needs) | metric.recipe(self.stages[0].name)
         chosen = {
-            f"{kind}: least {name}": least for kind in self.plans for name, least in config["select"][kind].items()
+            f"{kind}: least {name}": least
+            for kind in self.plans
+            for name, least in config.select.least_of(kind).items()
         }
-        told["selection"] = chosen | {"kept of each row": config["select"]["per_row"] or "all that reach it"}
+        told["selection"] = chosen | {"kept of each row": config.select.per_row or "all that reach it"}
         return told
 
     def kinds(self) -> "list[Kind]":
@@ -524,7 +537,7 @@ class Workflow:
             Kind(
                 name=stage.name,
                 plan=self.plans[stage.name],
-                samples=self.config["samples_per_prompt"],
+                samples=self.config.samples_per_prompt,
                 image_digests=self.lineage.image_digests[stage.name],
                 score_digests={
                     metric: self.lineage.score_digests[metric][stage.name]
@@ -551,16 +564,18 @@ class Workflow:
         )
 
 
-def _named(section: dict[str, Any]) -> dict[str, Any]:
+def _named(section: Section | None) -> dict[str, Any]:
     """The name and revision of a section's model, where it has one."""
-    return {"name": section["model"], "revision": section["revision"]} if section.get("model") else {}
+    if isinstance(section, ModelSource) and section.model is not None:
+        return {"name": section.model, "revision": section.revision}
+    return {}
 
 
-def _check_scores(config: dict[str, Any], catalogue: Catalogue) -> None:
+def _check_scores(config: Config, catalogue: Catalogue) -> None:
     """Scores that the config selects or prefers by are there. Raises DarkroomError where one is not."""
-    named = [(f"select.{stage}", stage, list(least)) for stage, least in config["select"].items() if stage in STAGES]
-    preferences = config["export"]["preferences"]
-    named += [(f"export.preferences.{s}", s, [preferences[s]]) for s in STAGES if preferences.get(s) is not None]
+    named = [(f"select.{stage}", stage, list(config.select.least_of(stage))) for stage in STAGES]
+    preferred = {stage: config.export.preferences.score_of(stage) for stage in STAGES}
+    named += [(f"export.preferences.{stage}", stage, [name]) for stage, name in preferred.items() if name is not None]
     for where, stage, names in named:
         known = catalogue.score_names(stage)
         for name in names:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
@@ -24,7 +25,7 @@ _ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool":
 def merge_scores(
     kinds: list[Kind],
     catalogue: Catalogue,
-    select: dict[str, Any],
+    select: Select,
     parquet: Path,
     table: Path,
     meta: dict[str, str],
@@ -52,7 +53,7 @@ def merge_scores(
         for kind in kinds:
             expected = sum(shard.rows for shard in kind.plan.shards.values())
             rows, last = 0, None
-            for record in select_rows(kind.records(), select.get(kind.name, {}), select["per_row"]):
+            for record in select_rows(kind.records(), select.least_of(kind.name), select.per_row):
                 rows, last = rows + (record["row"] != last), record["row"]
                 for state in (
                     "requests",

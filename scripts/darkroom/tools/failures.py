@@ -48,7 +48,7 @@ def find_failures(workflow: Workflow) -> Iterator[Failure]:
     for rows in workflow.row_plans:
         yield from _rejected(workflow, rows)
     for step in workflow.lineage.steps():
-        file = workflow.config[workflow.stage(step.stage).rows]
+        file = workflow.rows_path(workflow.stage(step.stage).rows)
         for shard in workflow.lineage.files(step):
             manifest = read_manifest(shard.manifest)
             if manifest is None or manifest["digest"] != shard.digest or not manifest["failed"]:
@@ -70,7 +70,7 @@ def _rejected(workflow: Workflow, rows: str) -> Iterator[Failure]:
     for shard in plan.shards.values():
         for line in map(json.loads, plan.read(shard.name).splitlines() if shard.rejected else ()):
             if "rejected" in line:
-                yield Failure(rows, workflow.config[rows], line["rejected"], line=shard.first_line + line["line"])
+                yield Failure(rows, workflow.rows_path(rows), line["rejected"], line=shard.first_line + line["line"])
 
 
 def _replies(record: dict[str, Any]) -> Iterator[str | None]:

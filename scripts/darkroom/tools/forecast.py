@@ -183,7 +183,7 @@ def _score_group(
     made = workflow.metric(step.metric or "").columns(step.stage)
     reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
-    retry, recipe = workflow.config["retry_failed"], workflow.lineage.metrics[step.metric or ""][step.stage]
+    retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
     known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
     new, sound = set(), 0
     for path in file.inputs:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from darkroom import engines
-from darkroom.config.options import check_family, options_of
+from darkroom.config.models import Config
+from darkroom.config.options import options_of, with_family
 from darkroom.engines.base import Failure
 from darkroom.errors import DarkroomError
 from darkroom.jobs.devices import Devices
@@ -56,13 +57,13 @@ def find_record(files: Iterable[Path], key: str | None, row: str | None, item: i
 def replay(
     path: Path,
     position: int,
-    sections: Mapping[str, Any],
+    config: Config,
     models: Mapping[str, HubModel] | None = None,
     devices: Devices | None = None,
 ) -> Comparison:
     """Make the image at `position` of a shard file again and compare it with the one that is stored.
 
-    sections: of the config, for where the model lies and the device; all that decides the pixels comes
+    config: for where the model lies and the device; all that decides the pixels comes
     from the shard file. models: those of the hub, by section; devices: from which the one for it is claimed. Raises DarkroomError
     where there is nothing to make, the model is another, or it does not make the same twice.
     """
@@ -78,8 +79,8 @@ def replay(
     if not kind.repeats:
         raise DarkroomError(f"{path}: family {kind.name} does not make the same image twice")
     taken = {key: recipe[key] for key in ("family", *kind.recipe_keys)}
-    section = sections[name] | taken | options_of(recipe) | {"batch_size": 1, "gpus": 1}
-    check_family(section, name)
+    taken |= options_of(recipe) | {"batch_size": 1, "gpus": 1}
+    section = with_family(config.section(name).model_copy(update=taken), name)
     if (identity := kind.model_identity(section)) != recipe["model"]:
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
     names = (
@@ -108,6 +109,6 @@ def replay(
     stored = np.asarray(open_picture(record["image"]["bytes"], record["key"]).image, np.int16)
     difference = np.abs(np.asarray(image, np.int16) - stored)
     then = meta["versions"] | {"device": meta["device"]}
-    now = versions(*meta["versions"]) | {"device": device_kind(section["device"])}
+    now = versions(*meta["versions"]) | {"device": device_kind(section.device)}
     others = {name: (was, now.get(name)) for name, was in then.items() if now.get(name) != was}
     return Comparison(record, int(difference.max()), int(difference.any(axis=2).sum()), others)

@@ -47,7 +47,7 @@ def verify(workflow: Workflow) -> Report:
     """
     report = Report()
     for kind in workflow.kinds():
-        shown = (_gallery,) if workflow.config["gallery"]["enabled"] else ()
+        shown = (_gallery,) if workflow.config.gallery.enabled else ()
         checks = [(check, shard) for shard in kind.plan.names for check in (_rows, _images, *shown)]
         for check, name in checks + [(_scores, group) for group in kind.groups]:
             try:
@@ -157,7 +157,7 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()
-        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config["select"], new[0], new[1], meta, labels)
+        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config.select, new[0], new[1], meta, labels)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)
@@ -166,7 +166,7 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
             elif not filecmp.cmp(path, there, shallow=False):
                 yield f"{there}: not what the shards amount to; delete it and run snakemake again"
         report.add("table lines", pq.read_metadata(new[0]).num_rows)
-    for format in workflow.config["export"]["formats"]:
+    for format in workflow.config.export.formats:
         yield from _export(workflow, format, report)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
+from darkroom.config.models import Gallery, Select
 from darkroom.errors import DarkroomError, RowError
 from darkroom.files import replacing
 from darkroom.identity import digest
@@ -70,10 +71,10 @@ def as_script(value: Any) -> str:
     return text
 
 
-def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, head: dict[str, Any]) -> dict[str, int]:
+def write_shard(kind: "Kind", shard: str, options: Gallery, path: Path, head: dict[str, Any]) -> dict[str, int]:
     """Write a shard's file `path`, and its packs in the folder {kind}/{shard}. Returns counts.
 
-    options: `thumbnail` and `preview`, the longest side in pixels (preview None: no large pictures); head: the digest and
+    options: `gallery` of the config; head: the digest and
     whatever else the first line is to say. Memory: one row group of pictures and one pack.
     """
     from darkroom.store.shardfile import read_meta
@@ -91,7 +92,7 @@ def write_shard(kind: "Kind", shard: str, options: dict[str, Any], path: Path, h
                 columns.setdefault(name, [None] * count).append(value)
         count += 1
     images = kind.image_file(shard)
-    content = digest([GALLERY_VERSION, list(pictures), options["thumbnail"], options["preview"]], 16)
+    content = digest([GALLERY_VERSION, list(pictures), options.thumbnail, options.preview], 16)
     folder = packs_folder(path, shard)
     old = _old_pictures(path, folder, content)
     if old is None:
@@ -182,7 +183,7 @@ class _Packs:
 
 
 def _write_packs(
-    images: Path, pictures: dict[str, int], options: dict[str, Any], folder: Path, content: str
+    images: Path, pictures: dict[str, int], options: Gallery, folder: Path, content: str
 ) -> tuple[list[Any], dict[str, str]]:
     """Write the packs; returns the pictures' places, by number, and the packs' SHA-256 by name.
 
@@ -197,7 +198,7 @@ def _write_packs(
         if number is None or places[number] is not None:
             continue
         try:
-            size, small, large = reduced(data, options["thumbnail"], options["preview"], sha256)
+            size, small, large = reduced(data, options.thumbnail, options.preview, sha256)
         except RowError:
             continue
         places[number] = [*size, *thumbnails.add(small), *(previews.add(large) if large else ())]
@@ -256,7 +257,7 @@ def _webp(image: Any, longest: int, quality: int) -> bytes:
 def write_index(
     kinds: "list[Kind]",
     catalogue: "Catalogue",
-    select: dict[str, Any],
+    select: Select,
     scores: Path,
     files: dict[tuple[str, str], Path],
     folder: Path,
@@ -283,8 +284,8 @@ def write_index(
             name = path.relative_to(folder / kind.name).as_posix()
             shards.append((kind.name, shard, len(flags), digest(found, 8), packed, name))
     index = about | {
-        "kinds": {kind.name: _about(catalogue, kind.name, select.get(kind.name, {})) for kind in kinds},
-        "perRow": select["per_row"],
+        "kinds": {kind.name: _about(catalogue, kind.name, select.least_of(kind.name)) for kind in kinds},
+        "perRow": select.per_row,
         "shards": shards,
         "labels": labels,
     }

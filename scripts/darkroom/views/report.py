@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from darkroom.config.models import Select
 from darkroom.jobs.history import read_records
 from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.rows.labels import LABELS
@@ -133,7 +134,7 @@ class KindReport:
 
 
 def read_table(
-    table: Path, rejected: Path, catalogue: Catalogue, select: dict[str, Any], rows: dict[str, tuple[str, int]]
+    table: Path, rejected: Path, catalogue: Catalogue, select: Select, rows: dict[str, tuple[str, int]]
 ) -> dict[str, KindReport]:
     """kind -> its report, from scores.parquet and rejected.jsonl.
 
@@ -142,7 +143,7 @@ def read_table(
     kinds = {}
     for name, (_, number) in rows.items():
         scores = {column.name: Score.of(column) for column in catalogue.scores(name)}
-        thresholds = select.get(name, {})
+        thresholds = select.least_of(name)
         by = next(iter(thresholds), next(iter(scores), None))
         kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=thresholds)
     with open(rejected, encoding="utf-8") as stream:
