@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from darkroom.config.models import ModelSection
 from darkroom.config.options import packages
@@ -21,7 +21,7 @@ from darkroom.jobs.spread import WorkerDied, spread
 from darkroom.plan.requests import Request, request_key
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
-from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard_with_manifest
+from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_with_manifest
 from darkroom.store.sources import Sources, source_name
 
 _SAMPLER = ("seed", "steps", "guidance", "true_cfg")
@@ -173,7 +173,7 @@ def _versions(job: ShardJob) -> dict[str, str]:
 
 def _records(
     requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources, kept: Images
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ImageRecord]:
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
         record |= {name: None for name in _SAMPLER if request.given or name not in job.family.settings}
@@ -190,7 +190,7 @@ def _records(
                 record |= _pictures(request, job, sources, kept)
             except RowError as error:
                 record["error"] = str(error)
-        yield record
+        yield cast(ImageRecord, record)
 
 
 def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -> dict[str, Any]:

@@ -4,10 +4,12 @@ import random
 
 import pytest
 from darkroom.errors import DarkroomError
+from darkroom.metrics.score import SCORE_COLUMNS, ScoreRecord
 from darkroom.store.shardfile import (
     EDITED_COLUMNS,
     GROUP_ROWS,
     IMAGE_COLUMNS,
+    ImageRecord,
     RecordReader,
     check_digest,
     iter_records,
@@ -95,3 +97,9 @@ def test_a_shard_that_fails_half_way_leaves_the_old_one(tmp_path):
     with pytest.raises(DarkroomError, match="stop"):
         write_shard(path, IMAGE_COLUMNS, broken(), META)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_types_of_records_are_those_of_their_columns():
+    assert list(ImageRecord.__annotations__) == list(EDITED_COLUMNS)
+    assert ImageRecord.__required_keys__ == set(IMAGE_COLUMNS)
+    assert list(ScoreRecord.__annotations__) == list(SCORE_COLUMNS)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,7 +136,7 @@ class Image:
 
     shard: str
     record: dict[str, Any]
-    full: dict[str, Any]
+    full: Mapping[str, Any]
     recipe: str
 
 

@@ -5,9 +5,9 @@ carried over from old score files where the picture, the prompt and the metric's
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.identity import digest
@@ -17,7 +17,7 @@ from darkroom.plan.recipe import Recipe
 from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
 from darkroom.store.journal import clear_journal, open_journal
-from darkroom.store.shardfile import check_digest, iter_records, write_shard_with_manifest
+from darkroom.store.shardfile import ImageRecord, check_digest, image_records, write_shard_with_manifest
 
 # Images scored together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64
@@ -33,6 +33,21 @@ SCORE_COLUMNS = {
     "sha256": "text",
     "fields": "text",
 }
+
+
+class ScoreRecord(TypedDict):
+    """A record of a score file: `SCORE_COLUMNS`, beside which stand those of the metric; `image_key` is the key of its picture."""
+
+    key: str
+    image_key: str
+    row: str
+    item: int
+    sample: int
+    prompt: str
+    sha256: str | None
+    fields: str
+
+
 # What is read of an image shard to know what has to be scored; generated images have no source.
 _BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields", "source_sha256"]
 _PICTURES = ("source", "image")
@@ -40,7 +55,7 @@ _PICTURES = ("source", "image")
 Scores = dict[str, Any]  # column -> value
 
 
-def score_key(recipe: Recipe, record: dict[str, Any]) -> str:
+def score_key(recipe: Recipe, record: Mapping[str, Any]) -> str:
     """The identity of an image's scores: the metric's recipe, what was asked for, and the pictures."""
     return digest([recipe, record["prompt"], record["sha256"], record.get("source_sha256")])
 
@@ -105,12 +120,10 @@ def score_shards(
         known |= new
     unscored = sum(any(known.get(key, {}).get(name) for name in reasons) for key in keys)
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[Mapping[str, Any]]:
         for key, record in zip(keys, records, strict=True):
-            row = {name: record.get(name) for name in SCORE_COLUMNS}
-            row |= {"key": key, "image_key": record["key"]}
             no_image = dict.fromkeys(reasons, f"no image: {record['error']}")
-            yield row | (known.get(key, {}) if record["error"] is None else no_image)
+            yield {**_about(key, record), **(known.get(key, {}) if record["error"] is None else no_image)}
 
     meta = {
         "digest": stage_digest,
@@ -130,12 +143,26 @@ def score_shards(
     return counts | {"working": round(working, 3)}
 
 
-def _records(images: Iterable[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    return (record for shard in images for record in iter_records(shard, columns))
+def _records(images: Iterable[Path], columns: list[str] | None = None) -> Iterator[ImageRecord]:
+    return (record for shard in images for record in image_records(shard, columns))
+
+
+def _about(key: str, record: ImageRecord) -> ScoreRecord:
+    """What a score file says of a picture besides its scores, which have this key."""
+    return ScoreRecord(
+        key=key,
+        image_key=record["key"],
+        row=record["row"],
+        item=record["item"],
+        sample=record["sample"],
+        prompt=record["prompt"],
+        sha256=record["sha256"],
+        fields=record["fields"],
+    )
 
 
 def _score_all(
-    chunks: Iterable[dict[str, dict[str, Any]]], number: int, metric: Metric, kind: str, scorer: Scorer, journal: Path
+    chunks: Iterable[dict[str, ImageRecord]], number: int, metric: Metric, kind: str, scorer: Scorer, journal: Path
 ) -> tuple[dict[str, Scores], float]:
     """key -> scores of the records in `chunks`, each chunk in the journal when it is done; and the seconds it took."""
     progress = Progress(number, "images")
@@ -153,9 +180,9 @@ def _score_all(
     return found, progress.seconds
 
 
-def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[dict[str, dict[str, Any]]]:
+def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[dict[str, ImageRecord]]:
     """The records to score, by score key, in the fixed chunks of the shards together."""
-    chunk: dict[str, dict[str, Any]] = {}
+    chunk: dict[str, ImageRecord] = {}
     left = set(todo)
     for number, record in enumerate(_records(images)):
         if number % CHUNK == 0 and chunk:
@@ -169,7 +196,7 @@ def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[
         yield chunk
 
 
-def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, dict[str, Any]]) -> dict[str, Scores]:
+def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, ImageRecord]) -> dict[str, Scores]:
     """All columns of a metric for records of an image shard, by score key.
 
     A picture that cannot be opened has nulls and a reason. Raises DarkroomError where the scorer does not keep its
@@ -181,7 +208,7 @@ def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, di
     subjects = []
     for key, record in records.items():
         try:
-            parts = [record[part] for part in _PICTURES if part in record]
+            parts = filter(None, (record.get("source"), record["image"]))
             pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
         except RowError as error:
             scores[key] |= {question.error: str(error) for question in questions}

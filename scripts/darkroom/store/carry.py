@@ -15,7 +15,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
 from darkroom.store.journal import read_journal
 from darkroom.store.scratch import Scratch
-from darkroom.store.shardfile import RecordReader, iter_records
+from darkroom.store.shardfile import ImageRecord, RecordReader, iter_records
 
 _OPEN_FILES = 4  # each keeps a row group in memory
 
@@ -88,12 +88,12 @@ class Images:
         except DarkroomError as error:
             say(f"not carried over: {error}")
             return False
-        if hashlib.sha256(record["image"]["bytes"]).hexdigest() == place.sha256:
+        if record["image"] and hashlib.sha256(record["image"]["bytes"]).hexdigest() == place.sha256:
             return True
         say(f"{place.path}: the image of row {record['row']} is damaged and will be made again")
         return False
 
-    def _record(self, place: Place) -> dict[str, Any]:
+    def _record(self, place: Place) -> ImageRecord:
         if place.path not in self._readers:
             if len(self._readers) >= _OPEN_FILES:
                 self._readers.pop(next(iter(self._readers)))
@@ -106,7 +106,8 @@ class Images:
     def get(self, key: str) -> bytes | None:
         """The image under a key, None where it was not found."""
         place = self.places.get(key)
-        return None if place is None else self._record(place)["image"]["bytes"]
+        image = self._record(place)["image"] if place else None
+        return image["bytes"] if image else None
 
 
 def take_over(wanted: Iterable[str], own: Scratch, shards: Iterable[str]) -> None:

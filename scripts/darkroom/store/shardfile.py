@@ -9,9 +9,9 @@ them as pictures.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,6 +64,42 @@ EDITED_COLUMNS = IMAGE_COLUMNS | {
 }
 
 
+class StoredPicture(TypedDict):
+    """bytes: the picture as a file; path: a name for it."""
+
+    bytes: bytes
+    path: str
+
+
+class ImageRecord(TypedDict):
+    """A record of a shard of pictures: `IMAGE_COLUMNS`, and of edits `EDITED_COLUMNS`; one that is read has the columns asked for.
+
+    One with an `error` has no `image` and no `sha256`. fields: the user's own, as JSON.
+    """
+
+    key: str
+    row: str
+    item: int
+    sample: int
+    prompt: str
+    negative_prompt: str | None
+    seed: int | None
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance: float | None
+    true_cfg: float | None
+    origin: str
+    sha256: str | None
+    error: str | None
+    fields: str
+    image: StoredPicture | None
+    source_name: NotRequired[str | None]
+    source_origin: NotRequired[str | None]
+    source_sha256: NotRequired[str | None]
+    source: NotRequired[StoredPicture | None]
+
+
 def arrow_schema(columns: dict[str, str]) -> pa.Schema:
     """The Arrow schema of columns named with "text", "int", "float", "bool", "bytes" or "picture".
 
@@ -77,7 +113,7 @@ def arrow_schema(columns: dict[str, str]) -> pa.Schema:
 
 
 def write_shard(
-    path: str | Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any]
+    path: str | Path, columns: dict[str, str], records: Iterable[Mapping[str, Any]], meta: dict[str, Any]
 ) -> int:
     """Stream `records` into the shard file `path` and return their number. `meta` must be plain JSON."""
     schema = arrow_schema(columns)
@@ -98,7 +134,7 @@ def write_shard(
             write_page_checksum=True,
         ) as writer,
     ):
-        group: list[dict[str, Any]] = []
+        group: list[Mapping[str, Any]] = []
         size = 0
         for record in records:
             group.append(record)
@@ -115,7 +151,11 @@ def write_shard(
 
 
 def write_shard_with_manifest(
-    path: Path, columns: dict[str, str], records: Iterable[dict[str, Any]], meta: dict[str, Any], made_from: list[str]
+    path: Path,
+    columns: dict[str, str],
+    records: Iterable[Mapping[str, Any]],
+    meta: dict[str, Any],
+    made_from: list[str],
 ) -> Manifest:
     """Stream `records` into the shard file `path` (see `write_shard`), and write its manifest.
 
@@ -124,7 +164,7 @@ def write_shard_with_manifest(
     plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
     content = hashlib.sha256()
 
-    def hashed() -> Iterator[dict[str, Any]]:
+    def hashed() -> Iterator[Mapping[str, Any]]:
         for record in records:
             # Pictures are known by the hashes that stand beside them.
             content.update(json.dumps([record.get(name) for name in plain], ensure_ascii=False).encode() + b"\n")
@@ -174,6 +214,11 @@ def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator
             yield from _plain(path, _table(path, file, group, columns))
 
 
+def image_records(path: str | Path, columns: list[str] | None = None) -> Iterator[ImageRecord]:
+    """The records of a shard of pictures, as `iter_records`."""
+    return cast(Iterator[ImageRecord], iter_records(path, columns))
+
+
 class GroupCache:
     """The row groups that were read last, of any files; most: how many are kept."""
 
@@ -192,7 +237,7 @@ class GroupCache:
 
 
 class RecordReader:
-    """Random access to the records of a shard file by position.
+    """Random access to the records of a shard of pictures by position.
 
     columns: those to read, None for all. groups: keeps what is read, for several readers of the same columns; by default each
     keeps its last row group.
@@ -205,10 +250,10 @@ class RecordReader:
         for group in range(self.file.num_row_groups):
             self.starts.append(self.starts[-1] + self.file.metadata.row_group(group).num_rows)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> ImageRecord:
         group = next(g for g in range(len(self.starts)) if self.starts[g + 1] > position)
         table = self.groups.get((str(self.path), group), lambda: _table(self.path, self.file, group, self.columns))
-        return _plain(self.path, table.slice(position - self.starts[group], 1))[0]
+        return cast(ImageRecord, _plain(self.path, table.slice(position - self.starts[group], 1))[0])
 
 
 def _opened(path: str | Path) -> pq.ParquetFile:

@@ -1,7 +1,7 @@
 """Make an image again from the record of it in a shard, and compare the pixels."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from darkroom.plan.recipe import IMAGE_RECIPE_VERSION
 from darkroom.plan.requests import Request
 from darkroom.plan.stages import STAGES
 from darkroom.store.images import open_picture
-from darkroom.store.shardfile import RecordReader, iter_records, read_meta
+from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, RecordReader, iter_records, read_meta
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Comparison:
     versions: of packages, and the kind of device, that are others now: name -> (then, now).
     """
 
-    record: dict[str, Any]
+    record: ImageRecord
     greatest: int
     pixels: int
     versions: dict[str, tuple[str | None, str | None]]
@@ -70,7 +70,8 @@ def replay(
     meta, record = read_meta(path), RecordReader(path)[position]
     if record["origin"] == "given":
         raise DarkroomError(f"{path}: row {record['row']}: a given image; it was not made here")
-    if record["error"] is not None:
+    source, stored = record.get("source"), record["image"]
+    if stored is None:
         raise DarkroomError(f"{path}: row {record['row']}: was not made: {record['error']}")
     recipe, name = meta["recipe"], next(s.section for s in STAGES.values() if s.rule == meta["rule"])
     if recipe["version"] != IMAGE_RECIPE_VERSION:
@@ -83,31 +84,19 @@ def replay(
     section = with_family(config.section(name).model_copy(update=taken), name)
     if (identity := kind.model_identity(section)) != recipe["model"]:
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
-    names = (
-        "row",
-        "item",
-        "sample",
-        "prompt",
-        "negative_prompt",
-        "seed",
-        "width",
-        "height",
-        "steps",
-        "guidance",
-        "true_cfg",
-    )
-    request = Request(**{key: record[key] for key in names}, source=None, given=None, user_row={}, key=record["key"])
+    told: dict[str, Any] = {one.name: record.get(one.name) for one in fields(Request) if one.name in IMAGE_COLUMNS}
+    request = Request(**told, source=None, given=None, user_row={})
     if devices and kind.local:
         devices.claim(section, name)  # before the engine's libraries are imported
     engine = engines.open_engine(local_section(section, (models or {}).get(name)), name)
     engine.prepare([request])
     size = engine.work_size(*request.size)
-    source = open_picture(record["source"]["bytes"], record["source_name"]).image if record.get("source") else None
-    ((_, image),) = engine.make([request], size, [source] if source else None)
+    sources = [open_picture(source["bytes"], source["path"]).image] if source else None
+    ((_, image),) = engine.make([request], size, sources)
     if isinstance(image, Failure):
         raise DarkroomError(f"{path}: row {record['row']}: {image.reason}")
-    stored = np.asarray(open_picture(record["image"]["bytes"], record["key"]).image, np.int16)
-    difference = np.abs(np.asarray(image, np.int16) - stored)
+    before = np.asarray(open_picture(stored["bytes"], record["key"]).image, np.int16)
+    difference = np.abs(np.asarray(image, np.int16) - before)
     then = meta["versions"] | {"device": meta["device"]}
     now = versions(*meta["versions"]) | {"device": device_kind(section.device)}
     others = {name: (was, now.get(name)) for name, was in then.items() if now.get(name) != was}

@@ -288,7 +288,7 @@ def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> tuple[d
         for place, record in enumerate(iter_records(file_of(shard), ["key"])):
             if record["key"] in wanted and record["key"] not in found:
                 full = reader[place]
-                parts = [full[name] for name in ("source", "image") if full.get(name)]
+                parts = filter(None, (full.get("source"), full["image"]))
                 images = [open_picture(part["bytes"], part["path"] or shard).image for part in parts]
                 for image in images:
                     image.thumbnail((_CELL, _CELL))
