@@ -12,12 +12,21 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "scripts"
 UNIT = REPOSITORY / "tests/unit"
-ENVS = ("generate.yaml", "hub.yaml", "judge.yaml", "report.yaml", "tables.yaml", "darkroom.def", "quick.lock")
+ENVS = (
+    "generate.yaml",
+    "hub.yaml",
+    "judge.yaml",
+    "report.yaml",
+    "tables.yaml",
+    "darkroom.def",
+    "quick.lock",
+    "gpu.lock",
+)
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 # On purpose not as in the lock, which is for the CPU: (where, package).
 OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
 OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
-OTHER |= {("generate.yaml", "bitsandbytes")}  # works with CUDA alone
+OTHER |= {(env, "bitsandbytes") for env in ("generate.yaml", "gpu.lock")}  # works with CUDA alone
 # What checks style and types is in the quick environment alone, with what it needs itself.
 CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}
 CHECKERS |= {"snakefmt", "black", "shfmt-py", "pytokens"}
@@ -54,7 +63,7 @@ def pins(name):
         lines = [line.removesuffix("\\").strip() for line in text.partition("pip install")[2].splitlines()[1:]]
         lines = lines[: lines.index("")]
     else:
-        lines = text.split()
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
     found = {normal(match[1]): match[2] for match in map(PIN.fullmatch, lines) if match}
     assert len(found) == len(lines), "each package once, with ==version"
     return found
