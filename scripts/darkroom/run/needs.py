@@ -33,6 +33,8 @@ from darkroom.run.lineage import Step
 if TYPE_CHECKING:
     from darkroom.run.workflow import Workflow
 
+# Of a step and megapixel, and of the questions about a megapixel; `make bench-gpu` measures them.
+STEP_SECONDS, QUESTION_SECONDS = 0.5, 0.5
 # What a hub model is taken to weigh before it is fetched, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
 HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
 # Times as long as with all weights on the GPU: once for each image, or for each step.
@@ -83,7 +85,7 @@ def image_needs(section: StageSection, work: Work, model: int, attempt: int) -> 
     passes = section.sampling.steps * (2 if section.sampling.true_cfg > 1 else 1)
     passes *= OFFLOAD_TIME[section.options.offload]
     share = -(-work.requests // workers)
-    seconds = share * passes * 0.5 * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
+    seconds = share * passes * STEP_SECONDS * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
     return _model_needs(model, 1.3 * model * workers, workers, seconds, attempt)
 
 
@@ -94,14 +96,14 @@ def judge_needs(section: Judge, work: Work, model: int, attempt: int) -> Needs:
     times as long.
     """
     slower = max(model / HUB_MODEL_BYTES["judge"], 1) ** 0.8
-    seconds = work.requests * 0.5 * slower * max(work.picture_pixels / _MEGAPIXEL, 1)
+    seconds = work.requests * QUESTION_SECONDS * slower * max(work.picture_pixels / _MEGAPIXEL, 1)
     held = 1.3 * model + judge_host_bytes(section)
     return _model_needs(model, held, max(gpus_of(section), 1), seconds, attempt)
 
 
 def metric_needs(section: DeviceSection, work: Work, model: int, attempt: int) -> Needs:
     """Of a job of any other metric: as long as the judge would take, or less."""
-    seconds = work.requests * 0.5 * max(work.picture_pixels / _MEGAPIXEL, 1)
+    seconds = work.requests * QUESTION_SECONDS * max(work.picture_pixels / _MEGAPIXEL, 1)
     return _model_needs(model, 1.3 * model, max(gpus_of(section), 1), seconds, attempt)
 
 
