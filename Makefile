@@ -2,6 +2,7 @@
 # make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
 # make test: everything that is tested, also on a Slurm cluster of its own where it may have one (root on Debian).
 # make test-all: the same at full size, for an hour or two.
+# make test-gpu, make bench-gpu: what needs an NVIDIA card, by a Python that has PyTorch for CUDA (docs/cards.md).
 PYTHON ?= python3
 VENV ?= .venv
 QUICK_VENV ?= .venv-quick
@@ -15,7 +16,7 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery test-gpu bench-gpu clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -124,6 +125,18 @@ bench-plan: $(READY)
 # The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
 bench-gallery: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
+
+# On a machine with a card, into the folder OUT; nothing of .venv, which is for the CPU. make -k goes on to the benchmark where a
+# test fails.
+OUT ?= build/gpu
+SITE ?= build/gpu-site
+GPU = PYTHON="$(PYTHON)" SITE="$(SITE)" PARTS="$(PARTS)" tests/gpu/run "$(OUT)"
+
+test-gpu:
+	@$(GPU) tests
+
+bench-gpu:
+	@$(GPU) bench
 
 clean:
 	rm -rf $(VENV) $(QUICK_VENV) .snakemake results .pytest_cache .ruff_cache .mypy_cache
