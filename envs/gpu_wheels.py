@@ -142,7 +142,7 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def missing() -> tuple[list[str], list[str]]:
-    """(what nothing works without, what is left out) on this machine."""
+    """(what nothing works without, what is left out or in another version than is asked for) on this machine."""
     fatal, left_out = [], []
     here = ".".join(platform.python_version_tuple()[:2])
     if here not in PYTHONS:
@@ -161,7 +161,8 @@ def missing() -> tuple[list[str], list[str]]:
     for group, (names, purpose) in GROUPS.items():
         for name in names.split():
             wrong = needs_of(name, set())
-            (fatal if group == "core" else left_out).extend(f"{text} (for {purpose})" for text in wrong)
+            for text in wrong:  # another version may do
+                (fatal if group == "core" and " wants " not in text else left_out).append(f"{text} (for {purpose})")
     if find_spec("torchvision") is None:
         left_out.append("torchvision is not installed, of the version that belongs to this PyTorch (for the judge)")
     if find_spec("vllm") is None:
@@ -234,7 +235,7 @@ def check() -> int:
             print(f"{name} {version(name)}")
     print(f"Python {platform.python_version()}, CUDA {torch_cuda() or 'none'}, card {'; '.join(card()) or 'none'}")
     for text in left_out:
-        print(f"LEFT OUT: {text}")
+        print(f"{'OTHER VERSION' if ' wants ' in text else 'LEFT OUT'}: {text}")
     for text in fatal:
         print(f"MISSING: {text}")
     return 1 if fatal else 0

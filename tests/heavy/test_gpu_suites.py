@@ -20,7 +20,9 @@ import gpu_wheels
 
 MEASURED = REPOSITORY / "docs/measured.jsonl"
 WHEELS = [sys.executable, str(REPOSITORY / "envs/gpu_wheels.py")]
+WEIGHTS = ["weights-flux", "weights-judge"]  # what the other parts work with
 TINY = {"tiny": True, "device": "cpu", "images": 1, "steps": 2, "side": 64}
+OTHERS = [name for name, (_, needs) in bench_gpu.PARTS.items() if "card" not in needs and name not in WEIGHTS]
 RECORD = {"part": "generate", "device": "cuda", "tiny": False, "what": "job, its work", "batch": 1, "unit": "picture"}
 RECORD |= {"steps": 10, "side": 512, "seconds": 1.25, "gib": 30.5}
 
@@ -62,10 +64,14 @@ def test_every_test_for_a_card_is_collected_and_runs_or_is_left_out_by_name():
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
-    return bench_gpu.Setting(out, out / "models", **TINY)
+    setting = bench_gpu.Setting(out, out / "models", **TINY)
+    for name in WEIGHTS:
+        bench_gpu.run_part(name, setting)
+    assert [record["part"] for record in bench_gpu.read(setting.results)] == WEIGHTS
+    return setting
 
 
-@pytest.mark.parametrize("name", [name for name, (_, needs) in bench_gpu.PARTS.items() if "card" not in needs])
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_part_of_the_benchmark_runs_tiny_on_the_cpu(setting, name):
     assert bench_gpu.lacking(name, "cpu") == []
     before = len(bench_gpu.read(setting.results))
