@@ -67,7 +67,7 @@ def pixels(run):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    number, size = (2000, 100) if ALL else (120, 12)
+    number, size = (2000, 100) if ALL else (72, 12)
     run = Run(tmp_path_factory.mktemp("many"), small_config(shards={"size": size}, generate=QUICK))
     no_questions(run)
     run.write_rows("prompts.jsonl", rows(number))
