@@ -101,7 +101,7 @@ class Run:
             *("--rerun-triggers", "mtime", "--rerun-incomplete", "--cores", "2", *more),
         ]
 
-    def snakemake(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *arguments: str, check: bool = True, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
         if self.env is None:
             done = warm.run(self.arguments(*arguments), self.folder, environment(), timeout)
         else:
