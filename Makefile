@@ -54,12 +54,11 @@ report: $(READY)
 
 PYTHON_CHECK = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed; name it with make PYTHON=/path/to/python3.11")'
 
-# --no-compile: of the thousands of modules that come, Python compiles the few that it imports, in half the time.
 $(QUICK_READY): envs/quick.lock
 	$(PYTHON_CHECK)
 	@echo "Installing into $(QUICK_VENV) (some 700 MB, a minute) ..."
 	@$(PYTHON) -m venv $(QUICK_VENV)
-	@$(QUICK)/python $(PIP) install --no-compile --no-deps -r $<
+	@$(QUICK)/python $(PIP) install --no-deps -r $<
 	@$(QUICK)/python $(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -69,8 +68,8 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 	$(PYTHON_CHECK)
 	@echo "Installing into $(VENV) (some 3 GB, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python $(PIP) install --no-compile --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
-	@$(BIN)/python $(PIP) install --no-compile --no-deps -r envs/cpu.lock
+	@$(BIN)/python $(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' envs/cpu.lock) 2>/dev/null || true
+	@$(BIN)/python $(PIP) install --no-deps -r envs/cpu.lock
 	@$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
 	@cp envs/torchvision_cpu/* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
