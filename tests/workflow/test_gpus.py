@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, clear_logs, environment, made, shards, small_config
+from darkroom.config.models import DeviceSection
 from darkroom.jobs import devices
 from darkroom.store.shardfile import iter_records
 from PIL import Image
@@ -173,7 +174,7 @@ def test_local_jobs_get_devices_of_their_own(tmp_path):
     run.config["shards"]["size"] = 100_000
     clear_logs(run)
     own = devices.Devices()
-    own.claim({"device": "auto", "gpus": 2}, "generate")
+    own.claim(DeviceSection(device="auto", gpus=2), "generate")
     run.snakemake("--until", "generate_images")
     own.release()
     assert made(run) == 0
