@@ -126,6 +126,11 @@ def test_a_device_never_serves_two_jobs_and_none_stays_locked(jobs, monkeypatch)
     wants = {f"one-{n}": 1 for n in range(8)} | {f"two-{n}": 2 for n in range(4)}
     for name, gpus in wants.items():
         jobs.start(name, gpus)
+        if name == "one-3":  # every device is taken before the others ask, however late a process starts
+            for n in range(4):
+                jobs.began(f"one-{n}")
+    for name in wants:
+        wait_for(lambda name=name: jobs.has(name) or "waiting for" in jobs.log(name), f"{name} to be in the queue")
     left, kinds = set(wants), {"one", "two"}
     while left:
         wait_for(lambda: any(jobs.has(name) for name in left), f"one of {left} to have its devices")
