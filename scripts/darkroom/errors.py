@@ -1,5 +1,7 @@
 """The errors a user sees: one line that says what is wrong, where, and what to do."""
 
+import re
+
 
 class DarkroomError(Exception):
     """Stops a job or a run with one line for the user: bad configuration, a broken environment, a stale file.
@@ -25,3 +27,11 @@ class OutOfMemory(DarkroomError):
     """The host or the device ran out of memory."""
 
     retryable = True
+
+
+def general(reason: str, length: int = 90) -> str:
+    """A reason without the names and numbers that differ from one case to the next, of `length` characters at most."""
+    reason = re.sub(r"^(image|source) .+?: ", r"\1: ", reason)
+    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+    reason = re.sub(r"\b\d+(\.\d+)?(e[+-]?\d+)?\b", "N", reason)
+    return reason if len(reason) <= length else reason[: length - 1] + "…"

@@ -48,7 +48,7 @@ def make_shard(
     Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
-    sources = Sources(job.folder, job.images, job.scratch)
+    sources = Sources(job.folder, job.images, job.scratch, job.pictures)
     failures: dict[int, str] = {}
     sizes = identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}

@@ -32,13 +32,14 @@ CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serial
 CHECKERS |= {"snakefmt", "black", "shfmt-py", "pytokens"}
 OTHER |= {("quick.lock", name) for name in CHECKERS}
 HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
-# Imported by functions that only other stages call, or the run itself (psutil).
+# Imported by functions that only the run itself calls, or other stages.
+RUN = {"charset_normalizer", "psutil"}
 ELSEWHERE = {
-    "tables.yaml": {"huggingface_hub", "httpx2", "psutil"},
-    "report.yaml": {"huggingface_hub", "httpx2", "psutil"},
-    "judge.yaml": {"diffusers", "torchao", "httpx2", "psutil"},
-    "generate.yaml": {"httpx2", "psutil"},
-    "hub.yaml": {"numpy", "PIL", "pyarrow", "psutil"},
+    "tables.yaml": RUN | {"huggingface_hub", "httpx2"},
+    "report.yaml": RUN | {"huggingface_hub", "httpx2"},
+    "judge.yaml": RUN | {"diffusers", "torchao", "httpx2"},
+    "generate.yaml": RUN | {"httpx2"},
+    "hub.yaml": RUN | {"numpy", "PIL", "pyarrow"},
 }
 # Modules behind which libraries of models begin, and the scripts whose jobs open them. Every script plans a run, whose engines
 # and metrics name them in functions that only these call.

@@ -247,22 +247,25 @@ def test_rows_come_back_in_the_format_they_came_in(built):
     folder, export, _ = built
     rows = [json.loads(line) for line in (folder / "exports/folder/prompts.jsonl").open(encoding="utf-8")]
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
-    for ending in (".jsonl.gz", ".csv", ".parquet"):
+    for ending in (".jsonl.gz", ".json", ".csv", ".tsv", ".csv.gz", ".parquet"):
         other = export("folder", to=ending[1:])
         other.rows = {kind: path.with_suffix(ending) for kind, path in other.rows.items()}
         write_export(other)
         path = other.rows["images"]
-        if ending == ".csv":
-            with path.open(encoding="utf-8", newline="") as stream:
-                back = list(csv.DictReader(stream))
+        table = ending in (".csv", ".tsv", ".csv.gz")
+        if table:
+            with (gzip.open if ending == ".csv.gz" else open)(path, "rt", encoding="utf-8", newline="") as stream:
+                back = list(csv.DictReader(stream, delimiter="\t" if ending == ".tsv" else ","))
+        elif ending == ".json":
+            back = json.loads(path.read_bytes())
         elif ending == ".parquet":
             back = pq.read_table(path).to_pylist()
         else:
             back = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         for row, line in zip(rows, back, strict=True):
             for name, value in row.items():
-                nested = ending == ".csv" and isinstance(value, list | dict)
-                assert line[name] == (json.dumps(value) if nested else str(value) if ending == ".csv" else value), name
+                nested = table and isinstance(value, list | dict)
+                assert line[name] == (json.dumps(value) if nested else str(value) if table else value), name
 
 
 def test_an_id_or_a_prompt_never_becomes_a_path(built):

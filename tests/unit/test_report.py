@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from darkroom.config.models import Select
+from darkroom.errors import general
 from darkroom.metrics.rubric import Question, Rubric
 from darkroom.views import plots
-from darkroom.views.report import StageTimes, general, read_table
+from darkroom.views.report import StageTimes, read_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

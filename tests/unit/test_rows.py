@@ -4,7 +4,8 @@ import json
 
 import pytest
 from darkroom.errors import RowError
-from darkroom.rows.read import content_id, further_fields, parse_row, read_rows, row_id
+from darkroom.rows.formats import read_rows
+from darkroom.rows.read import content_id, further_fields, parse_row, row_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

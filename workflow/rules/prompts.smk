@@ -1,12 +1,14 @@
 # REQUIRED INPUTS: the user's rows (config: prompts, edits)
 # OUTPUTS: {results}/prompts/{shard}-{rows}.jsonl, {results}/edits/{shard}-{rows}.jsonl: the rows of each shard
 
+# The plan has read all files of rows; jobs name the first alone, for there may be thousands of files and of shards.
+
 
 if "prompts" in DARKROOM.row_plans:
 
     rule shard_prompts:
         input:
-            rows=ancient(DARKROOM.config.prompts),
+            rows=ancient(DARKROOM.row_files("prompts")[0]),
         output:
             f"{RESULTS}/prompts/{{shard}}-{{rows}}.jsonl",
         log:
@@ -28,7 +30,7 @@ if "edits" in DARKROOM.row_plans:
 
     rule shard_edits:
         input:
-            rows=ancient(DARKROOM.config.edits),
+            rows=ancient(DARKROOM.row_files("edits")[0]),
         output:
             f"{RESULTS}/edits/{{shard}}-{{rows}}.jsonl",
         log:

@@ -1,5 +1,6 @@
 """Read a config, check it against the models and find the files that it names."""
 
+import glob
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
-from darkroom.config.models import Config, ModelSection, ModelSource, config_model
+from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model
 from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import explain
 from darkroom.engines import family
@@ -119,6 +120,33 @@ def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "
     return str(found)
 
 
+def _find_rows(named: str | list[str], roots: Sequence[Path], where: str) -> str | list[str]:
+    """The file of rows that is named, or all files of a list; each name may be a pattern such as `prompts/*.jsonl`."""
+    if isinstance(named, list):
+        files: list[str] = []
+        for number, name in enumerate(named):
+            found = _find_rows(name, roots, f"{where}.{number}")
+            files += [found] if isinstance(found, str) else found
+        if len(set(files)) < len(files):
+            twice = next(file for file in files if files.count(file) > 1)
+            raise DarkroomError(f"config: {where}: names {twice} twice")
+        return files
+    if not glob.has_magic(named) or any(_exists(root / named) for root in roots):
+        return _find(named, roots, where, "file")
+    for root in roots:
+        matches = sorted(glob.glob(named, root_dir=root, recursive=True))  # noqa: PTH207 (it may be absolute)
+        if files := [str(root / match) for match in matches if (root / match).is_file()]:
+            return files
+    raise DarkroomError(f"config: {where}: no file fits the pattern {named}")
+
+
+def _with_root(fields: RowFields, roots: Sequence[Path], where: str) -> RowFields:
+    """The fields of rows with their folder where it was found."""
+    if fields.root is None:
+        return fields
+    return fields.model_copy(update={"root": _find(fields.root, roots, f"{where}.root", "folder")})
+
+
 def _with_families(config: Config) -> Config:
     """The config with each stage's section as its family has it; refuses what one key alone cannot tell: families and
     options that do not fit their stage or each other."""
@@ -152,10 +180,14 @@ def _with_files(config: Config, roots: Sequence[Path]) -> Config:
     results = next(path for path in (Path(config.results), *Path(config.results).parents) if _exists(path))
     if not results.is_dir():
         raise DarkroomError(f"config: results: not a folder: {results}")
-    files = {rows: config.rows_of(rows) for rows in ROWS} | {"labels": config.labels}
-    found = {key: _find(name, roots, key, "file") for key, name in files.items() if name is not None}
+    named = {rows: config.rows_of(rows) for rows in ROWS}
+    found: dict[str, Any] = {rows: _find_rows(name, roots, rows) for rows, name in named.items() if name is not None}
+    if config.labels is not None:
+        found["labels"] = _find(config.labels, roots, "labels", "file")
     if config.container is not None and "://" not in config.container:
         found["container"] = _find(config.container, roots, "container", "file", " (an address has a ://)")
+    found["rows"] = config.rows.model_copy(update={"edits": _with_root(config.rows.edits, roots, "rows.edits")})
+    found["rows"] = _with_root(found["rows"], roots, "rows")
     config = config.model_copy(update=found)
     for name, section in used_sections(config).items():
         if isinstance(section, ModelSection) and section.local_dir:

@@ -550,19 +550,63 @@ class Export(Section):
     preferences: Preferences = Field(default_factory=Preferences)
 
 
+Names = Text | Annotated[list[Text], Field(min_length=1)] | None
+
+
+class RowFields(Section):
+    """Which of the user's fields stands for which of ours."""
+
+    preset: (
+        Literal[
+            "dataflow",
+            "llava",
+            "sharegpt",
+            "openai",
+            "pico-banana",
+            "magicbrush",
+            "instructpix2pix",
+            "diffusiondb",
+            "partiprompts",
+            "geneval",
+        ]
+        | None
+    ) = Field(default=None, description="The fields of a known data set; the keys below change it.")
+    root: Text | None = Field(
+        default=None,
+        description="Folder that relative names of image files start from. Null is the folder of the rows, of several files the one"
+        " that they have in common.",
+    )
+    id: Names = Field(default=None, description="The row's id.")
+    prompt: Names = Field(default=None, description="The prompt, or the instruction of an edit.")
+    conversations: Names = Field(default=None, description="The conversation whose user's turns are prompts.")
+    images: Names = Field(default=None, description="The sources of an edit, or pictures to be judged.")
+    edited_images: Names = Field(default=None, description="Results that are there already, to be judged.")
+    seed: Names = Field(default=None, description="Seed of the first image.")
+    width: Names = Field(default=None, description="Width in pixels.")
+    height: Names = Field(default=None, description="Height in pixels.")
+    steps: Names = Field(default=None, description="Steps of denoising.")
+    guidance: Names = Field(default=None, description="Guidance.")
+    negative_prompt: Names = Field(default=None, description="Negative prompt.")
+    samples: Names = Field(default=None, description="Images of each prompt.")
+
+
+class Rows(RowFields):
+    edits: RowFields = Field(default_factory=RowFields, description="The same keys, for the rows of `edits` alone.")
+
+
 class Config(Section):
     """Darkroom configuration"""
 
-    prompts: str | None = Field(
+    prompts: Names = Field(
         default=None,
-        min_length=1,
-        description="Rows to turn into images: `.jsonl`, `.jsonl.gz`, `.csv` or `.parquet`. Null: none.",
+        description="Rows to turn into images: a file, a list of files, or a pattern such as `prompts/*.jsonl`, in the formats of"
+        " the table below. Null: none.",
     )
-    edits: str | None = Field(
+    edits: Names = Field(
         default=None,
-        min_length=1,
-        description="Rows that edit images, in the same formats. Null: none. At least one of the two is needed.",
+        description="Rows that edit images, in the same way. Null: none. At least one of the two is needed.",
     )
+    rows: Rows = Field(default_factory=Rows)
     results: str = Field(default="results", min_length=1, description="Folder for everything that is made.")
     seed: int = Field(
         default=0,
@@ -618,9 +662,14 @@ class Config(Section):
             raise _no_stage_section(name)
         return section
 
-    def rows_of(self, rows: str) -> str | None:
-        """The file of "prompts" or "edits", None where there is none."""
+    def rows_of(self, rows: str) -> str | list[str] | None:
+        """What is named under "prompts" or "edits", None where nothing is."""
         return {"prompts": self.prompts, "edits": self.edits}[rows]
+
+    def row_files(self, rows: str) -> list[str]:
+        """The files of "prompts" or "edits" of a checked config, [] where there are none."""
+        named = self.rows_of(rows)
+        return [named] if isinstance(named, str) else named or []
 
     def with_section(self, name: str, **changes: Any) -> Self:
         """The config with other values in one of its sections; they are not checked."""

@@ -75,12 +75,15 @@ def _spelled_out(name: str, field: FieldInfo) -> dict[str, FieldInfo]:
 def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        found |= _spelled_out(name, field)
+        same = isinstance(field.annotation, type) and issubclass(
+            section, field.annotation
+        )  # has the same keys once more
+        found |= {name: field} if same else _spelled_out(name, field)
     return found
 
 
 def _shown(field: FieldInfo) -> str:
-    default = field.default
+    default = {} if field.default_factory else field.default
     if isinstance(default, bool) or default is None or default in ([], {}):
         return json.dumps(default)
     return f"`[{', '.join(default)}]`" if isinstance(default, list) else f"`{default}`"

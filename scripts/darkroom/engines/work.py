@@ -31,7 +31,7 @@ OpenEngine = Callable[[StageSection, str], Engine]
 class ShardJob:
     """What a job that makes a shard of images works with.
 
-    name: the section of the config. folder: of the user's rows. rule: what makes the shard. edits: its pictures start from others.
+    name: the section of the config. folder: of the user's rows. pictures: the file of those that rows held. rule: what makes the shard. edits: its pictures start from others.
     images: the shards of pictures of this run that they may start from. model: the section's model, where that is of the hub.
     made_from: the content of `images`, as their manifests say it.
     """
@@ -49,6 +49,7 @@ class ShardJob:
     model: HubModel | None = None
     made_from: list[str] = field(default_factory=list)
     extensions: tuple[str, ...] = ()
+    pictures: Path | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -74,7 +75,7 @@ def work(
     reason. open_engine: the family's own unless given. Raises Interrupted after SIGTERM, and DarkroomError where the environment
     is broken.
     """
-    sources = sources or Sources(job.folder, job.images, job.scratch)
+    sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
     engine = (open_engine or engines.open_engine)(local_section(job.section, job.model), job.name)
     say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section.batch_size}")
     batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts)

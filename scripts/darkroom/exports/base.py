@@ -21,6 +21,7 @@ from darkroom.files import remove, replacing
 from darkroom.metrics.base import Catalogue
 from darkroom.models.licences import Model
 from darkroom.plan.shards import SHARD_NAME
+from darkroom.rows.fields import Fields
 from darkroom.store.shardfile import RecordReader, check_digest
 from darkroom.tables.kind import Kind
 
@@ -37,7 +38,7 @@ class Export:
 
     table: the final table of all images (scores.parquet), made for table_digest; catalogue: the columns of scores; settings: `export` of the config;
     select: `select` of the config; models: those that made and judged the images; rows: kind -> file of the user's rows
-    (folder export); digest: what the export is made for.
+    (folder export), and fields: kind -> which of its fields stands for which of ours; digest: what the export is made for.
     """
 
     format: str
@@ -52,6 +53,7 @@ class Export:
     digest: str
     reply_column: str = "caption"
     rows: dict[str, Path] = field(default_factory=dict)
+    fields: dict[str, Fields] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
 from darkroom.plan.stages import EDITED
+from darkroom.rows.fields import PLAIN, Fields
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -21,7 +23,7 @@ TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
 def write(export: Export, sums: Sums) -> dict[str, int]:
     """Write the selected images as PNG and one file of rows per kind; return the number of rows in each.
 
-    The ending of `export.rows` (.jsonl, .jsonl.gz, .csv, .parquet) decides the format. A row of which no image was
+    The ending of `export.rows` (.jsonl, .json, .csv, .tsv, also with .gz; .parquet) decides the format. A row of which no image was
     selected is left out. Paths in the rows are relative to the folder.
     """
     counts = {}
@@ -54,7 +56,8 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
                 kept.append(record)
                 paths.append(put_pictures(pictures, marker, stored.read(shard, place, record)))
         if kept:
-            yield _filled(line["row"], kept, paths, kind, export.catalogue, export.reply_column)
+            fields = export.fields.get(kind.name, PLAIN)
+            yield _filled(line["row"], kept, paths, kind, export.catalogue, export.reply_column, fields)
 
 
 def put_pictures(pictures: PngFolder, marker: Marker, image: Image) -> tuple[str, str | None]:
@@ -77,17 +80,18 @@ def _filled(
     kind: Kind,
     catalogue: Catalogue,
     reply_column: str,
+    fields: Fields,
 ) -> dict[str, Any]:
     filled = dict(row)
+    given = fields.user_name("images", row)
     images = [path for path, _ in paths]
     if kind.has_sources:
         sources = [source for _, source in paths]  # one per result, so that pairs stay pairs
-        filled["images"] = sources[0] if isinstance(row.get("images"), str) and len(sources) == 1 else sources
-        results = f"{kind.name}_images"
+        filled[given] = sources[0] if _is_single(row.get(given)) and len(sources) == 1 else sources
+        results = fields.user_name(f"{kind.name}_images", row)
         filled[results] = images[0] if isinstance(row.get(results), str) and len(images) == 1 else images
     else:
-        single = isinstance(row.get("images"), str) and len(images) == 1
-        filled["images"] = images[0] if single else images
+        filled[given] = images[0] if _is_single(row.get(given)) and len(images) == 1 else images
     if said := catalogue.main_reply(kind.name):
         replies = [record[said] for record in records]
         filled[reply_column] = replies[0] if len(replies) == 1 else replies
@@ -97,17 +101,33 @@ def _filled(
     return filled
 
 
+def _is_single(value: Any) -> bool:
+    """Whether a field that names images holds one, outside of a list."""
+    return isinstance(value, str | dict)
+
+
 def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
-    write_table = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix)
+    zipped = path.suffix == ".gz"
+    written = {".json": _write_array, ".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet}
+    write = written.get((path.with_suffix("") if zipped else path).suffix)
     count = 0
     with replacing(path) as temporary:
-        with gzip.GzipFile(temporary, "wb", mtime=0) if path.suffix == ".gz" else open(temporary, "wb") as out:
+        with open(temporary, "wb") as out:
             for row in rows:
                 count += 1
                 out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
-        if write_table:  # whose columns are known when the last row is
+        if write:  # whose columns are known when the last row is
             with replacing(temporary, apart=False) as table:
-                write_table(temporary, table)
+                write(temporary, table, *(("\t",) if ".tsv" in path.suffixes else ()))
+        if zipped:
+            with (
+                replacing(temporary, apart=False) as packed,
+                open(temporary, "rb") as plain,
+                open(packed, "wb") as file,
+                # Without a name: that of the temporary file has a process id in it.
+                gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipping,
+            ):
+                shutil.copyfileobj(plain, zipping)
     return count
 
 
@@ -116,10 +136,17 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, stream)
 
 
-def _write_csv(rows: Path, path: Path) -> None:
+def _write_array(rows: Path, path: Path) -> None:
+    with open(rows, "rb") as lines, open(path, "wb") as out:
+        for number, line in enumerate(lines):
+            out.write((b",\n" if number else b"[\n") + line.rstrip(b"\n"))
+        out.write(b"\n]\n" if out.tell() else b"[]\n")
+
+
+def _write_csv(rows: Path, path: Path, delimiter: str = ",") -> None:
     names = dict.fromkeys(name for row in _read_rows(rows) for name in row)
     with open(path, "w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, list(names))
+        writer = csv.DictWriter(out, list(names), delimiter=delimiter)
         writer.writeheader()
         for row in _read_rows(rows):
             nested = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list | dict)}

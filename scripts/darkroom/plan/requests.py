@@ -15,8 +15,8 @@ from darkroom.plan.shards import Shard
 class Request:
     """One image to make, or a given one to take over.
 
-    width and height in pixels; None keeps the source's. source and given: {"path"} or {"row", "item", "sample"}
-    as in `darkroom.rows.read`. row_fields: the user's own row. key: see `request_key`; set once the source is known.
+    width and height in pixels; None keeps the source's. source and given: a reference,
+    as in `darkroom.rows.read`. user_row: the user's own row. key: see `request_key`; set once the source is known.
     """
 
     row: str
@@ -82,7 +82,7 @@ def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) ->
                     true_cfg=float(sampling.true_cfg),
                     source=entry.get("source"),
                     given=given,
-                    user_row=row["row"],
+                    user_row={name: value for name, value in row["row"].items() if name not in row.get("read", ())},
                 )
             )
     return requests

@@ -1,4 +1,4 @@
-"""Cut a file of rows into shards whose borders and names survive insertions, and keep the plan.
+"""Cut the rows of a file, or of several, into shards whose borders and names survive insertions, and keep the plan.
 
 Borders come from the rows' content: a row is a *candidate* where the hash of its id is small, and a candidate
 starts a shard where no other candidate lies among the `gap` rows before it. Whether a row starts a shard so
@@ -14,12 +14,14 @@ The plan of a file is made once and cached under `<results>/.darkroom/plan/<kind
     <id>.jsonl        the normal rows (see `darkroom.rows.read`) and the rejected ones, a line each
     <id>.references   the images of this run that edits start from, a JSON line per shard that has any
     <id>.places       which shard held which row (see `_Places`); kept for many earlier plans, whose images may be carried over
+    pictures.sqlite   the pictures that stood in the rows themselves
 
 Only `json` and `hashlib` are needed to make or load a plan, so a job on a node pays milliseconds. Look-ups of rows need
 numpy, and read the arrays of `<id>.places` when the first question is asked.
 """
 
 import array
+import bisect
 import concurrent.futures
 import contextlib
 import hashlib
@@ -30,27 +32,34 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from darkroom.errors import DarkroomError, RowError
+from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
-from darkroom.rows.read import MAX_FILE_BYTES, content_id, parse_row, read_rows, row_id
+from darkroom.rows.fields import PLAIN, Fields
+from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
+from darkroom.rows.pictures import PictureFile
+from darkroom.rows.read import content_id, parse_row, row_id
 
 if TYPE_CHECKING:
     import numpy as np
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
 GREATEST = 4  # a shard is cut by force at this many times the average size
 _KEPT_ROWS = 3  # rows files of earlier plans kept, for jobs that still read them
 _KEPT_PLANS = 50
 _FEW = 16  # questions after which `Plan.earlier_shards` looks up all shards at once
 _RAW_KEPT = 2000
+_PICTURES = "pictures.sqlite"
+_REASONS_KEPT = 10_000  # while rows are read; told are the commonest
+_REASONS_TOLD = 10
+_REASON_LENGTH = 200
 
 
 class Reference(NamedTuple):
@@ -96,11 +105,26 @@ class Shard:
         return self.items * samples + self.explicit
 
 
+class Reason(NamedTuple):
+    """Why rows were rejected: the reason without what differs from row to row, how many, and the first one's number."""
+
+    text: str
+    rows: int
+    number: int
+
+
 class Plan:
-    """The shards of one file of rows, in its order. `shards` maps names to Shard."""
+    """The shards of the user's rows, in their order. `shards` maps names to Shard.
+
+    Rows are numbered over all files: `place` says which file and line a number stands for. reasons: the commonest ones why rows
+    were rejected. ending: of a file that gives the rows back.
+    """
 
     def __init__(self, folder: Path, content: dict[str, Any]):
         self.folder, self.id, self.kind = folder, content["id"], content["kind"]
+        self.files: list[tuple[str, int]] = [(name, before) for name, before in content["files"]]
+        self.ending: str = content["ending"]
+        self.reasons = [Reason(*reason) for reason in content["reasons"]]
         self.shards = {entry["name"]: Shard(**entry) for entry in content["shards"]}
         self._questions = 0
 
@@ -141,8 +165,26 @@ class Plan:
                 for _ in range(shard.rows + shard.rejected):
                     yield name, json.loads(stream.readline())
 
+    def place(self, number: int) -> tuple[str, int]:
+        """(file, line) of the row of that number: the file as it is called within the folder of all files."""
+        name, before = self.files[bisect.bisect_left(self.files, number, key=lambda file: file[1]) - 1]
+        return name, number - before
+
+    @property
+    def rows_used(self) -> int:
+        return sum(shard.rows for shard in self.shards.values())
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(shard.rejected for shard in self.shards.values())
+
+    @property
+    def pictures(self) -> Path:
+        """The file of the pictures that stood in the rows."""
+        return self.folder / _PICTURES
+
     def first_rejected(self) -> tuple[int, str] | None:
-        """(line of the user's file, reason) of the first row that cannot be used, or None."""
+        """(number, reason) of the first row that cannot be used, or None."""
         for name, shard in self.shards.items():
             if shard.rejected:
                 rejected = next(line for line in map(json.loads, self.read(name).splitlines()) if "rejected" in line)
@@ -302,23 +344,31 @@ def load_plan(results: str | Path, kind: str) -> Plan:
 
 
 def make_plan(
-    path: str | Path, kind: str, size: int, results: str | Path, samples: int = 1, prompts: Plan | None = None
+    files: str | Path | Sequence[str | Path],
+    kind: str,
+    size: int,
+    results: str | Path,
+    samples: int = 1,
+    prompts: Plan | None = None,
+    fields: Fields = PLAIN,
 ) -> Plan:
-    """The plan of the rows in `path`, made anew only where the file, an image it names or an argument changed.
+    """The plan of the rows in `files`, made anew only where a file, an image they name or an argument changed.
 
     samples: images per prompt, and prompts: the plan of the prompts; both to check the images of this run that
-    edits refer to. Raises DarkroomError where the file cannot be read.
+    edits refer to. fields: which fields of the rows are read. Raises DarkroomError where a file cannot be read.
     """
     import filelock
 
-    path, folder = Path(path), plan_folder(results, kind)
+    paths = [Path(path) for path in ([files] if isinstance(files, str | Path) else files)]
+    folder = plan_folder(results, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stat = path.stat()
+        stats = [path.stat() for path in paths]
     except OSError as error:
         raise DarkroomError(f"{error.filename}: {error.strerror}") from error
-    state = [PLAN_VERSION, str(path.absolute()), stat.st_size, stat.st_mtime_ns, size, samples if prompts else None]
-    state.append(prompts.id if prompts else None)
+    seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    read = [[name, *names] for name, names in sorted(fields.names.items())]
+    state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -327,10 +377,23 @@ def make_plan(
         except (OSError, ValueError, KeyError):
             pass
         # Its jobs read the plan that is current.
-        refusal = f"{path}: changed, or is to be cut otherwise, while another run works on {results}"
+        refusal = f"{name_of(paths)}: changed, or is to be cut otherwise, while another run works on {results}"
         if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
             lock.release()
-        return _Builder(path, kind, size, folder, samples, prompts).build(state)
+        return _Builder(paths, kind, size, folder, samples, prompts, fields).build(state)
+
+
+def base_folder(files: Sequence[str | Path], root: str | None = None) -> Path:
+    """The folder that relative file names in rows start from: `root`, else the folder that all files of rows are in."""
+    if root is not None:
+        return Path(root).absolute()
+    folders = [Path(path).absolute().parent for path in files]
+    return Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0]
+
+
+def name_of(files: Sequence[str | Path]) -> str:
+    """The files of rows as a message names them."""
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
 
 def _spacing(size: int) -> tuple[int, int]:
@@ -362,9 +425,23 @@ def _plans_by_age(folder: Path) -> list[str]:
 
 
 class _Builder:
-    def __init__(self, path: Path, kind: str, size: int, folder: Path, samples: int, prompts: Plan | None):
-        self.path, self.kind, self.size, self.folder = path, kind, size, folder
-        self.samples, self.prompts = samples, prompts
+    def __init__(
+        self,
+        paths: list[Path],
+        kind: str,
+        size: int,
+        folder: Path,
+        samples: int,
+        prompts: Plan | None,
+        fields: Fields,
+    ):
+        self.paths, self.kind, self.size, self.folder = paths, kind, size, folder
+        self.samples, self.prompts, self.fields = samples, prompts, fields
+        self.base = base_folder(paths, fields.root)
+        self.pictures: dict[str, bytes] = {}  # of the row in hand
+        self.kept_pictures = PictureFile(folder / _PICTURES)
+        self.files: list[tuple[str, int]] = []  # name, number of the last row before it
+        self.reasons: dict[str, list[int]] = {}  # reason -> [count, number of the first]
         self.gap, self.threshold = _spacing(size)
         self.shards: list[Shard] = []
         self.references: list[Reference] = []  # of the last shard
@@ -380,22 +457,41 @@ class _Builder:
         rows, references = self.folder / "new.jsonl", self.folder / "new.references"  # one process builds at a time
         try:
             with open(rows, "wb") as out, open(references, "wb") as self.reference_lines:
-                for number, raw, row, reason in read_rows(self.path):
-                    self._add(out, number, raw, row, reason, targets)
+                before = 0
+                for path in self.paths:
+                    below, last = self._below(path), 0
+                    self.files.append((os.path.join(below, path.name), before))
+                    for last, raw, row, reason in read_rows(path, self.fields, self.pictures):
+                        self._add(out, before + last, raw, row, reason, targets, below)
+                        self.pictures.clear()
+                    before += last
                 self._close(out)
             plan = self._finish(state, rows, references)
         finally:
+            self.kept_pictures.close()
             rows.unlink(missing_ok=True)
             references.unlink(missing_ok=True)
         return plan
 
+    def _below(self, path: Path) -> str:
+        """The folder of a file of rows within that of all, "" where it is that one."""
+        below = os.path.relpath(path.absolute().parent, base_folder(self.paths))
+        return "" if below == os.curdir else below
+
     def _add(
-        self, out: Any, number: int, raw: bytes, row: dict | None, reason: str | None, targets: dict[str, Any]
+        self,
+        out: Any,
+        number: int,
+        raw: bytes,
+        row: dict | None,
+        reason: str | None,
+        targets: dict[str, Any],
+        below: str,
     ) -> None:
         normal, references = None, []
         if row is not None:
             try:
-                normal = parse_row(row, self.kind)
+                normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
                 references = self._resolve(normal, targets)
                 normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
             except RowError as error:
@@ -410,6 +506,11 @@ class _Builder:
             text = raw[:_RAW_KEPT].decode("utf-8", "replace")
             line = canonical({"rejected": reason, "line": number - shard.first_line, "text": text})
             shard.rejected += 1
+            known = general(reason or "", _REASON_LENGTH)
+            if known in self.reasons:
+                self.reasons[known][0] += 1
+            elif len(self.reasons) < _REASONS_KEPT:
+                self.reasons[known] = [1, number]
         else:
             line = canonical(normal)
             shard.rows += 1
@@ -419,17 +520,17 @@ class _Builder:
             shard.items += made if samples is None else 0
             shard.explicit += given + (0 if samples is None else made * samples)
             self.references += references
-            paths = [
-                item[k]["path"] for item in normal["items"] for k in ("source", "given") if "path" in item.get(k, "")
-            ]
-            if paths:
+            named = [item[k] for item in normal["items"] for k in ("source", "given") if k in item]
+            if paths := [reference["path"] for reference in named if "path" in reference]:
                 self.sources.setdefault(shard.name, []).extend(paths)
+            for sha256 in [reference["sha256"] for reference in named if "sha256" in reference]:
+                self.kept_pictures.put(sha256, self.pictures[sha256])
         self.hashes.append(row_hash)
         out.write(line + b"\n")
         self.digest.update(line + b"\n")
 
     def _id(self, row: dict[str, Any]) -> str:
-        own = row_id(row)
+        own = row_id(row, self.fields)
         if own is None:
             first = content_id(row, 0)
             occurrence = self._occurrence(_hash64(b"id:" + first.encode()))
@@ -475,8 +576,9 @@ class _Builder:
 
     def _finish(self, state: list[Any], rows: Path, references: Path) -> Plan:
         if not self.shards:
-            raise DarkroomError(f"{self.path}: holds no rows")
-        named = {path: str(self.path.absolute().parent / path) for paths in self.sources.values() for path in paths}
+            raise DarkroomError(f"{name_of(self.paths)}: holds no rows")
+        self.kept_pictures.finish()
+        named = {path: str(self.base / path) for paths in self.sources.values() for path in paths}
         files = _hash_files(set(named.values()), self._known_files())
         for shard in self.shards:
             if paths := self.sources.get(shard.name):
@@ -484,8 +586,12 @@ class _Builder:
         shards = [asdict(shard) for shard in self.shards]
         with open(references, "rb") as stream:  # a row that moved to another shard is told by its line alone
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256], 16)
-        content = {"id": plan_id, "kind": self.kind, "shards": shards}
+        several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
+        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several], 16)
+        commonest = sorted(self.reasons.items(), key=lambda reason: -reason[1][0])[:_REASONS_TOLD]
+        content = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
+        content["ending"] = written_as(self.paths)
+        content["reasons"] = [[reason, *counted] for reason, counted in commonest]
         counts = [shard.rows + shard.rejected for shard in self.shards]
         _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)
         os.replace(rows, self.folder / f"{plan_id}.jsonl")
@@ -511,8 +617,8 @@ class _Builder:
     def _referenced_rows(self) -> dict[str, Any]:
         """The prompts' rows that edits refer to: id -> (shard, items, samples, digest), read in one pass each."""
         wanted = set()
-        for _, _, row, _ in read_rows(self.path):
-            images = (row or {}).get("images")
+        for _, _, row, _ in itertools.chain.from_iterable(read_rows(path, self.fields) for path in self.paths):
+            images = self.fields.view(row or {}, True)[0].get("images")
             for image in images if isinstance(images, list) else [images]:
                 if isinstance(image, dict) and "row" in image:
                     wanted.add(str(image["row"]))

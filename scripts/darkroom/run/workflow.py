@@ -28,8 +28,9 @@ from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
 from darkroom.plan.recipe import Recipe, image_recipe
-from darkroom.plan.shards import Plan, hold_results, load_plan, make_plan, rows_digest, write_json
+from darkroom.plan.shards import Plan, base_folder, hold_results, load_plan, make_plan, name_of, rows_digest, write_json
 from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
+from darkroom.rows.fields import Fields
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 TABLE_VERSION = 4  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 1  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
+REASONS = 3  # why rows were rejected, told in a line
 
 
 @dataclass
@@ -100,24 +102,29 @@ class Workflow:
         row_groups: dict[str, Groups] = {}
         together = config.judge.shards_per_job
         for rows in ROWS:
-            file = config.rows_of(rows)
-            if file is None:
+            files = config.row_files(rows)
+            if not files:
                 continue
             if planned:
                 plans[rows] = load_plan(config.results, rows)
                 row_groups[rows] = load_groups(config.results, rows, plans[rows], together)
                 continue
             plans[rows] = make_plan(
-                file,
+                files,
                 rows,
                 config.shards.size,
                 config.results,
                 config.samples_per_prompt,
                 plans.get("prompts") if rows == "edits" else None,
+                Fields.of(config.rows.model_dump(), rows),
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):
-                raise DarkroomError(f"{file}, line {bad[0]}: {bad[1]} (strict: true stops at the first bad row)")
+                name, line = plans[rows].place(bad[0])
+                path = base_folder(files) / name if len(files) > 1 else files[0]
+                raise DarkroomError(f"{path}, line {line}: {bad[1]} (strict: true stops at the first bad row)")
+            if not plans[rows].rows_used:
+                raise DarkroomError(f"{name_of(files)}: {rejected_text(plans[rows])}; no row can be used")
         recipes = {stage.name: image_recipe(config.section(stage.section)) for stage in stages}
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
         return cls(config, stages, plans, metrics, groups, recipes, models)
@@ -134,15 +141,31 @@ class Workflow:
         """stage -> the plan of its rows."""
         return {stage.name: self.row_plans[stage.rows] for stage in self.stages}
 
-    def rows_path(self, rows: str) -> str:
-        """The user's file of "prompts" or "edits", which this run has."""
-        path = self.config.rows_of(rows)
-        assert path is not None
-        return path
-
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
+
+    def row_files(self, rows: str) -> list[str]:
+        """The user's files of rows, "prompts" or "edits"."""
+        return self.config.row_files(rows)
+
+    def row_fields(self, rows: str) -> Fields:
+        """Which of the fields of these rows stands for which of ours."""
+        return Fields.of(self.config.rows.model_dump(), rows)
+
+    def rows_name(self, rows: str) -> str:
+        """These files as a message names them."""
+        return name_of(self.row_files(rows))
+
+    def rows_folder(self, rows: str) -> Path:
+        """The folder that relative file names in these rows start from."""
+        return base_folder(self.row_files(rows), self.row_fields(rows).root)
+
+    def rejected_lines(self) -> Iterator[str]:
+        """A line about the rejected rows of each of the user's files that has any."""
+        for rows, plan in self.row_plans.items():
+            if plan.rows_rejected:
+                yield f"{self.rows_name(rows)}: {rejected_text(plan)}"
 
     def section(self, stage: str) -> StageSection:
         """The section of the config that a stage works by."""
@@ -477,7 +500,7 @@ class Workflow:
 
     def gallery_about(self) -> dict[str, str]:
         """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
-        files = [PurePosixPath(self.rows_path(rows)).name for rows in self.row_plans]
+        files = [PurePosixPath(self.rows_name(rows)).name for rows in self.row_plans]
         return {"title": ", ".join(files), "set": digest([files, self.config.seed], 8)}
 
     def export(self, format: str) -> "Export":
@@ -497,16 +520,15 @@ class Workflow:
             digest=self.exports[format].digest,
             reply_column=self.config.judge.reply_column,
             rows=self.dataset_files(),
+            fields={stage.name: self.row_fields(stage.rows) for stage in self.stages},
         )
 
     def dataset_files(self) -> dict[str, Path]:
-        """stage -> the file of rows in the data set, in the format of the user's file."""
+        """stage -> the file of rows in the data set, in the format of the user's files where they have one that can hold it."""
         files = {}
         for stage in self.stages:
-            name = PurePosixPath(self.rows_path(stage.rows)).name
-            ending = name[len(name.lower().removesuffix(".gz").rpartition(".")[0]) :]
             stem = f"{stage.name}-{stage.rows}" if stage.every else stage.rows
-            files[stage.name] = self.results("dataset", stem + ending.lower())
+            files[stage.name] = self.results("dataset", stem + self.row_plans[stage.rows].ending)
         return files
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -515,7 +537,7 @@ class Workflow:
         told: dict[str, dict[str, Any]] = {"rows": {}}
         for rows, plan in self.row_plans.items():
             number = sum(shard.rows for shard in plan.shards.values())
-            told["rows"][rows] = f"{Path(self.rows_path(rows)).name}: {number:,} rows in {len(plan.shards):,} shards"
+            told["rows"][rows] = f"{Path(self.rows_name(rows)).name}: {number:,} rows in {len(plan.shards):,} shards"
         told["rows"] |= {"seed": config.seed, "samples per prompt": config.samples_per_prompt}
         for stage in self.stages:
             told[stage.section] = _named(self.section(stage.name)) | self.recipes[stage.name]
@@ -562,6 +584,19 @@ class Workflow:
             scores=lambda metric, group: Path(lineage.score_file(metric, stage.name, group)),
             sources=lambda shard: [Path(path) for path in lineage.sources(stage.name, shard)],
         )
+
+
+def rejected_text(plan: Plan) -> str:
+    """How many rows of a plan are rejected, and the commonest reasons with the line of the first."""
+    told = []
+    for reason in plan.reasons[:REASONS]:
+        name, line = plan.place(reason.number)
+        where = f"{name}, line {line}" if len(plan.files) > 1 else f"line {line}"
+        told.append(f"{reason.rows:,} x {reason.text} ({where if reason.rows == 1 else f'first {where}'})")
+    if len(plan.reasons) > REASONS:
+        told.append("...")
+    total = plan.rows_used + plan.rows_rejected
+    return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
 
 
 def _named(section: Section | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import cast
 from PIL import Image, ImageOps
 
 from darkroom.errors import RowError
-from darkroom.rows.read import MAX_FILE_BYTES
+from darkroom.rows.formats import MAX_FILE_BYTES
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")

@@ -4,11 +4,14 @@ A job looks at each of them three times: for its content and size, to make its e
 the first two alone: an image that is not stored as it came waits in the scratch folder as the PNG that it is stored as.
 """
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import RowError
+from darkroom.rows.pictures import read_picture
 from darkroom.store.images import Picture, open_picture, read_file
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import GroupCache, RecordReader, iter_records
@@ -19,13 +22,13 @@ _GROUPS = 4  # row groups held, of some 32 MB each: sources of neighbours often 
 class Sources:
     """The images that requests start from: the user's files, and images of this run in their shard files."""
 
-    def __init__(self, folder: Path, images: list[Path], spool: Scratch | None = None):
-        """folder: of the user's rows; images: image shards of this run.
+    def __init__(self, folder: Path, images: list[Path], spool: Scratch | None = None, pictures: Path | None = None):
+        """folder: of the user's rows; images: image shards of this run; pictures: the file of those that rows held.
 
         spool: where images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that
         they are decoded again to be stored.
         """
-        self.folder, self.spool = folder, spool
+        self.folder, self.spool, self.pictures = folder, spool, pictures
         groups = GroupCache(_GROUPS)
         self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in images}
         self.places: dict[tuple[str, int, int], tuple[Path, int]] = {}
@@ -41,7 +44,7 @@ class Sources:
         self.last: tuple[dict[str, Any], Picture] | None = None
 
     def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
-        """The Picture behind {"path"} or {"row", "item", "sample"}. Raises RowError with the reason.
+        """The Picture behind {"path"}, {"sha256", "name"} or {"row", "item", "sample"}. Raises RowError with the reason.
 
         sha256: what its content must be; a file that changes while the job runs must not be taken for what it was.
         """
@@ -61,7 +64,7 @@ class Sources:
 
     def origin(self, reference: dict[str, Any]) -> str | None:
         """Whether an image was "generated" by this run or "given" by the user; None where there is no such image."""
-        if "path" in reference:
+        if "row" not in reference:
             return "given"
         place = reference["row"], reference["item"], reference["sample"]
         if place not in self.places:
@@ -86,7 +89,14 @@ class Sources:
 
     def _content(self, reference: dict[str, Any]) -> bytes:
         if "path" in reference:
-            return read_file(str(self.folder / reference["path"]), reference["path"])
+            try:
+                return read_file(str(self.folder / reference["path"]), reference["path"])
+            except RowError as error:
+                if not str(error).endswith(os.strerror(errno.ENOENT)) or os.path.isabs(reference["path"]):
+                    raise
+                raise RowError(f"{error} in the rows' folder; rows.root names another") from error
+        if "sha256" in reference:
+            return read_picture(self.pictures, reference["sha256"], reference["name"])
         place = reference["row"], reference["item"], reference["sample"]
         if place not in self.places:
             raise RowError(f"source {source_name(reference)} is not among the images of this run")
@@ -98,8 +108,12 @@ class Sources:
 
 
 def source_name(reference: dict[str, Any]) -> str:
-    """A source as a reader of the tables wants it: the file's path, or row/item/sample."""
-    return reference.get("path") or f"{reference['row']}/{reference['item']}/{reference['sample']}"
+    """A source as a reader of the tables wants it: the file's path or name, or row/item/sample."""
+    return (
+        reference.get("path")
+        or reference.get("name")
+        or f"{reference['row']}/{reference['item']}/{reference['sample']}"
+    )
 
 
 def _changed(reference: dict[str, Any]) -> RowError:

@@ -156,7 +156,9 @@ def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) 
             for _, first, line in kind.lines():
                 if "rejected" in line:
                     count += 1
-                    record = {"file": kind.rows, "line": first + line["line"], "reason": line["rejected"]}
+                    name, number = kind.plan.place(first + line["line"])
+                    record: dict[str, Any] = {"file": kind.rows} | ({"name": name} if len(kind.plan.files) > 1 else {})
+                    record |= {"line": number, "reason": line["rejected"]}
                     out.write(json.dumps(record | {"text": line["text"]}, ensure_ascii=False) + "\n")
         for record in labels.left() if labels else ():
             count += 1

@@ -1,15 +1,15 @@
 """Every row, request and reply of a run that came to nothing, with the reason, from the plan and the shard files."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from darkroom.errors import DarkroomError
-from darkroom.run.workflow import Workflow
+from darkroom.errors import DarkroomError, general
+from darkroom.plan.shards import base_folder
+from darkroom.run.workflow import REASONS, Workflow
 from darkroom.store.manifest import read_manifest
-from darkroom.store.shardfile import iter_records
-from darkroom.views.report import general
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,30 @@ class Failure:
         return f"{self.file}, {place}: {self.stage}: {self.reason}"
 
 
+def lines(workflow: Workflow) -> Iterator[str]:
+    """A line for each of the user's files with rejected rows, and for each step with failures, with the commonest reasons."""
+    yield from workflow.rejected_lines()
+    counts: dict[str, Counter[str]] = {}
+    for failure in find_failures(workflow):
+        if failure.line is None:
+            counts.setdefault(failure.stage, Counter())[failure.reason_class[1]] += 1
+    for stage, reasons in counts.items():
+        told = [f"{count:,} x {reason}" for reason, count in reasons.most_common(REASONS)]
+        more = ["..."] if len(reasons) > REASONS else []
+        yield f"{stage}: {reasons.total():,} failed: {'; '.join(told + more)}"
+
+
 def find_failures(workflow: Workflow) -> Iterator[Failure]:
     """Every failure that is on record, stage by stage; of a run that is not over, what there is so far.
 
     Files that will be made again, because they are stale or damaged, are passed over.
     """
+    from darkroom.store.shardfile import iter_records
+
     for rows in workflow.row_plans:
         yield from _rejected(workflow, rows)
     for step in workflow.lineage.steps():
-        file = workflow.rows_path(workflow.stage(step.stage).rows)
+        file = workflow.rows_name(workflow.stage(step.stage).rows)
         for shard in workflow.lineage.files(step):
             manifest = read_manifest(shard.manifest)
             if manifest is None or manifest["digest"] != shard.digest or not manifest["failed"]:
@@ -70,7 +85,13 @@ def _rejected(workflow: Workflow, rows: str) -> Iterator[Failure]:
     for shard in plan.shards.values():
         for line in map(json.loads, plan.read(shard.name).splitlines() if shard.rejected else ()):
             if "rejected" in line:
-                yield Failure(rows, workflow.rows_path(rows), line["rejected"], line=shard.first_line + line["line"])
+                name, number = plan.place(shard.first_line + line["line"])
+                file = (
+                    workflow.rows_name(rows)
+                    if len(plan.files) == 1
+                    else str(base_folder(workflow.row_files(rows)) / name)
+                )
+                yield Failure(rows, file, line["rejected"], line=number)
 
 
 def _replies(record: dict[str, Any]) -> Iterator[str | None]:

@@ -7,10 +7,10 @@ results folder recorded (`jobs.history`).
 import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from darkroom.engines.work import ShardJob
 from darkroom.errors import RowError
 from darkroom.jobs.history import read_records, speed
 from darkroom.jobs.terminal import clock, columns
@@ -112,7 +112,7 @@ def _image_shard(
     job = shard_job(workflow, step.stage, file.name)
     requests = requests_of(workflow, step.stage, workflow.plans[step.stage].read(file.name))
     failures: dict[int, str] = {}
-    sources = _PlannedSources(job.folder, _pictures(file, planned, stage))
+    sources = _PlannedSources(job, _pictures(file, planned, stage))
     identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
     have = waiting_images(wanted, kept.scratch(file.name), kept.shards([file.name]))
@@ -159,14 +159,14 @@ def _keep(planned: _Planned, stage: str, records: Any) -> None:
 class _PlannedSources(Sources):
     """Sources that may not be there yet: an image that is to be made has its key for its content."""
 
-    def __init__(self, folder: Path, pictures: dict[Place, dict[str, Any]]):
-        super().__init__(folder, [])
-        self.pictures = pictures
+    def __init__(self, job: ShardJob, planned: dict[Place, dict[str, Any]]):
+        super().__init__(job.folder, [], pictures=job.pictures)
+        self.planned = planned
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
-        if "path" in reference:
+        if "row" not in reference:
             return super()._read(reference, sha256)
-        record = self.pictures.get((reference["row"], reference["item"], reference["sample"]))
+        record = self.planned.get((reference["row"], reference["item"], reference["sample"]))
         if record is None or record["error"] is not None:
             raise RowError(f"source {source_name(reference)} was not made")
         width, height = record["width"], record["height"]

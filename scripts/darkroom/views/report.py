@@ -5,7 +5,6 @@ binned scores (a hundred bins for probabilities, one for each whole number of a 
 """
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from darkroom.config.models import Select
+from darkroom.errors import general
 from darkroom.jobs.history import read_records
 from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.rows.labels import LABELS
@@ -237,14 +237,6 @@ def _count_failures(kind: KindReport, columns: dict[str, list[Any]], catalogue: 
         for broken, error in zip(columns["error"], columns[question.error], strict=True):
             if broken is None and error is not None:
                 count(f"no score ({question.name}): {general(error)}")
-
-
-def general(reason: str) -> str:
-    """A reason without the names and numbers that differ from one case to the next."""
-    reason = re.sub(r"^(image|source) .+?: ", r"\1: ", reason)
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
-    reason = re.sub(r"\b\d+(\.\d+)?(e[+-]?\d+)?\b", "N", reason)
-    return reason if len(reason) <= 90 else reason[:89] + "…"
 
 
 @dataclass
