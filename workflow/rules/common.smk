@@ -238,21 +238,29 @@ onstart:
         sys.exit(f"error: {error}")
 
 
-def tell_superseded():
-    """Say how much the files of earlier settings hold. The run has ended as it has, whatever comes of it."""
+def tell_end():
+    """Say what failed, and how much the files of earlier settings hold. The run has ended as it has, whatever comes of it."""
+    from darkroom.tools.failures import lines
     from darkroom.tools.prune import superseded_line
 
     try:
-        line = superseded_line(DARKROOM)
-    except (OSError, DarkroomError) as error:
-        line = f"superseded files were not counted: {error}"
-    if line:
+        told = [f"{line}; `darkroom failures` lists them" for line in lines(DARKROOM)]
+        told += filter(None, [superseded_line(DARKROOM)])
+    except (OSError, ImportError, DarkroomError) as error:
+        told = [f"failures and superseded files were not counted: {error}"]
+    for line in told:
+        logger.info(line)
+
+
+# A dry run has no end that could be told of.
+if not IS_JOB:
+    for line in DARKROOM.rejected_lines():
         logger.info(line)
 
 
 onsuccess:
-    tell_superseded()
+    tell_end()
 
 
 onerror:
-    tell_superseded()
+    tell_end()

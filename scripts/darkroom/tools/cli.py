@@ -47,6 +47,8 @@ def plan(arguments: Arguments) -> int:
 
     workflow = _workflow(arguments)
     print(table(forecast(workflow)))
+    for told in workflow.rejected_lines():
+        print(f"{told}; `darkroom failures` lists them")
     if line := superseded_line(workflow):
         print(line)
     return 0
