@@ -106,7 +106,7 @@ class Shard:
 
 
 class Reason(NamedTuple):
-    """Why rows were rejected: the reason without what differs from row to row, how many, and the first one's number."""
+    """Why rows were rejected: how many for this reason or one that differs in names and numbers, and the first's own."""
 
     text: str
     rows: int
@@ -441,7 +441,7 @@ class _Builder:
         self.pictures: dict[str, bytes] = {}  # of the row in hand
         self.kept_pictures = PictureFile(folder / _PICTURES)
         self.files: list[tuple[str, int]] = []  # name, number of the last row before it
-        self.reasons: dict[str, list[int]] = {}  # reason -> [count, number of the first]
+        self.reasons: dict[str, list[Any]] = {}  # reason in general -> [that of the first, count, number of the first]
         self.gap, self.threshold = _spacing(size)
         self.shards: list[Shard] = []
         self.references: list[Reference] = []  # of the last shard
@@ -506,11 +506,12 @@ class _Builder:
             text = raw[:_RAW_KEPT].decode("utf-8", "replace")
             line = canonical({"rejected": reason, "line": number - shard.first_line, "text": text})
             shard.rejected += 1
-            known = general(reason or "", _REASON_LENGTH)
+            told = (reason or "")[:_REASON_LENGTH]
+            known = general(told, _REASON_LENGTH)
             if known in self.reasons:
-                self.reasons[known][0] += 1
+                self.reasons[known][1] += 1
             elif len(self.reasons) < _REASONS_KEPT:
-                self.reasons[known] = [1, number]
+                self.reasons[known] = [told, 1, number]
         else:
             line = canonical(normal)
             shard.rows += 1
@@ -588,10 +589,10 @@ class _Builder:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
         plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several], 16)
-        commonest = sorted(self.reasons.items(), key=lambda reason: -reason[1][0])[:_REASONS_TOLD]
+        commonest = sorted(self.reasons.values(), key=lambda reason: -reason[1])[:_REASONS_TOLD]
         content = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
         content["ending"] = written_as(self.paths)
-        content["reasons"] = [[reason, *counted] for reason, counted in commonest]
+        content["reasons"] = commonest
         counts = [shard.rows + shard.rejected for shard in self.shards]
         _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)
         os.replace(rows, self.folder / f"{plan_id}.jsonl")
