@@ -463,7 +463,8 @@ class _Builder:
                     self.files.append((os.path.join(below, path.name), before))
                     for last, raw, row, reason in read_rows(path, self.fields, self.pictures):
                         self._add(out, before + last, raw, row, reason, targets, below)
-                        self.pictures.clear()
+                        if self.pictures:
+                            self.pictures.clear()
                     before += last
                 self._close(out)
             plan = self._finish(state, rows, references)
@@ -522,10 +523,11 @@ class _Builder:
             shard.explicit += given + (0 if samples is None else made * samples)
             self.references += references
             named = [item[k] for item in normal["items"] for k in ("source", "given") if k in item]
-            if paths := [reference["path"] for reference in named if "path" in reference]:
-                self.sources.setdefault(shard.name, []).extend(paths)
-            for sha256 in [reference["sha256"] for reference in named if "sha256" in reference]:
-                self.kept_pictures.put(sha256, self.pictures[sha256])
+            for reference in named:
+                if "path" in reference:
+                    self.sources.setdefault(shard.name, []).append(reference["path"])
+                elif "sha256" in reference:
+                    self.kept_pictures.put(reference["sha256"], self.pictures[reference["sha256"]])
         self.hashes.append(row_hash)
         out.write(line + b"\n")
         self.digest.update(line + b"\n")

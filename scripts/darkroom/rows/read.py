@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Container
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from darkroom.errors import RowError
@@ -63,22 +63,25 @@ def parse_row(
     """
     edits = kind == "edits"
     seen, read = fields.view(row, edits)
-    turns, shown = _turns(seen, row)
+    turns, shown = _turns(seen, row, fields)
     options = _options(seen)
     places = _Places(below, pictures)
-    images = places.images(seen.get("images"), "images") or places.images(shown, "images")
+    images = places.images(seen.get("images"), "images") or (places.images(shown, "images") if shown else [])
     if edits:
         items = _edit_items(turns, images, places.images(seen.get("edited_images"), "edited_images"), row)
     else:
         items = _prompt_items(turns, images)
     if len(items) > MAX_ITEMS:
         raise RowError(f"asks for {len(items)} images a sample; at most {MAX_ITEMS}")
-    return {"items": items, "options": options, "row": row} | ({"read": read} if read else {})
+    normal: dict[str, Any] = {"items": items, "options": options, "row": row}
+    if read:
+        normal["read"] = read
+    return normal
 
 
 def row_id(row: dict[str, Any], fields: Fields = PLAIN) -> str | None:
     """The row's own id as text, or None if it has none. Raises RowError if it is neither text nor a whole number."""
-    own = fields.value("id", row)
+    own = fields.value("id", row) if fields.names else row.get("id")
     if own is None or own == "":
         return None
     if isinstance(own, float) and own.is_integer():
@@ -101,14 +104,16 @@ def further_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
 
 
-def _turns(seen: dict[str, Any], row: dict[str, Any]) -> tuple[list[str], list[Any]]:
+def _turns(seen: dict[str, Any], row: dict[str, Any], fields: Fields) -> tuple[list[str], list[Any]]:
     """The texts that a user gave, of the conversation or the `prompt`, and the images within the conversation's turns."""
     name = next((key for key in ("conversations", "conversation") if seen.get(key) is not None), None)
     images: list[Any] = []
     if name is None:
         prompt = seen.get("prompt")
         if prompt is None:
-            raise RowError(f"has neither prompt nor conversations{_other_fields(row)}")
+            mapped = [*fields.names.get("prompt", ()), *fields.names.get("conversations", ())]
+            missing = f"no {' or '.join(mapped)}" if mapped else "neither prompt nor conversations"
+            raise RowError(f"has {missing}{_other_fields(row)}")
         if not isinstance(prompt, str):
             raise RowError(f"prompt: expected text, got {type_name(prompt)}")
         texts = [prompt]
@@ -200,11 +205,11 @@ def _options(row: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-class _Places:
+class _Places(NamedTuple):
     """Where the images of a row are. below and pictures: as in `parse_row`."""
 
-    def __init__(self, below: str, pictures: Container[str]):
-        self.below, self.pictures = below, pictures
+    below: str
+    pictures: Container[str]
 
     def images(self, value: Any, name: str) -> list[dict[str, Any]]:
         if value is None:
