@@ -12,11 +12,13 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 from darkroom.config.models import RowFields
 from darkroom.errors import DarkroomError
 from darkroom.plan.shards import base_folder, make_plan
 from darkroom.rows.fields import NAMES, PRESETS, Fields
 from darkroom.rows.formats import ending
+from darkroom.run.workflow import Workflow
 from darkroom.store.sources import Sources
 from PIL import Image
 
@@ -357,7 +359,7 @@ def test_fields_are_mapped_for_prompts_and_edits_apart(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     one, two, bad = lines(tmp_path / "rows.jsonl", rows=said)
     assert (one["id"], two["id"]) == ("r1", "r2") and texts([one, two]) == TWO
-    assert "it has other: say under `rows`" in bad["rejected"]
+    assert bad["rejected"].startswith("has no caption or meta.text; it has other: say under `rows`")
     edit = {"name": "e1", "edit_prompt": "make it blue", "original_path": "pics/a.png", "prompt": "no"}
     (tmp_path / "edits.jsonl").write_text(json.dumps(edit))
     (line,) = lines(tmp_path / "edits.jsonl", "edits", said)
@@ -440,6 +442,36 @@ def test_reasons_of_rejections_are_counted_with_the_first_line(tmp_path):
         (2, 2, "has neither prompt nor conversati"),
         (1, 3, "not valid JSON: Expecting value: "),
     ]
+
+
+def run_of(folder, **config):
+    model = {"model": str(REPOSITORY / "resources/models/shapes-flux"), "family": "flux", "device": "cpu"}
+    judge = {"model": str(REPOSITORY / "resources/models/shapes-judge"), "device": "cpu"}
+    config |= {"results": str(folder / "results"), "generate": model, "judge": judge}
+    return Workflow.open(config, folder=folder)
+
+
+def test_no_usable_row_is_one_line_before_any_job(tmp_path):
+    (tmp_path / "rows.csv").write_text("Prompts,Category\na red circle,Colors\na blue square,Positional\n")
+    with pytest.raises(DarkroomError) as error:
+        run_of(tmp_path, prompts="rows.csv")
+    assert str(error.value) == (
+        f"{tmp_path}/rows.csv: 2 of 2 rows rejected: 2 x has neither prompt nor conversations; it has Prompts, Category: say"
+        " under `rows` in the config which field is which (first line 2); no row can be used"
+    )
+    assert list(run_of(tmp_path, prompts="rows.csv", rows={"prompt": "Prompts"}).rejected_lines()) == []
+
+
+def test_rejected_rows_of_a_pattern_are_told_by_file_and_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "b"}\n{"prompt": 1}\n')
+    run = run_of(tmp_path, prompts="*.jsonl")
+    assert list(run.rejected_lines()) == [
+        f"{tmp_path}/a.jsonl and 1 more: 1 of 3 rows rejected: 1 x prompt: expected text, got a number (b.jsonl, line 2)"
+    ]
+    assert run.rows_folder("prompts") == tmp_path
+    with pytest.raises(DarkroomError, match=r"b\.jsonl, line 2: prompt: expected text"):
+        run_of(tmp_path, prompts="*.jsonl", strict=True)
 
 
 @pytest.mark.parametrize(
