@@ -9,12 +9,13 @@ import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from darkroom.config.models import Generate
 from darkroom.plan.requests import expand
 from darkroom.plan.shards import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SECTION = {"width": 64, "height": 64, "steps": 1, "guidance": 1.0, "true_cfg": 1.0}
+SECTION = Generate(width=64, height=64)
 # A prompt may hold any character; one in a .txt file none that ends a line.
 anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12).map("x{}".format)
 in_a_line = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12).map("x {}x".format)
