@@ -118,8 +118,9 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     told = re.compile(
         r"^superseded: [\d.]+ [kMG]B in \d+ files and folders of .*; `darkroom prune` removes them$", re.M
     )
-    assert told.search(copy.snakemake().stderr)  # the end of a run says it, and so do plan and watch
-    assert told.search(copy.darkroom("plan").stdout)
+    # The end of a run says it, and so do plan and watch; and how many rows were rejected.
+    for text in (copy.snakemake().stderr, copy.darkroom("plan").stdout):
+        assert told.search(text) and re.search(r"prompts\.jsonl: 3 of 7 rows rejected: 1 x .*failures", text)
     assert told.search(copy.darkroom("watch", "--once", config=False).stdout)
     before = shards(copy)
     for path in list(copy.results.glob("images/*/*.parquet")):  # as if writers had been killed
