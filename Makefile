@@ -20,7 +20,6 @@ export PYTHONNOUSERSITE = 1
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
-	@$(BIN)/darkroom summary
 
 # A file shares what its tests prepare; in the order of testpaths (pyproject.toml), the long ones first.
 test: $(READY)

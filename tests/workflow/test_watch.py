@@ -47,8 +47,22 @@ def truth(run):
 
 
 def start(run, *arguments):
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(run.command(*arguments), start_new_session=True, env=environment(), **quiet)
+    """A run that writes what it prints to run.txt."""
+    with open(run.folder / "run.txt", "w") as out:
+        return subprocess.Popen(
+            run.command(*arguments), start_new_session=True, env=environment(), stdout=out, stderr=subprocess.STDOUT
+        )
+
+
+def told(run):
+    """stage -> (shards done, images) of each line on it that the run printed."""
+    found = {}
+    for line in (run.folder / "run.txt").read_text().splitlines():
+        if match := re.match(r"([\w/]+): (\d+) of (\d+) shards, (\d+) of (\d+) images", line):
+            shards, of_shards, images, of_images = map(int, match.groups()[1:])
+            found.setdefault(match[1], []).append((shards, images))
+            assert shards <= of_shards and images <= of_images
+    return found
 
 
 def wait_for(what, process, seconds=600):
@@ -74,15 +88,25 @@ def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tm
         assert stage["waiting"] == stage["shards"] > 0
         assert stage["done"] == stage["running"] == stage["failed"] == stage["images"] == 0
     assert done.stdout.splitlines()[-1].startswith("no run at work; ")
+    # Cancelled by Ctrl-C, as a terminal sends it: to the run and to its jobs, which keep the image in hand.
+    process = start(run, "-j1")
+    wait_for(lambda: list(run.results.glob(".darkroom/scratch/images/*/*/*.png")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(300) == 1
+    text = (run.folder / "run.txt").read_text()
+    assert text.count("Cancelled: the jobs finish the image in hand") == 1 and "Ctrl-C again: at once" in text
+    assert not re.search("Traceback|Error|CalledProcess|KeyboardInterrupt", text)
+    view = watch(run, "--once")
+    kept = stages(view.stdout)["images"]
+    assert kept["images"] == truth(run)["images"][1] > 0 and kept["failed"] == kept["running"] == 0
     # Killed in the middle of a shard, with images in scratch.
     process = start(run, "-j1")
     wait_for(lambda: list(run.results.glob(".darkroom/scratch/images/*/*/*.png")), process)
     working = watch(run, "--once")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    told = stages(working.stdout)
     assert re.match(r"running for \d+:\d\d:\d\d, [01] jobs at work, .*left", working.stdout.splitlines()[-1])
-    assert sum(stage["running"] for stage in told.values()) <= 1
+    assert sum(stage["running"] for stage in stages(working.stdout).values()) <= 1
     killed = watch(run, "--once")
     found, real = stages(killed.stdout), truth(run)
     for name, stage in found.items():
@@ -105,6 +129,14 @@ def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tm
     assert {name: stage["images"] for name, stage in views[-1].items()} == images
     assert any(stage["running"] for view in views for stage in view.values())
     assert re.search(r"^(scores/judge/)?images .* \d+\.\d\d +(\d+:\d\d:\d\d|unknown)$", done.stdout, re.M)  # images/s
+    # The run itself said the same, stage by stage, and ended with the summary; its jobs are in Snakemake's log alone.
+    lines = told(run)
+    assert {name: stage[-1][1] for name, stage in lines.items()} == images
+    assert all(sorted(stage) == stage for stage in lines.values())
+    text = (run.folder / "run.txt").read_text()
+    assert "12 requests, 12 images, 0 failed" in text and "jobid" not in text and "images/s" in text
+    assert "3 of 13 rows rejected: " in text
+    assert "Finished jobid: " in max(run.folder.glob(".snakemake/log/*.log")).read_text()
 
 
 def test_a_failed_shard_is_shown_with_its_last_error(copy):

@@ -17,6 +17,7 @@ elif find_spec("darkroom") is None:
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import search_first
+from darkroom.run.events import watch_over
 from darkroom.run.lineage import manifest_of
 from darkroom.run.needs import (
     gpus_of,
@@ -26,6 +27,7 @@ from darkroom.run.needs import (
     threads_of,
 )
 from darkroom.run.workflow import Workflow
+from darkroom.tools.watch import Teller
 from snakemake.logging import logger
 
 if (LIBRARY / "darkroom").is_dir():
@@ -228,28 +230,31 @@ def gallery_files():
     return [path for *_, path in DARKROOM.gallery_files()]
 
 
+TELLER = Teller(DARKROOM, logger.info)
+
+
 # The run's events are recorded by a handler on Snakemake's logger, which gets the same records as a logger plugin. A plugin
 # has to be installed and named by a flag or a profile before any Snakefile is read: a fresh clone, or a run with a profile
 # of the site's, would be without it.
 onstart:
     try:
-        logger.addHandler(DARKROOM.claim())
+        watch_over(logger, DARKROOM.claim())
     except DarkroomError as error:
         sys.exit(f"error: {error}")
+    # The screen tells of stages; Snakemake's own log in .snakemake/log has each job.
+    TELLER.start()
 
 
 def tell_end():
-    """Say what failed, and how much the files of earlier settings hold. The run has ended as it has, whatever comes of it."""
-    from darkroom.tools.failures import lines
-    from darkroom.tools.prune import superseded_line
+    """Say what there is now and what failed. The run has ended as it has, whatever comes of it."""
+    from darkroom.tools.summary import ending
 
+    TELLER.end()
     try:
-        told = [f"{line}; `darkroom failures` lists them" for line in lines(DARKROOM)]
-        told += filter(None, [superseded_line(DARKROOM)])
+        for line in ending(DARKROOM):
+            logger.info(line)
     except (OSError, ImportError, DarkroomError) as error:
-        told = [f"failures and superseded files were not counted: {error}"]
-    for line in told:
-        logger.info(line)
+        logger.info(f"what failed was not counted: {error}")
 
 
 # A dry run has no end that could be told of.

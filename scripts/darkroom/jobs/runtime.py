@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import importlib.metadata
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +17,24 @@ from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
 _prefix = ""
+# What these warn of are other libraries' versions and the classes of a checkpoint: nobody who reads a job's log can act on it.
+_CHATTER = (
+    "diffusers.configuration_utils",
+    "diffusers.pipelines.pipeline_utils",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "torch._library.triton",
+    "torch.utils._pytree",
+    "torchao",
+)
 
 
 @contextlib.contextmanager
 def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Iterator[None]:
     """Run a job's body with its output in a log; a DarkroomError becomes one line there and on stderr, and exit 1.
 
-    SIGTERM and SIGURG set `stop_requested`, and the body finishes what it has in hand. Slurm sends SIGTERM when a job's
-    time is up. SIGURG can be sent to a job's whole process tree before that, because every other process ignores it.
+    SIGTERM, SIGURG and SIGINT set `stop_requested`, and the body finishes what it has in hand. Slurm sends SIGTERM when a job's
+    time is up. SIGURG can be sent to a job's whole process tree before that, because every other process ignores it. A
+    second SIGINT, of somebody who does not want to wait, ends the job at once.
 
     An error that no retry can cure is also written to the file `refusal(log)`, with the run it belongs to. A job of the
     same run that finds it is a retry, and ends at once with the same line.
@@ -47,6 +59,8 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
             os.dup2(stream.fileno(), 2)
     for number in (signal.SIGTERM, signal.SIGURG):
         signal.signal(number, lambda *_: stop_requested.set())
+    signal.signal(signal.SIGINT, _stop_or_end)
+    quiet_libraries()
     try:
         with clear_disk_errors():
             if log and (reason := _refused(log)):
@@ -65,6 +79,22 @@ def job(log: str | Path | None, threads: int = 1, online: bool = False) -> Itera
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _stop_or_end(*_: object) -> None:
+    if stop_requested.is_set():
+        os.write(2, b"error: interrupted twice\n")
+        os._exit(1)
+    stop_requested.set()
+
+
+def quiet_libraries() -> None:
+    """Keep what nobody can act on out of this process's log: bars of progress, and warnings of libraries about each other."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.simplefilter("ignore", FutureWarning)
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def refusal(log: str | Path) -> Path:

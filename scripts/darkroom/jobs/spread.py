@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.devices import VARIABLE
-from darkroom.jobs.runtime import clear_disk_errors, retryable, say, set_log_prefix, stop_requested
+from darkroom.jobs.runtime import clear_disk_errors, quiet_libraries, retryable, say, set_log_prefix, stop_requested
 
 Report = tuple[int, dict[str, str]]  # requests that are done, and why those of them that failed did: key -> reason
 _POLL = 0.5  # seconds between looks at whether the job is to stop
@@ -132,7 +132,9 @@ def _listen(workers: dict[Connection, _Worker], name: str) -> Iterator[Report]:
 
 def _work(descriptor: int) -> None:
     """What a worker process does."""
-    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop_requested.set())
+    quiet_libraries()
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)
     device, function, task = connection.recv()

@@ -153,7 +153,7 @@ class VllmJudge(Judge):
                 tensor_parallel_size=gpus,
                 limit_mm_per_prompt={"image": self.images_each, "video": 0},
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                **{"max_model_len": self.max_length} | host | section.engine_args,
+                **{"max_model_len": self.max_length, "use_tqdm_on_load": False} | host | section.engine_args,
             )
         except Exception as error:  # an engine fails in many ways; all of them are the environment's
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error

@@ -7,10 +7,15 @@ import contextlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_OF_JOBS = ("job_info", "job_started", "job_finished", "group_info", "progress")
+_SAID = 10_000  # different lines remembered
+_CANCELLED = b"\nCancelled: the jobs finish the image in hand and keep it; the same command goes on from there. Ctrl-C again: at once.\n"
 
 
 class EventWriter(logging.Handler):
@@ -22,10 +27,13 @@ class EventWriter(logging.Handler):
     executor says of it, or None.
 
     results: the results folder. Events of an earlier run are removed: the file is about the last run alone.
+
+    cancelled: whether somebody pressed Ctrl-C. Jobs that end because of it did not fail.
     """
 
     def __init__(self, results: Path):
         super().__init__()
+        self.cancelled = False
         self.results = Path(os.path.abspath(results))
         self.jobs: dict[int, dict[str, Any]] = {}
         self.stream = open(events_file(results), "w", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
@@ -38,7 +46,7 @@ class EventWriter(logging.Handler):
                 self._write("submitted", record, self.jobs[facts["jobid"]])
             case "job_finished":
                 self._write("finished", record, self.jobs.pop(facts["job_id"], {"job": facts["job_id"]}))
-            case "job_error":
+            case "job_error" if not self.cancelled:
                 job = self.jobs.get(facts["jobid"]) or self._job(facts)
                 self._write("failed", record, job | {"message": facts["rule_msg"]})
 
@@ -56,6 +64,54 @@ class EventWriter(logging.Handler):
         with contextlib.suppress(OSError):
             self.stream.close()
         super().close()
+
+
+class _Calm(logging.Filter):
+    """What a screen shows of a run: what fails, warns or is asked for, but no job that goes well, and no line twice.
+
+    Ten thousand jobs are fifty thousand lines. Once the run is cancelled, jobs that end because of it are no news either.
+    """
+
+    def __init__(self, events: EventWriter):
+        super().__init__()
+        self.events = events
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        event = vars(record).get("event")
+        if record.levelno >= logging.ERROR or event in ("job_error", "group_error"):
+            return not self.events.cancelled
+        if record.levelno >= logging.WARNING or event is not None:
+            return event not in _OF_JOBS
+        message = record.getMessage()
+        if message in self.said:
+            return False
+        if len(self.said) < _SAID:
+            self.said.add(message)
+        return True
+
+
+def watch_over(logger: logging.Logger, events: EventWriter) -> None:
+    """Record the events of a run of this process, keep its screen calm, and make Ctrl-C a sentence.
+
+    logger: the one that tells of the run. Its log files and all handlers but screens still get every record. A logger whose
+    level is DEBUG stays as it is: somebody wants to see everything.
+    """
+    for handler in logger.handlers if logger.level > logging.DEBUG else ():
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_Calm(events))
+    logger.addHandler(events)
+    before = signal.getsignal(signal.SIGINT)
+
+    def cancel(number: int, frame: Any) -> None:
+        if not events.cancelled:
+            os.write(2, _CANCELLED)  # not through the logger, which may be in the middle of a line
+        events.cancelled = True
+        if callable(before):
+            before(number, frame)
+
+    with contextlib.suppress(ValueError):  # in a thread, signals are somebody else's
+        signal.signal(signal.SIGINT, cancel)
 
 
 def events_file(results: str | Path) -> Path:

@@ -3,6 +3,7 @@
 Their names cannot say what they were made for, so each has a manifest of its own, `.darkroom/made/{name}.manifest`.
 """
 
+import os
 from dataclasses import dataclass
 
 from darkroom.store.manifest import Manifest, combined, read_manifest
@@ -32,6 +33,11 @@ class Output:
             content=combined([self.digest, *made_from]),
             made_from=made_from,
         )
+
+    def is_made(self) -> bool:
+        """Whether the files are there, made for what is wanted now."""
+        manifest = read_manifest(self.made)
+        return manifest is not None and manifest["digest"] == self.digest and all(map(os.path.exists, self.files))
 
     def made_from(self) -> str:
         """One hash of the content of all inputs as they are now; of one that is missing, nothing."""

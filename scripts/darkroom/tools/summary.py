@@ -1,13 +1,24 @@
 """What a results folder holds, as text for a terminal: counts, scores, time, and where to look."""
 
 import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.run.workflow import Workflow
+from darkroom.tools.failures import lines as failure_lines
+from darkroom.tools.prune import superseded_line
+
+
+def ending(workflow: Workflow) -> Iterator[str]:
+    """What the end of a run says: the summary, where the tables are those of this run; what failed; what superseded files hold."""
+    if workflow.tables.is_made():
+        yield summary(workflow) + "\n"
+    for line in failure_lines(workflow):
+        yield f"{line}; `darkroom failures` lists them"
+    if line := superseded_line(workflow):
+        yield line
 
 
 def summary(workflow: Workflow) -> str:
@@ -15,18 +26,13 @@ def summary(workflow: Workflow) -> str:
     results, scores = workflow.results(), workflow.results("scores.parquet")
     if not scores.exists():
         raise DarkroomError(f"{scores}: no such file; run snakemake first")
-    numbers = {name: None for kind in workflow.plans for name in workflow.catalogue.score_names(kind)}
-    table = pq.read_table(scores, columns=["kind", "row", "error", "selected", *numbers])
     lines = [""]
-    for kind in workflow.plans:
-        part = table.filter(pc.equal(table["kind"], kind))
-        rows, failed = len(part["row"].unique()), len(part) - part["error"].null_count
+    for kind, count in _count(workflow, scores).items():
         lines.append(
-            f"{kind:>8}: {rows} rows, {len(part)} requests, {len(part) - failed} images, {failed} failed,"
-            f" {pc.sum(part['selected']).as_py() or 0} selected; {_job_seconds(results, workflow.stage(kind).rule):.0f} s"
+            f"{kind:>8}: {count.rows} rows, {count.requests} requests, {count.requests - count.failed} images,"
+            f" {count.failed} failed, {count.selected} selected; {_job_seconds(results, workflow.stage(kind).rule):.0f} s"
         )
-        means = {name: pc.mean(part[name]).as_py() for name in numbers}
-        told = ", ".join(f"{name} {value:.2f}" for name, value in means.items() if value is not None)
+        told = ", ".join(f"{name} {total / number:.2f}" for name, (total, number) in count.scores.items() if number)
         lines.append(f"{'':10}{told} (means)")
     rejected = sum(shard.rejected for plan in workflow.plans.values() for shard in plan.shards.values())
     lines.append(f"  judged: {_job_seconds(results, 'score_images'):.0f} s; rejected rows: {rejected}")
@@ -41,6 +47,42 @@ def summary(workflow: Workflow) -> str:
         lines.append(f"         {results}/plots/           {told}")
     lines.append(f"         {results}/rejected.jsonl     rows that could not be used, with line and reason")
     return "\n".join(lines)
+
+
+@dataclass
+class _Count:
+    """What the table holds of one kind of images. scores: name -> (sum, how many)."""
+
+    rows: int = 0
+    requests: int = 0
+    failed: int = 0
+    selected: int = 0
+    scores: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+def _count(workflow: Workflow, scores: Path) -> dict[str, _Count]:
+    """kind -> its counts, read in parts: a table can be larger than the memory of the host that ends a run."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    counts = {kind: _Count() for kind in workflow.plans}
+    last = dict.fromkeys(counts)  # a row's images stand together
+    numbers = {name: None for kind in counts for name in workflow.catalogue.score_names(kind)}
+    with pq.ParquetFile(scores) as file:
+        for batch in file.iter_batches(columns=["kind", "row", "error", "selected", *numbers]):
+            for kind, count in counts.items():
+                part = batch.filter(pc.equal(batch["kind"], kind))
+                rows = part["row"].to_pylist()
+                count.rows += sum(row != before for row, before in zip(rows, [last[kind], *rows], strict=False))
+                last[kind] = rows[-1] if rows else last[kind]
+                count.requests += len(part)
+                count.failed += len(part) - part["error"].null_count
+                count.selected += pc.sum(part["selected"]).as_py() or 0
+                for name in numbers:
+                    total, number = count.scores.get(name, (0.0, 0))
+                    values = part[name]
+                    count.scores[name] = total + (pc.sum(values).as_py() or 0), number + pc.count(values).as_py()
+    return counts
 
 
 def _job_seconds(results: Path, rule: str) -> float:

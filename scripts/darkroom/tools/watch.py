@@ -8,7 +8,9 @@ import json
 import os
 import re
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from darkroom.run.events import Events, events_file
 from darkroom.run.lineage import Step
 from darkroom.run.workflow import Workflow
 from darkroom.store.journal import read_journal
-from darkroom.store.manifest import manifest_path, read_manifest
+from darkroom.store.manifest import manifest_path
 from darkroom.tools.prune import superseded_line
 
 QUIET = 900  # seconds without a word after which a run on another host is taken for dead
+_PAUSES = 10.0, 600.0  # least and greatest time between two words on a run's progress, in seconds
 _TAIL = 16_384
 _START = re.compile(r"^[\d:]+ (\d+) \w+: (\d+) to \w+, \d+ carried over", re.M)
 _PROGRESS = re.compile(r"^[\d:]+ (\d+) of (\d+) images, ([\d.]+) images/s", re.M)
@@ -33,7 +36,7 @@ _KILLED = "ended without a word: killed, or out of memory"
 
 @dataclass
 class JobLog:
-    """What the log of a job says. state: "running", "done" or "failed"; ready: images it need not make."""
+    """What the log of a job says. state: "running", "done", "stopped" (told to) or "failed"; ready: images it need not make."""
 
     state: str = "running"
     ready: int = 0
@@ -57,6 +60,8 @@ def read_log(path: Path) -> JobLog:
     last = lines[-1] if lines else ""
     if re.match(r"[\d:]+ done: ", last):
         log.state = "done"
+    elif last.startswith("error: interrupted"):
+        log.state = "stopped"
     elif _ERROR.match(last) and (last.startswith("error: ") or "Traceback (most recent call last):" in tail):
         log.state, log.error = "failed", last.removeprefix("error: ")
     return log
@@ -127,10 +132,13 @@ class _Job:
 
 
 class Watch:
-    """Looks at a results folder again and again, and remembers what cannot change."""
+    """Looks at a results folder again and again, and remembers what cannot change.
 
-    def __init__(self, workflow: Workflow):
-        self.workflow = workflow
+    superseded: whether what files of earlier settings hold is counted, too.
+    """
+
+    def __init__(self, workflow: Workflow, superseded: bool = True):
+        self.workflow, self.counts_superseded = workflow, superseded
         self.run: dict[str, Any] | None = read_run(workflow.results())
         self.started = self.run["started"] if self.run else 0.0
         self.jobs: dict[str, list[_Job]] = {}
@@ -167,13 +175,10 @@ class Watch:
                 told = _error(self.workflow.results(log)) or failure.message or _KILLED
                 errors.append((failure.time, failure.rule, told))
         # A search through all folders: at the first look, and when the run has ended.
-        if self.first or (self.alive and not alive):
+        if self.counts_superseded and (self.first or (self.alive and not alive)):
             self.superseded = superseded_line(self.workflow)
         self.first, self.alive = False, alive
-        tables = self.workflow.tables
-        made = read_manifest(tables.made)
-        current = made is not None and made["digest"] == tables.digest and all(map(os.path.exists, tables.files))
-        return State(alive, self.run, stages, current, sorted(errors), self.superseded)
+        return State(alive, self.run, stages, self.workflow.tables.is_made(), sorted(errors), self.superseded)
 
     def _look(self, name: str, jobs: list[_Job], alive: bool, errors: list[tuple[float, str, str]]) -> StageState:
         stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
@@ -312,6 +317,67 @@ def headline(state: State) -> str:
         return f"running for {since}; every shard is done, " + ("tables written" if state.tables else "tables are next")
     rest = "time left unknown" if state.seconds_left is None else f"about {clock(state.seconds_left)} left"
     return f"running for {since}, {state.running} jobs at work, {rest}"
+
+
+class Teller(threading.Thread):
+    """Says how far the run of this process is: a line for each stage that got further, now and then and at the end.
+
+    The first word comes after ten seconds, further ones more and more rarely: nobody reads one a minute of a run of two days.
+
+    Args:
+        workflow: the run.
+        say: takes a line; called from a thread of its own.
+    """
+
+    def __init__(self, workflow: Workflow, say: Callable[[str], None]):
+        super().__init__(name="progress", daemon=True)  # a run that is cancelled does not wait for it
+        self._workflow, self._say, self._ended = workflow, say, threading.Event()
+        self._told: dict[str, tuple[int, int, int, bool]] = {}
+        self._began: dict[
+            str, tuple[float, int]
+        ] = {}  # stage -> when its first job was seen, and images that were there
+
+    def run(self) -> None:
+        started, pause, ended = time.monotonic(), 0.0, False
+        try:
+            watch = Watch(self._workflow, superseded=False)
+            while not ended:
+                ended = self._ended.wait(pause)
+                began = time.monotonic()
+                self._tell(watch.look(), began)
+                now = time.monotonic()
+                least, greatest = _PAUSES
+                pause = min(max(least, (now - started) / 20, 50 * (now - began)), greatest)
+        except (OSError, DarkroomError) as error:
+            self._say(f"progress cannot be told: {error}")
+
+    def end(self) -> None:
+        """Say what there is to say, and stop."""
+        self._ended.set()
+        if self.is_alive():
+            self.join()
+
+    def _tell(self, state: State, now: float) -> None:
+        for stage in state.stages:
+            at = stage.done, stage.ready, stage.failed, stage.running > 0
+            before = self._told.setdefault(stage.name, (stage.done, stage.ready, 0, False))
+            if at == before:
+                continue
+            self._told[stage.name] = at
+            since, images = self._began.setdefault(stage.name, (now, before[1]))
+            self._say(_progress(stage, state.running, (stage.ready - images) / max(now - since, _PAUSES[0] / 2)))
+
+
+def _progress(stage: StageState, running: int, measured: float) -> str:
+    """How far a stage is, in a line. running: jobs of all stages; measured: images/s of this run so far."""
+    told = [f"{stage.done:,} of {stage.shards:,} shards", f"{stage.ready:,} of {stage.images:,} images"]
+    if stage.failed:
+        told.append(f"{stage.failed:,} shards failed")
+    if rate := stage.rate or measured:
+        told.append(f"{rate:.2f} images/s")
+    if stage.done < stage.shards and stage.seconds is not None:
+        told.append(f"{clock(stage.seconds / max(running, 1))} left")
+    return f"{stage.name}: {', '.join(told)}"
 
 
 def _names(folder: Path) -> set[str]:
