@@ -25,7 +25,9 @@ ENVS = (
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 # On purpose not as in the lock, which is for the CPU: (where, package).
 OTHER = {("judge.yaml", name) for name in ("vllm", "torch", "torchvision")}
-OTHER |= {("cuda.txt", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")} | {("generate.yaml", "torch")}
+OTHER |= {("cuda.txt", name) for name in ("vllm", "torch", "torchvision", "bitsandbytes")} | {
+    ("generate.yaml", "torch")
+}
 OTHER |= {(env, "bitsandbytes") for env in ("generate.yaml", "gpu.lock")}  # works with CUDA alone
 # What checks style and types is in the quick environment alone, with what it needs itself.
 CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}

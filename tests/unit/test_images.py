@@ -15,7 +15,7 @@ from darkroom.store import images
 from darkroom.store.images import encode_png, open_picture, read_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -144,6 +144,14 @@ def test_a_phones_mpo_is_its_first_picture():
     assert near(ends(data), RED, BLUE)
 
 
+def test_pictures_with_whole_workflows_in_their_text_are_read():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 3_000_000, zip=True)
+    info.add_itxt("parameters", "y" * 3_000_000, zip=True)
+    info.add_text("plain", "z" * 3_000_000)
+    assert ends(saved(two_pixels(), "PNG", pnginfo=info)) == (RED, BLUE)
+
+
 def refused(data):
     with pytest.raises(RowError) as error:
         open_picture(data, "folder/p.png")
@@ -157,7 +165,7 @@ def test_several_frames_are_refused(kind):
     assert "animated (2 frames)" in refused(saved(two_pixels(), kind, save_all=True, append_images=[two_pixels(BLUE)]))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM"])
 def test_a_truncated_picture_is_refused_wherever_it_ends(kind):
     noise = Image.frombytes("RGB", (40, 40), bytes(np.random.default_rng(0).integers(0, 256, 4800, dtype="uint8")))
     data = saved(noise, kind)
@@ -195,7 +203,7 @@ def test_a_decompression_bomb_is_refused_before_it_takes_memory():
     tracemalloc.start()
     try:
         assert "decompression bomb" in refused(bomb) or "pixels; at most" in refused(bomb)
-        refused(png(1, 1, 8, 2, [b"abc"], long_text))
+        assert "a text in it is longer than" in refused(png(1, 1, 8, 2, [b"abc"], long_text))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

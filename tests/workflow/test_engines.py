@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import xgrammar
 from conftest import FLUX, JUDGE, read_requests, small_config
 from darkroom.engines import open_engine
 from darkroom.engines.work import ShardJob
@@ -60,6 +61,9 @@ def make(stage, data, path):
     return counts, list(iter_records(path))
 
 
+CUT = "reply is cut off after 8 tokens; raise judge.max_tokens"
+
+
 def pictures(number):
     """Different pictures of different sizes and contents."""
     dice = np.random.default_rng(0)
@@ -89,23 +93,35 @@ def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
 
 def test_the_same_picture_in_other_company_gets_the_same_scores(tmp_path):
     rubric = load_rubric(RUBRIC)
-    engine = vlm.VllmJudge(filled({}, "judge", tmp_path), "edited", rubric)
-    question = rubric.questions["edited"][0]
+    engine = vlm.VllmJudge(filled({"max_tokens": 8}, "judge", tmp_path), "edited", rubric)
+    question, rating = rubric.questions["edited"][0], rubric.questions["edited"][-1]
     asks = [judge.Ask([p, p], question.ask("make it red"), question, 1) for p in pictures(9)]
     together, alone = engine.ask(asks), engine.ask(asks[4:5])[0]
     scores = [judge.read_answer(question, answer)["p_followed"] for answer in (together[4], alone)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    (answer,) = engine.ask([judge.Ask(asks[0].images, rating.ask("make it red"), rating, 1)])
+    assert judge.read_answer(rating, answer)["rating_error"] == CUT
 
 
 def test_an_image_the_judge_cannot_take_is_null_with_a_reason(tmp_path):
     rubric = load_rubric(RUBRIC)
-    engine = vlm.TransformersJudge(filled({"engine": "transformers"}, "judge", tmp_path), "images", rubric)
-    question = rubric.questions["images"][0]
+    section = filled({"engine": "transformers", "max_tokens": 8}, "judge", tmp_path)
+    engine = vlm.TransformersJudge(section, "images", rubric)
+    question, rating = rubric.questions["images"]
     (answer,) = engine.ask([judge.Ask([Image.new("RGB", (3000, 2))], question.ask("a line"), question, 1)])
     columns = judge.read_answer(question, answer)
     assert columns.get("p_yes") is None and "cannot take this image" in columns["p_yes_error"]
     (answer,) = engine.ask([judge.Ask([Image.new("RGB", (64, 64))], question.ask("word " * 9000), question, 1)])
     assert "tokens" in judge.read_answer(question, answer)["p_yes_error"]
+    (answer,) = engine.ask([judge.Ask([Image.new("RGB", (64, 64))], rating.ask("a line"), rating, 1)])
+    assert judge.read_answer(rating, answer)["rating_error"] == CUT
+    # The grammar of a reply lets a reason of any language through, and nothing that is not JSON.
+    schema = engine.compiler.compile_json_schema(rating.schema, any_whitespace=False, separators=(",", ":"))
+    reasons = {"红色的圆": True, "à côté 😀": True, "red": True, 'a "b"': False, "a\\b": False, "a\nb": False}
+    for reason, taken in reasons.items():
+        matcher = xgrammar.GrammarMatcher(schema, terminate_without_stop_token=True)
+        text = f'{{"prompt_alignment":7,"visual_quality":8,"reason":"{reason}"}}'
+        assert (matcher.accept_string(text) and matcher.is_terminated()) == taken, reason
 
 
 def test_batches_do_not_change_pixels(tmp_path):

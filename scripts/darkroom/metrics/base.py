@@ -202,12 +202,16 @@ class Ask:
 
 @dataclass
 class Answer:
-    """The reply as it came; for yes_no the probabilities of both words; or why there is none."""
+    """The reply as it came; for yes_no the probabilities of both words; or why there is none.
+
+    cut: the number of tokens after which the reply was cut off; None: the model ended it.
+    """
 
     reply: str | None = None
     p_yes: float | None = None
     p_no: float | None = None
     error: str | None = None
+    cut: int | None = None
 
 
 class Scorer(Protocol):

@@ -85,6 +85,8 @@ def read_answer(question: Question, answer: Answer) -> dict[str, Any]:
         return columns
     if question.type == "json":
         values, error = question.parse(reply or "")
+        if error and answer.cut:
+            error = f"reply is cut off after {answer.cut} tokens; raise judge.max_tokens"
         return columns | values | {f"{name}_error": error}
     assert answer.p_yes is not None and answer.p_no is not None  # an answer to yes or no without an error has both
     mass = answer.p_yes + answer.p_no

@@ -24,9 +24,9 @@ from darkroom.plan.stages import EDITED, IMAGES, STAGES
 JUDGE = "judge"  # the metric that asks these questions
 _ALWAYS = (IMAGES.name, EDITED.name)  # kinds that every rubric is about, though it may ask nothing
 MAX_TEXT = 10_000
-# Printable ASCII without the quote and the backslash: with a mere length limit, models put raw control
-# characters into the text and the reply is not JSON.
-_LETTER = r"[ !#-\[\]-~]"
+# Any letter of any language, but not the quote, the backslash and control characters: with a mere length limit, models put
+# these into the text as they are, and the reply is not JSON.
+_LETTER = r'[^"\\\x00-\x1f\x7f]'
 _MOST_REPEATS = 128  # xgrammar 0.2.8 cannot compile a pattern that repeats a letter more often
 
 

@@ -138,7 +138,7 @@ def score_shards(
     }
     write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
     clear_journal(journal, set(keys))
-    say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image")
+    say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image, {unscored} without a score")
     counts = {"requests": len(records), "made": len(todo), "carried": carried, "failed": missing}
     return counts | {"working": round(working, 3)}
 

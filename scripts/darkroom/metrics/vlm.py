@@ -195,7 +195,7 @@ class VllmJudge(Judge):
         from math import exp
 
         if ask.question.type == "json":
-            return Answer(reply=output.text)
+            return Answer(reply=output.text, cut=len(output.token_ids) if output.finish_reason == "length" else None)
         logprobs = output.logprobs[0]
         p_yes, p_no = (sum(exp(logprobs[i].logprob) for i in ids if i in logprobs) for ids in (self.yes, self.no))
         return Answer(reply=output.text, p_yes=p_yes, p_no=p_no)
@@ -252,7 +252,10 @@ class TransformersJudge(Judge):
             **inputs, max_new_tokens=self.section.max_tokens, logits_processor=[LogitsProcessor(grammar)], **sampling
         )
         new = ids[0, inputs["input_ids"].shape[1] :]
-        return Answer(reply=self.tokenizer.decode(new, skip_special_tokens=True))
+        ends = self.model.generation_config.eos_token_id
+        ended = int(new[-1]) in (ends if isinstance(ends, list) else [ends, self.tokenizer.eos_token_id])
+        reply = self.tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(reply=reply, cut=None if ended or len(new) < self.section.max_tokens else len(new))
 
 
 def _own_pixels(image_processor: Any) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from darkroom.models.identity import model_identity
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
 # shards of that stage change with it, and their requests are made again.
 IMAGE_RECIPE_VERSION = 1
-JUDGE_RECIPE_VERSION = 1
+JUDGE_RECIPE_VERSION = 2
 
 _SETTINGS = tuple(one.name for one in fields(Sampling))  # what a section says for requests that do not
 Recipe = dict[str, Any]  # plain JSON: it is digested, and stored with what was made by it

@@ -8,14 +8,17 @@ import warnings
 from dataclasses import dataclass
 from typing import cast
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from darkroom.errors import RowError
 from darkroom.rows.formats import MAX_FILE_BYTES
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 PNG_LEVEL = 6  # zlib's level; part of what makes equal pixels equal bytes
+# Other programs write whole workflows into a picture, more than the megabyte that Pillow takes.
+MAX_TEXT_BYTES = 8 * 2**20
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES, 8 * MAX_TEXT_BYTES
 
 
 @dataclass
@@ -75,6 +78,8 @@ def open_picture(data: bytes, name: str) -> Picture:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds; a bad image must never stop a shard
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "MAX_TEXT" in reason:
+            reason = f"a text in it is longer than {MAX_TEXT_BYTES} bytes; take its metadata out"
         raise RowError(f"image {name}: cannot be read as an image: {reason.split(' <_io')[0]}") from error
     return Picture(image, hashlib.sha256(data).hexdigest(), data if plain and upright else encode_png(image))
 

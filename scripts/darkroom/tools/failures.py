@@ -1,5 +1,6 @@
 """Every row, request and reply of a run that came to nothing, with the reason, from the plan and the shard files."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -8,8 +9,11 @@ from typing import Any
 
 from darkroom.errors import DarkroomError, general
 from darkroom.plan.shards import base_folder
+from darkroom.run.lineage import File, Step
 from darkroom.run.workflow import REASONS, Workflow
 from darkroom.store.manifest import read_manifest
+
+_SHARDS_READ = 200  # of each step, for `lines`
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,22 @@ class Failure:
 
 
 def lines(workflow: Workflow) -> Iterator[str]:
-    """A line for each of the user's files with rejected rows, and for each step with failures, with the commonest reasons."""
+    """A line for each of the user's files with rejected rows, and for each step with failures, with the commonest reasons.
+
+    Where very many shards hold failures, reasons are those of the first ones: a run's end must not read a whole set once more.
+    """
     yield from workflow.rejected_lines()
-    counts: dict[str, Counter[str]] = {}
-    for failure in find_failures(workflow):
-        if failure.line is None:
-            counts.setdefault(failure.stage, Counter())[failure.reason_class[1]] += 1
-    for stage, reasons in counts.items():
+    for step in workflow.lineage.steps():
+        failing = list(_failing(workflow, step))
+        read = failing[:_SHARDS_READ]
+        reasons = Counter(failure.reason_class[1] for shard, _ in read for failure in _failures(workflow, step, shard))
+        if not reasons:
+            continue
+        total = reasons.total() if read == failing else sum(failed for _, failed in failing)
         told = [f"{count:,} x {reason}" for reason, count in reasons.most_common(REASONS)]
         more = ["..."] if len(reasons) > REASONS else []
-        yield f"{stage}: {reasons.total():,} failed: {'; '.join(told + more)}"
+        where = "" if read == failing else f" (reasons of the first {len(read):,} shards)"
+        yield f"{step.name}: {total:,} failed: {'; '.join(told + more)}{where}"
 
 
 def find_failures(workflow: Workflow) -> Iterator[Failure]:
@@ -58,26 +68,32 @@ def find_failures(workflow: Workflow) -> Iterator[Failure]:
 
     Files that will be made again, because they are stale or damaged, are passed over.
     """
-    from darkroom.store.shardfile import iter_records
-
     for rows in workflow.row_plans:
         yield from _rejected(workflow, rows)
     for step in workflow.lineage.steps():
-        file = workflow.rows_name(workflow.stage(step.stage).rows)
-        for shard in workflow.lineage.files(step):
-            manifest = read_manifest(shard.manifest)
-            if manifest is None or manifest["digest"] != shard.digest or not manifest["failed"]:
-                continue
-            columns = ["row", "item", "sample", "error"] if step.metric is None else None
-            try:
-                for record in iter_records(shard.path, columns):
-                    for reason in [record["error"]] if step.metric is None else _replies(record):
-                        if reason is not None:
-                            yield Failure(
-                                step.name, file, reason, None, record["row"], record["item"], record["sample"]
-                            )
-            except DarkroomError:
-                continue
+        for shard, _ in _failing(workflow, step):
+            yield from _failures(workflow, step, shard)
+
+
+def _failing(workflow: Workflow, step: Step) -> Iterator[tuple[File, int]]:
+    """The files of a step that hold failures, and how many records with failures each has."""
+    for shard in workflow.lineage.files(step):
+        manifest = read_manifest(shard.manifest)
+        if manifest is not None and manifest["digest"] == shard.digest and manifest["failed"]:
+            yield shard, manifest["failed"]
+
+
+def _failures(workflow: Workflow, step: Step, shard: File) -> Iterator[Failure]:
+    """The failures in a file, none where it cannot be read."""
+    from darkroom.store.shardfile import iter_records
+
+    file = workflow.rows_name(workflow.stage(step.stage).rows)
+    columns = ["row", "item", "sample", "error"] if step.metric is None else None
+    with contextlib.suppress(DarkroomError):
+        for record in iter_records(shard.path, columns):
+            for reason in [record["error"]] if step.metric is None else _replies(record):
+                if reason is not None:
+                    yield Failure(step.name, file, reason, None, record["row"], record["item"], record["sample"])
 
 
 def _rejected(workflow: Workflow, rows: str) -> Iterator[Failure]:

@@ -22,10 +22,12 @@ from darkroom.run.events import Events, events_file
 from darkroom.run.lineage import Step
 from darkroom.run.workflow import Workflow
 from darkroom.store.journal import read_journal
-from darkroom.store.manifest import manifest_path
+from darkroom.store.manifest import manifest_path, read_manifest
+from darkroom.tools.failures import lines as failure_lines
 from darkroom.tools.prune import superseded_line
 
 QUIET = 900  # seconds without a word after which a run on another host is taken for dead
+_COUNTED = 60.0  # seconds between two counts of the reasons of failures, while a run goes on
 _PAUSES = 10.0, 600.0  # least and greatest time between two words on a run's progress, in seconds
 _TAIL = 16_384
 _START = re.compile(r"^[\d:]+ (\d+) \w+: (\d+) to \w+, \d+ carried over", re.M)
@@ -89,14 +91,15 @@ class StageState:
 
 @dataclass
 class State:
-    """alive: whether a run works on the folder. tables: whether the final tables are there and current. superseded: what
-    `prune.superseded_line` says."""
+    """alive: whether a run works on the folder. tables: whether the final tables are there and current. failures: what
+    `failures.lines` says; superseded: what `prune.superseded_line` says."""
 
     alive: bool
     run: dict[str, Any] | None
     stages: list[StageState]
     tables: bool
     errors: list[tuple[float, str, str]]
+    failures: list[str]
     superseded: str | None = None
 
     @property
@@ -126,6 +129,7 @@ class _Job:
     images: int
     stale: int | None = None  # mtime of the file that is there and has to be made again
     done: bool = False
+    failed: int = 0  # of its requests
     seen: tuple[int, int] | None = None  # of the log: size and mtime
     said: JobLog | None = None
     kept: int | None = None
@@ -134,11 +138,11 @@ class _Job:
 class Watch:
     """Looks at a results folder again and again, and remembers what cannot change.
 
-    superseded: whether what files of earlier settings hold is counted, too.
+    whole: whether the reasons of failures, and what files of earlier settings hold, are told too.
     """
 
-    def __init__(self, workflow: Workflow, superseded: bool = True):
-        self.workflow, self.counts_superseded = workflow, superseded
+    def __init__(self, workflow: Workflow, whole: bool = True):
+        self.workflow, self.whole = workflow, whole
         self.run: dict[str, Any] | None = read_run(workflow.results())
         self.started = self.run["started"] if self.run else 0.0
         self.jobs: dict[str, list[_Job]] = {}
@@ -156,6 +160,8 @@ class Watch:
         }
         self.first = True
         self.superseded: str | None = None
+        self.failures: list[str] = []
+        self.counted = 0, 0.0  # failed requests, and when their reasons were counted
         self.alive = False
 
     @property
@@ -174,11 +180,17 @@ class Watch:
             if log not in shards:
                 told = _error(self.workflow.results(log)) or failure.message or _KILLED
                 errors.append((failure.time, failure.rule, told))
+        failed = sum(job.failed for jobs in self.jobs.values() for job in jobs)
+        ended = self.alive and not alive
+        if self.whole and (self.first or ended or self._is_time(failed)):
+            self.failures, self.counted = list(failure_lines(self.workflow)), (failed, time.monotonic())
         # A search through all folders: at the first look, and when the run has ended.
-        if self.counts_superseded and (self.first or (self.alive and not alive)):
+        if self.whole and (self.first or ended):
             self.superseded = superseded_line(self.workflow)
         self.first, self.alive = False, alive
-        return State(alive, self.run, stages, self.workflow.tables.is_made(), sorted(errors), self.superseded)
+        return State(
+            alive, self.run, stages, self.workflow.tables.is_made(), sorted(errors), self.failures, self.superseded
+        )
 
     def _look(self, name: str, jobs: list[_Job], alive: bool, errors: list[tuple[float, str, str]]) -> StageState:
         stage = StageState(name, len(jobs), images=sum(job.images for job in jobs))
@@ -188,7 +200,7 @@ class Watch:
         rates, waiting = [], 0
         for job in jobs:
             if not job.done and manifest_path(job.path).name in files[job.path.parent] and self._is_made(job):
-                job.done = True
+                job.done, job.failed = True, (read_manifest(manifest_path(job.path)) or {}).get("failed", 0)
                 if not self.first:
                     self.records[name] += list(read_records(self.workflow.history_folder(job.step), job.name))[-1:]
             if job.done:
@@ -212,6 +224,10 @@ class Watch:
         stage.rate = sum(rates) if rates else None
         stage.seconds = self._seconds(name, stage, waiting, rates)
         return stage
+
+    def _is_time(self, failed: int) -> bool:
+        """Whether to count the reasons of failures again."""
+        return failed != self.counted[0] and time.monotonic() - self.counted[1] > _COUNTED
 
     def _is_made(self, job: _Job) -> bool:
         return job.stale is None or _time_ns(job.path) > job.stale
@@ -298,6 +314,7 @@ def table(state: State) -> str:
     lines = [columns(rows)]
     for when, job, error in state.errors[-3:]:
         lines.append(f"{time.strftime('%H:%M:%S', time.localtime(when))} {job} failed: {error}")
+    lines += [f"{line}; `darkroom failures` lists them" for line in state.failures]
     if state.superseded:
         lines.append(state.superseded)
     lines.append(headline(state))
@@ -340,7 +357,7 @@ class Teller(threading.Thread):
     def run(self) -> None:
         started, pause, ended = time.monotonic(), 0.0, False
         try:
-            watch = Watch(self._workflow, superseded=False)
+            watch = Watch(self._workflow, whole=False)
             while not ended:
                 ended = self._ended.wait(pause)
                 began = time.monotonic()
