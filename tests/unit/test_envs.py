@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def pins(name):
     return found
 
 
+@cache
 def imports(path, lazy):
     """Modules that a file imports when it is imported; lazy: or when its functions run."""
     found, todo = set(), [ast.parse(path.read_text())]
@@ -104,6 +106,12 @@ def needs(script, lazy):
     return found - GIVEN
 
 
+@cache
+def installed():
+    """module -> names of the packages that have it."""
+    return packages_distributions()
+
+
 def rules():
     """(script, environment) of every rule."""
     for path in (REPOSITORY / "workflow/rules").glob("*.smk"):
@@ -134,7 +142,7 @@ def test_the_torch_of_one_stage_is_that_of_the_other():
 
 @pytest.mark.parametrize(("script", "env"), sorted(rules()))
 def test_what_a_rules_script_imports_is_in_its_environment(script, env):
-    distributions, there = packages_distributions(), pins(env)
+    distributions, there = installed(), pins(env)
 
     def without(modules):
         # A module that is not installed where the test runs is taken for the package of that name.
