@@ -112,7 +112,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("prompts: 5", "prompts: expected text or a list or null, got 5"),
         ("rows: {preset: laion}", "rows.preset: expected one of null, dataflow, llava"),
         ("rows: {root: gone}", "rows.root: no such folder: gone"),
-        ("rows: {promt: caption}", "unknown key rows.promt; did you mean prompt?"),
+        ("rows: {promts: caption}", "unknown key rows.promts; did you mean prompt?"),
         ("prompts: " + "x" * 300, "prompts: no such file: xxx"),
         ("prompts: ", "prompts and edits are both null; name a file of rows under at least one"),
         ("prompts: gone.jsonl", "prompts: no such file: gone.jsonl"),
