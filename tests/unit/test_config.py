@@ -194,7 +194,7 @@ def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
     assert (filled.edit.width, filled.edit.height) == (64, None)
     assert filled.judge.engine_args == {"max_num_seqs": 16, "quantization": "fp8"}
     assert filled.judge.resources == {"mem_mb": 4000, "runtime": "2h"}
-    assert filled.select.model_dump() == {"images": {"p_yes": 0.5}, "edited": {}, "per_row": 2}
+    assert filled.select.model_dump() == {"images": {"p_yes": 0.5}, "edited": {}, "per_row": 2, "labels": True}
     assert (filled.export.name, filled.export.preferences.margin) == ("2024", 0.1)
 
 

@@ -10,6 +10,7 @@ from darkroom.errors import DarkroomError
 from darkroom.metrics.rubric import Question, Rubric
 from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import make_plan
+from darkroom.rows.labels import labels_digest, read_labels
 from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
@@ -103,3 +104,54 @@ def test_a_missing_score_or_image_is_never_selected():
     records = [base | {"p": None}, base | {"p": 0.9, "error": "no image"}, base | {"p": 0.5}, base | {"p": 0.49}]
     chosen = [record["selected"] for record in select_rows(iter(records), {"p": 0.5}, None)]
     assert chosen == [False, False, True, False]
+
+
+def labelled(scores, labels, thresholds, **settings):
+    """`selected` of samples with these scores and labels, of one item."""
+    records = [
+        {
+            "row": "r",
+            "item": 0,
+            "sample": n,
+            "error": None if score != "none" else "no image",
+            "p": score,
+            "label": label,
+        }
+        for n, (score, label) in enumerate(zip(scores, labels, strict=True))
+    ]
+    return [record["selected"] for record in select_rows(iter(records), thresholds, **settings)]
+
+
+def test_what_a_person_said_decides_over_thresholds():
+    scores, labels = [0.9, 0.1, None, 0.9, "none"], ["reject", "accept", "accept", None, "accept"]
+    thresholds = {"p": 0.5}
+    assert labelled(scores, labels, thresholds, per_row=None) == [False, True, True, True, False]
+    assert labelled(scores, labels, {}, per_row=None) == [False, True, True, True, False]
+    # What was accepted takes the places that there are, and is in also where there are fewer.
+    assert labelled(scores, labels, thresholds, per_row=2) == [False, True, True, False, False]
+    assert labelled(scores, labels, thresholds, per_row=1) == [False, True, True, False, False]
+    assert labelled([0.6, 0.9, 0.7], [None, "reject", None], thresholds, per_row=1) == [False, False, True]
+    as_scored = labelled(scores, labels, thresholds, per_row=1, by_label=False)
+    assert as_scored == [True, False, False, False, False]
+
+
+def test_labels_reach_the_tables_and_a_label_of_no_image_is_recorded(tmp_path):
+    kind = build(tmp_path, [{"id": "a", "prompt": "fox"}, {"id": "b", "prompt": "hen"}])
+    text = "key,label\nb-0,accept\na-1,reject\nnobody-0,reject\n"
+    (tmp_path / "labels.csv").write_text(text)
+    for by_label, chosen in ((True, ["b-0"]), (False, ["a-1", "b-1"])):
+        labels = read_labels(tmp_path / "labels.csv", labels_digest(tmp_path / "labels.csv"))
+        select = SELECT.model_copy(update={"labels": by_label})
+        files = tmp_path / "t.parquet", tmp_path / "t.csv"
+        counts = merge_scores([kind], RUBRIC.catalogue, select, *files, {"digest": "d"}, labels)
+        table = pq.read_table(tmp_path / "t.parquet").to_pylist()
+        assert [line["key"] for line in table if line["selected"]] == chosen
+        assert {line["key"]: line["label"] for line in table if line["label"]} == {"b-0": "accept", "a-1": "reject"}
+        assert counts["images labelled accept"] == counts["images labelled reject"] == 1
+        (told,) = labels.left()
+        assert told == {
+            "file": "labels",
+            "line": 4,
+            "reason": "no image has the key nobody-0",
+            "text": "nobody-0,reject",
+        }

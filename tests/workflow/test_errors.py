@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
@@ -90,3 +91,31 @@ def test_a_wrong_value_on_the_command_line_is_one_line_too(run):
     done = run.snakemake("-n", "--config", "generate={steps: many}", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: config: generate.steps: expected a whole number, got 'many'" in done.stderr.splitlines()
+
+
+def test_labels_are_checked_before_any_work_and_decide_without_it(copy):
+    """A file with other columns is one line at the start, and the tables stay; a label of no image is told, and the run goes on."""
+    copy.config |= {"labels": "labels.csv", "report": {"enabled": True}}
+    keys = pd.read_parquet(copy.results / "scores.parquet").query("kind == 'images'")["key"]
+    labels = copy.folder / "labels.csv"
+    labels.write_text("image,verdict\n" + f"{keys[0]},reject\n")
+    done = copy.snakemake(check=False)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith("labels.csv, line 1: no column key; the gallery exports key,label,...")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and (copy.results / "scores.csv").exists()
+    nobody = "0" * 32
+    labels.write_text(f"key,label\n{nobody},reject\n{keys[0]},reject\n{keys[1]},maybe\n")
+    told = f"labels.csv: 2 lines of no use: line 2: no image has the key {nobody}; line 4: label maybe is neither"
+    jobs = dict.fromkeys(("merge_scores", "write_dataset", "draw_plots", "all"), 1)
+    done = copy.snakemake("-n")
+    assert copy.jobs(done.stdout) == jobs and told in done.stderr
+    done = copy.snakemake()
+    assert done.stderr.count(told) == 2  # before the first job, and at the end
+    table = pd.read_parquet(copy.results / "scores.parquet").set_index("key")
+    assert table["label"].dropna().to_dict() == {keys[0]: "reject"}
+    assert not table.loc[keys[0], "selected"] and table.loc[keys[1], "selected"]
+    rows = [json.loads(line)["id"] for line in (copy.results / "dataset/prompts.jsonl").open()]
+    assert table.loc[keys[0], "row"] not in rows and table.loc[keys[1], "row"] in rows
+    rejected = [json.loads(line) for line in (copy.results / "rejected.jsonl").open()]
+    assert [record["line"] for record in rejected if record["file"] == "labels"] == [2, 4]
+    assert f"labels.csv, line 2: labels: no image has the key {nobody}" in copy.darkroom("failures").stdout

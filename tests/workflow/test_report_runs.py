@@ -90,7 +90,7 @@ def test_a_threshold_and_labels_draw_the_plots_again_and_load_no_model(copy, rep
     """And the same plots come back, byte by byte, with what was there before."""
     before, benchmarks = plots(copy), {p: p.read_bytes() for p in copy.results.glob("benchmarks/*_images/**/*.*")}
     copy.config["select"] = {"images": {"p_yes": 0.99}}
-    keys = pd.read_parquet(copy.results / "scores.parquet")["key"]
+    keys = pd.read_parquet(copy.results / "scores.parquet").query("kind == 'images'")["key"]
     labelled = [f"{key},{('accept', 'reject')[place % 2]}\n" for place, key in enumerate(keys)]
     (copy.folder / "labels.csv").write_text("key,label\n" + "".join(labelled))
     copy.config["labels"] = str(copy.folder / "labels.csv")

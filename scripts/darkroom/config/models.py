@@ -479,6 +479,11 @@ class Select(Section):
         ge=1,
         description="Of the selected samples of a prompt, keep the best so many, by the first score named.",
     )
+    labels: bool = Field(
+        default=True,
+        description="Whether `labels` decide where there are any: an image that was rejected is not selected, one that was accepted is,"
+        " whatever its scores.",
+    )
 
     def least_of(self, stage: str) -> Thresholds:
         """Score name -> the least that selects a picture of a stage; empty where the config says nothing of it."""
@@ -649,7 +654,7 @@ class Config(Section):
         default=None,
         min_length=1,
         description="CSV with the columns `key` and `label` (`accept` or `reject`), as the gallery exports it; becomes the column"
-        " `label` of the tables. A line that fits no image is in `rejected.jsonl`.",
+        " `label` of the tables, and decides what is selected (`select.labels`). A line that fits no image is in `rejected.jsonl`.",
     )
     gallery: Gallery = Field(default_factory=Gallery)
     report: Report = Field(default_factory=Report)

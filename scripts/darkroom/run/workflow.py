@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind, ShardFiles
 
-TABLE_VERSION = 4  # raise it when the code of the tables changes what they hold
-PLOTS_VERSION = 1  # the same for the plots
+TABLE_VERSION = 5  # raise it when the code of the tables changes what they hold
+PLOTS_VERSION = 2  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
@@ -127,6 +127,8 @@ class Workflow:
                 raise DarkroomError(f"{name_of(files)}: {rejected_text(plans[rows])}; no row can be used")
         recipes = {stage.name: image_recipe(config.section(stage.section)) for stage in stages}
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
+        if config.labels is not None and not planned:
+            read_labels(config.labels, labels_digest(config.labels))  # refused before any work, not at its end
         return cls(config, stages, plans, metrics, groups, recipes, models)
 
     @classmethod
@@ -162,10 +164,14 @@ class Workflow:
         return base_folder(self.row_files(rows), self.row_fields(rows).root)
 
     def rejected_lines(self) -> Iterator[str]:
-        """A line about the rejected rows of each of the user's files that has any."""
+        """A line about the rejected rows of each of the user's files that has any, and about labels of no use."""
         for rows, plan in self.row_plans.items():
             if plan.rows_rejected:
                 yield f"{self.rows_name(rows)}: {rejected_text(plan)}"
+        if wrong := self.wrong_labels():
+            told = [f"line {record['line']}: {record['reason']}" for record in wrong[:REASONS]]
+            more = ["..."] if len(wrong) > REASONS else []
+            yield f"{self.config.labels}: {len(wrong):,} lines of no use: {'; '.join(told + more)}"
 
     def section(self, stage: str) -> StageSection:
         """The section of the config that a stage works by."""
@@ -298,6 +304,27 @@ class Workflow:
         if self.config.labels is None or self.labels_digest is None:
             return None
         return read_labels(self.config.labels, self.labels_digest)
+
+    def wrong_labels(self) -> list[dict[str, Any]]:
+        """Lines of the file of labels that cannot be used, or, as far as images have been made, are of none; see `Labels.left`."""
+        labels = self.labels()
+        if labels is None:
+            return []
+        labels.used.update(labels.by_key)
+        scores = self.results("scores.parquet")
+        if labels.by_key and scores.exists():
+            import pyarrow as pa
+            import pyarrow.compute as pc
+            import pyarrow.parquet as pq
+
+            try:
+                made = pq.read_table(scores, columns=["key"])["key"]
+            except (OSError, pa.ArrowException):
+                return labels.left()  # the table is made again
+            keys = list(labels.by_key)
+            known = pc.is_in(pa.array(keys), value_set=made.combine_chunks()).to_pylist()
+            labels.used -= {key for key, there in zip(keys, known, strict=True) if not there}
+        return labels.left()
 
     # ------------------------------------------------------------------------------------- what jobs leave
 

@@ -53,7 +53,9 @@ def merge_scores(
         for kind in kinds:
             expected = sum(shard.rows for shard in kind.plan.shards.values())
             rows, last = 0, None
-            for record in select_rows(kind.records(), select.least_of(kind.name), select.per_row):
+            for record in select_rows(
+                _labelled(kind, labels), select.least_of(kind.name), select.per_row, select.labels
+            ):
                 rows, last = rows + (record["row"] != last), record["row"]
                 for state in (
                     "requests",
@@ -61,7 +63,6 @@ def merge_scores(
                     *(["selected"] * record["selected"]),
                 ):
                     counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
-                record["label"] = labels.of(record["key"]) if labels else None
                 if record["label"]:
                     state = f"{kind.name} labelled {record['label']}"
                     counts[state] = counts.get(state, 0) + 1
@@ -101,6 +102,11 @@ def merge_scores(
         own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
         writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
     return counts
+
+
+def _labelled(kind: Kind, labels: Labels | None) -> Iterator[dict[str, Any]]:
+    for record in kind.records():
+        yield record | {"label": labels.of(record["key"]) if labels else None}
 
 
 def _field_columns(kinds: list[Kind], columns: dict[str, str]) -> dict[str, tuple[str, pa.DataType]]:

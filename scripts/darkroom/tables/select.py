@@ -12,18 +12,25 @@ def is_selected(record: dict[str, Any], thresholds: dict[str, float]) -> bool:
 
 
 def select_rows(
-    records: Iterator[dict[str, Any]], thresholds: dict[str, float], per_row: int | None
+    records: Iterator[dict[str, Any]], thresholds: dict[str, float], per_row: int | None, by_label: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """The records with `selected`; per_row: at most so many samples of an item, the best by the first threshold."""
+    """The records with `selected`.
+
+    per_row: at most so many samples of an item, the best by the first threshold. by_label: `label` decides where there is one: what a
+    person rejected is out, and what was accepted is in, also where it is more than `per_row`; it takes the places of others.
+    """
 
     def finish(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        accepted = []
         for record in group:
-            record["selected"] = is_selected(record, thresholds)
+            label = record.get("label") if by_label else None
+            record["selected"] = label != "reject" and is_selected(record, {} if label == "accept" else thresholds)
+            accepted += [record] if label == "accept" and record["selected"] else []
         if per_row is not None:
             by = next(iter(thresholds), None)
-            chosen = [record for record in group if record["selected"]]
+            chosen = [record for record in group if record["selected"] and not (by_label and record.get("label"))]
             chosen.sort(key=lambda record: (-record[by] if by else 0, record["sample"]))
-            for record in chosen[per_row:]:
+            for record in chosen[max(0, per_row - len(accepted)) :]:
                 record["selected"] = False
         return group
 

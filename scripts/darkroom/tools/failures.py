@@ -18,8 +18,8 @@ _SHARDS_READ = 200  # of each step, for `lines`
 
 @dataclass(frozen=True)
 class Failure:
-    """file: of the user's rows, as the config names it. stage: "prompts" or "edits" for a row that was rejected, with its
-    line; else the stage of the request ("images", "scores/images", ...), with row, item and sample."""
+    """file: of the user's, as the config names it. stage: "prompts" or "edits" for a row that was rejected, "labels" for a label
+    that could not be used, with its line; else the stage of the request ("images", "scores/images", ...), with row, item and sample."""
 
     stage: str
     file: str
@@ -70,6 +70,8 @@ def find_failures(workflow: Workflow) -> Iterator[Failure]:
     """
     for rows in workflow.row_plans:
         yield from _rejected(workflow, rows)
+    for record in workflow.wrong_labels():
+        yield Failure("labels", str(workflow.config.labels), record["reason"], line=record["line"])
     for step in workflow.lineage.steps():
         for shard, _ in _failing(workflow, step):
             yield from _failures(workflow, step, shard)

@@ -182,7 +182,7 @@ def label_agreement(kinds: list[KindReport]) -> Figure:
         right.set_xlim(0, 1.12)
         right.set_xlabel("area under the ROC curve (0.5: by chance)")
         kappa = "" if math.isnan(kind.kappa) else f", kappa {kind.kappa:.2f}"
-        right.set_title(f"Kept = accepted for {same:,} of {kind.labelled:,}{kappa}")
+        right.set_title(f"Thresholds = labels for {same:,} of {kind.labelled:,}{kappa}")
     return figure
 
 

@@ -82,7 +82,7 @@ class KindReport:
     """What the final table says of one kind of image.
 
     joint: (score, score) -> counts [bins, bins]. best and worst: by the score `by`, the extreme ones first. agreement:
-    counts [label accept, reject][selected no, yes].
+    counts [label accept, reject][thresholds reached no, yes].
     """
 
     name: str
@@ -107,7 +107,7 @@ class KindReport:
 
     @property
     def kappa(self) -> float:
-        """Cohen's kappa of selection and labels: 1 where they agree, 0 where no more than by chance."""
+        """Cohen's kappa of thresholds and labels: 1 where they agree, 0 where no more than by chance."""
         total = self.agreement.sum()
         if not total:
             return float("nan")
@@ -171,6 +171,9 @@ def read_table(
 def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
     made = np.array([error is None for error in columns["error"]])
     selected = np.array(columns["selected"], bool)
+    reached = made.copy()  # by its scores: what is selected obeys the labels themselves
+    for name, least in kind.thresholds.items():
+        reached &= np.array([value is not None and value >= least for value in columns[name]], bool)
     label = np.array(columns.get("label") or [None] * len(made), object)
     groups = {"all": made, "selected": selected} | {name: made & (label == name) for name in LABELS}
     kind.requests, kind.made, kind.selected = (
@@ -180,7 +183,7 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
     )
     for place, name in enumerate(LABELS):
         for chosen in (0, 1):
-            kind.agreement[place, chosen] += int((groups[name] & (selected == bool(chosen))).sum())
+            kind.agreement[place, chosen] += int((groups[name] & (reached == bool(chosen))).sum())
     binned: dict[str, np.ndarray] = {}
     whole = made.copy()
     for name, score in kind.scores.items():
