@@ -228,19 +228,24 @@ def test_an_export_read_back_is_what_was_selected(built, format, kind):
     assert len(wanted) < len(stored)
     for line, record in zip(wanted, read, strict=True):
         full = stored[line["key"]]
-        assert pixels(record["image"]) == pixels(full["image"]["bytes"])
+        as_column = f"{'darkroom_' * (kind == 'images' and format in ('parquet', 'imagefolder'))}image"
+        assert pixels(record[as_column]) == pixels(full["image"]["bytes"])
         if kind == "edited":
             assert pixels(record["source"]) == pixels(full["source"]["bytes"])
         scores = ["p_yes", "p_yes_mass", "quality", "mark"] if kind == "images" else ["p_followed"]
-        for name in ["key", "row", "seed", "sample", "prompt", "sha256", "note", *scores]:
+        for name in ["row", "seed", "sample", "prompt", "sha256", *scores]:
             assert record[name] == line[name], name
-        assert json.loads(record["recipe"]) == {"model": "owner/name@abc"}
+        ours = "darkroom_" if kind == "images" else ""  # where prompts have fields of these names
+        assert record[f"{ours}key"] == line["key"]
+        assert json.loads(record[f"{ours}recipe"]) == {"model": "owner/name@abc"}
         assert record["model"] == ("kontext" if kind == "edited" else FLUX.name)
         assert record.get("text", line["prompt"]) == line["prompt"]
-    own = {name: [record[name] for record in read] for name in ("row_recipe", "row_image", "row_key", "n")}
-    if kind == "images":
-        assert {"mine", None} == set(own["row_image"]) == set(own["row_key"])
-        assert '{"a": 1}' in own["row_recipe"] and 1.5 in own["n"]
+    if kind == "images":  # the user's own columns keep their names and types, and are of the rows that have them
+        own = {name: [record[name] for record in read] for name in ("note", "recipe", "key", "n", "caption")}
+        assert {"mine", None} == set(own["key"]) and {"own", None} == set(own["caption"])
+        assert {"a": 1} in own["recipe"] and 1.5 in own["n"] and ROWS[0]["note"] in own["note"]
+    else:
+        assert not {"note", "caption", "n"} & record.keys()
 
 
 def test_rows_come_back_in_the_format_they_came_in(built):
@@ -275,8 +280,9 @@ def test_an_id_or_a_prompt_never_becomes_a_path(built):
             name = path.relative_to(folder / "exports").as_posix()
             assert all(c in "0123456789abcdefghijklmnopqrstuvwxyz._-/ADEHMRSUT" for c in name.replace("SUMS", "")), name
     line = json.loads((folder / "exports/imagefolder/images/metadata.jsonl").read_text().split("\n")[0])
-    assert line["file_name"].startswith("pictures/")
-    assert [name for name in line if name.endswith("file_name")] == ["file_name"] and "my_file_name_" in line
+    assert line["darkroom_image_file_name"].startswith("pictures/")  # the rows have an `image` of their own
+    assert [name for name in line if name.endswith("file_name")] == ["darkroom_image_file_name"]
+    assert "my_file_name_" in line
 
 
 def test_the_same_results_give_the_same_bytes_and_the_sums_are_right(built):
@@ -423,18 +429,21 @@ def test_pairs_are_the_best_kept_against_the_worst_sample(built):
             best, worst = (0, 1) if pair["label_0"] else (1, 0)
             assert (pair[f"label_{best}"], pair[f"label_{worst}"]) == (1.0, 0.0)
             assert pair[f"sample_{worst}"] == 0 and pair[f"sample_{best}"] == (1 if pair["row"] == "e0" else 2)
-            assert pair["score"] == by and pair["margin"] == pair[f"{by}_{best}"] - pair[f"{by}_{worst}"] > 0
+            ours = "darkroom_" if kind == "images" else ""  # where prompts have fields of these names
+            difference = pair[f"{by}_{best}"] - pair[f"{by}_{worst}"]
+            assert pair["score"] == by and pair[f"{ours}margin"] == difference > 0
             for number in (0, 1):
                 full = stored[pair[f"image_{number}_uid"]]
                 assert pair[f"jpg_{number}"] == full["image"]["bytes"]
                 assert (full["row"], full["sample"]) == (pair["row"], pair[f"sample_{number}"])
-            assert pair["best_image_uid"] == pair[f"image_{best}_uid"] and pair["caption"] == full["prompt"]
+            assert pair["best_image_uid"] == pair[f"image_{best}_uid"] and pair[f"{ours}caption"] == full["prompt"]
             if kind == "edited":
                 assert pixels(pair["source"]) == pixels(full["source"]["bytes"])
         if kind == "images":
             assert all(pair[f"mark_{n}"] == f"nr {pair[f'sample_{n}']}" for pair in pairs for n in (0, 1))
             assert {pair["label_0"] for pair in pairs} == {0.0, 1.0} and "image_label_0" in pairs[0]
-            assert {"own", None} == {pair["row_caption"] for pair in pairs} and "row_margin" in pairs[0]
+            assert {"own", None} == {pair["caption"] for pair in pairs}
+            assert {"thin", None} == {pair["margin"] for pair in pairs}
     few = write_export(export("preferences", to="few", preferences={"margin": 0.5}))
     assert few == {"images": len(ROWS), "edited": 1}
 
@@ -455,7 +464,8 @@ def test_the_description_is_valid_croissant_and_gives_the_records(built, monkeyp
             wanted = table(folder, kind)
             assert len(records) == (counts[format][kind] if format == "preferences" else len(wanted))
             if format in ("imagefolder", "parquet"):
-                read = [record[f"{kind}/key"].decode() for record in records]
+                key = "darkroom_key" if kind == "images" else "key"
+                read = [record[f"{kind}/{key}"].decode() for record in records]
                 assert read == [line["key"] for line in wanted]
             if format == "webdataset":
                 assert all(isinstance(record[f"{kind}/image"], Image.Image) for record in records)

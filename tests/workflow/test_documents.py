@@ -65,7 +65,7 @@ def test_every_row_comes_back_as_it_was_with_its_images_filled_in(documents):
         back = rows(documents.results / f"dataset/{name}.jsonl")
         assert len(back) == len(given)
         for before, after in zip(given, back, strict=True):
-            added = {"images", "edited_images", "caption", "scores"}
+            added = {"images", "edited_images", "reply", "scores"}
             assert {k: v for k, v in after.items() if k not in added} == {
                 k: v for k, v in before.items() if k not in added
             }
@@ -104,7 +104,7 @@ def test_a_picture_that_is_only_judged_keeps_its_pixels(documents):
 
 def test_the_judge_s_reply_and_scores_are_in_the_row(documents):
     for row in rows(documents.results / "dataset/prompts.jsonl"):
-        replies = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
+        replies = [row["reply"]] if isinstance(row["reply"], str) else row["reply"]
         count = 1 if isinstance(row["images"], str) else len(row["images"])
         assert len(replies) == len(row["scores"]["p_yes"]) == count
         assert all(0 <= p <= 1 for p in row["scores"]["p_yes"])

@@ -120,7 +120,7 @@ CHANGES = {
         lambda c: c.config.update(select={"images": {"p_yes": 0.9}}),
         {"merge_scores", "write_dataset", "all"},
     ),
-    "reply column": (lambda c: c.config["judge"].update(reply_column="reply"), {"write_dataset", "all"}),
+    "reply column": (lambda c: c.config["judge"].update(reply_column="answer"), {"write_dataset", "all"}),
     "max_tokens": (lambda c: c.config["judge"].update(max_tokens=32), AFTER),
     "steps of edits": (lambda c: c.config["edit"].update(steps=3), AFTER | {"edit_images"}),
     "steps of images": (lambda c: c.config["generate"].update(steps=3), AFTER | {"generate_images", "edit_images"}),

@@ -439,7 +439,8 @@ class Judge(DeviceSection, ModelSource):
         " Set it where a shard's questions take less time than the judge takes to load.",
     )
     reply_column: Text = Field(
-        default="caption", description="Column of the exported rows that takes the judge's reply."
+        default="reply",
+        description="Column of the exported rows (`folder`) that takes the judge's reply as it came, to the question that says most.",
     )
 
 
@@ -551,6 +552,10 @@ class Export(Section):
     )
     file_mb: int = Field(
         default=500, ge=1, le=100_000, description="Greatest size of a Parquet or tar file, in millions of bytes."
+    )
+    prefix: Text = Field(
+        default="darkroom_",
+        description="What a column of ours begins with where a field of your rows has its name, in whatever case. Yours keep their names.",
     )
     preferences: Preferences = Field(default_factory=Preferences)
 

@@ -17,4 +17,4 @@ TRAINING = ("imagefolder", "parquet", "webdataset", "preferences")  # made for t
 MARKED = ("folder", "imagefolder", "webdataset")  # whose PNG files say themselves how they were made
 CUT = ("parquet", "webdataset", "preferences")  # into files of at most so many bytes
 SUMS = "SHA256SUMS"
-VERSION = 1  # raise it when the code of an export changes what it writes
+VERSION = 2  # raise it when the code of an export changes what it writes

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,12 @@ from darkroom.metrics.base import Catalogue
 from darkroom.models.licences import Model
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.rows.fields import Fields
-from darkroom.store.shardfile import RecordReader, check_digest
+from darkroom.store.shardfile import RecordReader, Type, check_digest
+from darkroom.tables.fields import OwnField, shaped
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 256  # read at once from the final table
 _NOT_EXPORTED = ("kind", "shard", "error", "selected")  # where an image lies here, and what all exported images share
-_OURS = ("image", "source", "model", "recipe")  # columns that exports add
 _TYPES = {pa.string(): "text", pa.int64(): "int", pa.float64(): "float", pa.bool_(): "bool"}
 Item = TypeVar("Item")
 
@@ -51,7 +51,7 @@ class Export:
     select: models.Select
     models: list[Model]
     digest: str
-    reply_column: str = "caption"
+    reply_column: str = "reply"
     rows: dict[str, Path] = field(default_factory=dict)
     fields: dict[str, Fields] = field(default_factory=dict)
 
@@ -62,32 +62,27 @@ class Export:
 
     @cached_property
     def table_columns(self) -> dict[str, str]:
-        """The columns of the final table and their types, "text", "int", "float" or "bool"."""
+        """All columns of the final table and their types, "text", "int", "float" or "bool"."""
         return {column.name: _TYPES[column.type] for column in pq.read_schema(self.table)}
 
     @cached_property
-    def own_columns(self) -> set[str]:
-        """The columns of the final table that hold the user's own fields."""
-        return set(check_digest(self.table, self.table_digest)["fields"])
+    def own(self) -> dict[str, list[OwnField]]:
+        """kind -> the fields of its user's rows that mean nothing here, in their order; exports hold them as they are."""
+        fields = check_digest(self.table, self.table_digest)["fields"]
+        return {kind: [OwnField(*field) for field in of_kind] for kind, of_kind in fields.items()}
 
-    def columns(self, kind: Kind) -> dict[str, tuple[str, str]]:
-        """Column of the export -> (column of the table, type), without pictures; those of other kinds are left out.
+    def names(self, kind: Kind) -> "Names":
+        """What columns of ours are called in exports of a kind."""
+        return Names((field.name for field in self.own[kind.name]), self.settings.prefix)
 
-        A column that has the name of one that exports add is called row_<name>.
-        """
+    def columns(self, kind: Kind) -> dict[str, str]:
+        """Our columns of the final table that an export of a kind holds, without those of other kinds -> their types."""
         scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
-        left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))} - self.own_columns
+        left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))}
+        left_out |= {field.column for fields in self.own.values() for field in fields}
         if not kind.has_sources:
             left_out |= {"source_name", "source_origin", "source_sha256"}
-        named: dict[str, tuple[str, str]] = {}
-        for column, type_ in self.table_columns.items():
-            if column in left_out:
-                continue
-            name = column
-            while name in _OURS or name in named or (name != column and name in self.table_columns):
-                name = f"row_{name}"
-            named[name] = (column, type_)
-        return named
+        return {column: type_ for column, type_ in self.table_columns.items() if column not in left_out}
 
     def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, place in it, line of the final table) of every image of a kind, selected or not, in order."""
@@ -101,11 +96,15 @@ class Export:
                     shard = record["shard"]
                     yield shard, place, record
 
-    def selected(self, kind: Kind) -> Iterator["Image"]:
-        """Every selected image of a kind with its pictures."""
-        pictures = Pictures(kind)
+    def selected(self, kind: Kind, first: Sequence[tuple[str, int]] = ()) -> Iterator["Image"]:
+        """Every selected image of a kind with its pictures, in order; first: (shard, place) of those that come before all others."""
+        pictures, ahead = Pictures(kind), {}
+        if first:
+            ahead = {found[:2]: found[2] for found in self.records(kind) if found[:2] in first}
+            for found in first:
+                yield pictures.read(*found, ahead[found])
         for shard, place, record in self.records(kind):
-            if record["selected"]:
+            if record["selected"] and (shard, place) not in ahead:
                 yield pictures.read(shard, place, record)
 
     def marker(self, kind: Kind) -> Marker:
@@ -119,17 +118,44 @@ class Export:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""
         made = image.record["origin"] == "generated"
         model = next((model.name for model in self.models if model.section == kind.section), None)
-        own = {name: image.record[column] for name, (column, _) in self.columns_of[kind.name].items()}
-        return own | {"model": model if made else None, "recipe": image.recipe if made else None}
+        ours = image.record | {"model": model if made else None, "recipe": image.recipe if made else None}
+        own = json.loads(image.full["fields"])
+        return {name: ours[column] for name, column in self._named[kind.name].items()} | {
+            field.name: shaped(own.get(field.name), field.type) for field in self.own[kind.name]
+        }
 
     @cached_property
-    def columns_of(self) -> dict[str, dict[str, tuple[str, str]]]:
-        return {kind.name: self.columns(kind) for kind in self.kinds}
+    def _named(self) -> dict[str, dict[str, str]]:
+        """kind -> name in exports of each of our columns that are no pictures -> its name here."""
+        return {
+            kind.name: {self.names(kind)(column): column for column in (*self.columns(kind), "model", "recipe")}
+            for kind in self.kinds
+        }
 
-    def described_columns(self, kind: Kind) -> dict[str, str]:
+    def described_columns(self, kind: Kind) -> dict[str, Type]:
         """The columns of `described` and their types."""
-        own = {name: type_ for name, (_, type_) in self.columns_of[kind.name].items()}
-        return own | {"model": "text", "recipe": "text"}
+        types: dict[str, Type] = {**self.columns(kind), "model": "text", "recipe": "text"}
+        ours = {name: types[column] for name, column in self._named[kind.name].items()}
+        return ours | {field.name: field.type for field in self.own[kind.name]}
+
+    def our_name(self, kind: Kind, column: str) -> str | None:
+        """Our name of a column of `described`, None for one of the user's."""
+        return self._named[kind.name].get(column)
+
+
+class Names:
+    """What columns of ours are called beside those of the user, whose names stay: with `prefix` where they would be one.
+
+    To DuckDB and others, names that differ in case alone are one.
+    """
+
+    def __init__(self, own: Iterable[str], prefix: str):
+        self.taken, self.prefix = {name.casefold() for name in own}, prefix
+
+    def __call__(self, name: str) -> str:
+        while name.casefold() in self.taken:
+            name = self.prefix + name
+        return name
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What stands beside the files of an export: a README (for the Hugging Face hub, a data set card) and a Croissant description."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -10,7 +11,7 @@ from darkroom.exports.base import Export
 from darkroom.exports.folder import picture_folders
 from darkroom.identity import KEY_LENGTH
 from darkroom.models.licences import HUB
-from darkroom.store.shardfile import DTYPES
+from darkroom.store.shardfile import DTYPES, Type
 from darkroom.tables.kind import Kind
 
 _LANGUAGE = {"@container": "@language"}
@@ -78,7 +79,7 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         ]
         if export.format != "imagefolder":  # whose loader takes its columns from metadata.jsonl
             header["dataset_info"] = [
-                {"config_name": kind.name, "features": _features(_all_columns(export, kind))} for kind in full
+                {"config_name": kind.name, "features": _features(_all_columns(export, kind).items())} for kind in full
             ]
     lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
     lines += [f"# {export.settings.name}", "", f"Synthetic images: {_CONTENT[export.format]}. Made by Darkroom.", ""]
@@ -136,24 +137,29 @@ def _pattern(export: Export, kind: Kind) -> str:
     )
 
 
-def _all_columns(export: Export, kind: Kind) -> dict[str, Any]:
-    """The columns that `datasets` finds; a dict is a struct."""
+def _all_columns(export: Export, kind: Kind) -> dict[str, Type]:
+    """The columns that `datasets` finds, and their types."""
     if export.format == "preferences":
         return preferences.columns(export, kind)
     if export.format == "parquet":
         return parquet.columns(export, kind)
-    sources = {"source.png": "picture"} if kind.has_sources else {}
-    own = {"png": "picture"} | sources | {"txt": "text", "json": export.described_columns(kind)}
-    return own | {"__key__": "text", "__url__": "text"}
+    sources: dict[str, Type] = {"source.png": "picture"} if kind.has_sources else {}
+    record = {"struct": [[name, type_] for name, type_ in export.described_columns(kind).items()]}
+    return {"png": "picture"} | sources | {"txt": "text", "json": record, "__key__": "text", "__url__": "text"}
 
 
-def _features(columns: dict[str, Any]) -> list[dict[str, Any]]:
+def _features(columns: Iterable[tuple[str, Type]]) -> list[dict[str, Any]]:
     """Columns in the form of a data set card's `dataset_info`."""
-    kinds = DTYPES | {"picture": "image"}
-    return [
-        {"name": name, "struct": _features(kind)} if isinstance(kind, dict) else {"name": name, "dtype": kinds[kind]}
-        for name, kind in columns.items()
-    ]
+    return [{"name": name} | _feature(type_) for name, type_ in columns]
+
+
+def _feature(type_: Type) -> dict[str, Any]:
+    if isinstance(type_, str):
+        return {"dtype": (DTYPES | {"picture": "image"})[type_]}
+    if "struct" in type_:
+        return {"struct": _features(type_["struct"])}
+    of = _feature(type_["list"])  # which has no name: of a number or an object, what it says stands alone
+    return {"list": of.get("dtype") or of.get("struct") or of}
 
 
 def _croissant(export: Export, full: list[Kind], counts: dict[str, int], noted: dict[str, str]) -> dict[str, Any]:
@@ -219,12 +225,10 @@ def _folder_records(export: Export, kind: Kind, files: list[str]) -> tuple[list[
 
 
 def _imagefolder_records(export: Export, kind: Kind, files: list[str]) -> tuple[list[Any], list[Any]]:
-    columns = export.described_columns(kind)
-    types = {name: columns[column] for name, column in imagefolder.metadata_columns(export, kind).items()}
-    types = {"file_name": "text"} | ({"source_file_name": "text"} if kind.has_sources else {}) | types
     fields = [
         _field(kind, name, _CROISSANT_TYPES[type_], {"fileObject": {"@id": files[0]}, "extract": {"column": name}})
-        for name, type_ in types.items()
+        for name, type_ in imagefolder.metadata_types(export, kind).items()
+        if isinstance(type_, str)  # lists and objects are left out of the description
     ]
     return [_file_set(f"{kind.name}-pictures", "image/png", f"{kind.name}/pictures/*/*.png")], fields
 
@@ -232,6 +236,8 @@ def _imagefolder_records(export: Export, kind: Kind, files: list[str]) -> tuple[
 def _parquet_records(export: Export, kind: Kind, files: list[str]) -> tuple[list[Any], list[Any]]:
     name, fields = f"{kind.name}-files", []
     for column, type_ in _all_columns(export, kind).items():
+        if not isinstance(type_, str):
+            continue
         source: dict[str, Any] = {"fileSet": {"@id": name}, "extract": {"column": column}}
         if type_ == "picture":
             source["transform"] = {"jsonPath": "bytes"}

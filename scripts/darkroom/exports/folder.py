@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
+from darkroom.exports.base import Export, Image, Names, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
-from darkroom.metrics.base import Catalogue
 from darkroom.plan.stages import EDITED
-from darkroom.rows.fields import PLAIN, Fields
+from darkroom.rows.fields import NAMES, PLAIN, Fields, merge_names
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -44,7 +43,10 @@ def picture_folders(kind: Kind) -> tuple[str, ...]:
 
 
 def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str, Any]]:
-    marker, stored = export.marker(kind), Pictures(kind)
+    marker, stored, columns = export.marker(kind), Pictures(kind), kind.plan.columns
+    fields = export.fields.get(kind.name, PLAIN)
+    names = Names([*columns, *NAMES, *(name for of in fields.names.values() for name in of)], export.settings.prefix)
+    said = export.catalogue.main_reply(kind.name)
     by_row = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"]))
     lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
     for ((shard, row), group), (_, line) in zip(by_row, lines, strict=True):
@@ -56,8 +58,16 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
                 kept.append(record)
                 paths.append(put_pictures(pictures, marker, stored.read(shard, place, record)))
         if kept:
-            fields = export.fields.get(kind.name, PLAIN)
-            yield _filled(line["row"], kept, paths, kind, export.catalogue, export.reply_column, fields)
+            own = line["row"]
+            row = {name: own[name] for name in columns if name in own} | own
+            filled = _with_pictures(row, paths, kind, fields)
+            if said is not None:
+                replies = [record[said] for record in kept]
+                filled[names(export.reply_column)] = replies[0] if len(replies) == 1 else replies
+            # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
+            scores = ["item", "sample", *export.catalogue.score_names(kind.name)]
+            filled[names("scores")] = {name: [record[name] for record in kept] for name in scores}
+            yield filled
 
 
 def put_pictures(pictures: PngFolder, marker: Marker, image: Image) -> tuple[str, str | None]:
@@ -73,15 +83,10 @@ def put_pictures(pictures: PngFolder, marker: Marker, image: Image) -> tuple[str
     return path, source
 
 
-def _filled(
-    row: dict[str, Any],
-    records: list[dict[str, Any]],
-    paths: list[tuple[str, str | None]],
-    kind: Kind,
-    catalogue: Catalogue,
-    reply_column: str,
-    fields: Fields,
+def _with_pictures(
+    row: dict[str, Any], paths: list[tuple[str, str | None]], kind: Kind, fields: Fields
 ) -> dict[str, Any]:
+    """The row with its pictures as the fields that name such: paths of images, and of their sources."""
     filled = dict(row)
     given = fields.user_name("images", row)
     images = [path for path, _ in paths]
@@ -92,12 +97,6 @@ def _filled(
         filled[results] = images[0] if isinstance(row.get(results), str) and len(images) == 1 else images
     else:
         filled[given] = images[0] if _is_single(row.get(given)) and len(images) == 1 else images
-    if said := catalogue.main_reply(kind.name):
-        replies = [record[said] for record in records]
-        filled[reply_column] = replies[0] if len(replies) == 1 else replies
-    # Which of the row's prompts (or sources) each image is of, which sample, and its scores.
-    names = ["item", "sample", *catalogue.score_names(kind.name)]
-    filled["scores"] = {name: [record[name] for record in records] for name in names}
     return filled
 
 
@@ -136,6 +135,17 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, stream)
 
 
+def _columns(rows: Path) -> list[str]:
+    """The names that rows have, in their order."""
+    order: list[str] = []
+    known: set[str] = set()
+    for row in _read_rows(rows):
+        if not row.keys() <= known:
+            merge_names(order, row)
+            known.update(row)
+    return order
+
+
 def _write_array(rows: Path, path: Path) -> None:
     with open(rows, "rb") as lines, open(path, "wb") as out:
         for number, line in enumerate(lines):
@@ -144,9 +154,9 @@ def _write_array(rows: Path, path: Path) -> None:
 
 
 def _write_csv(rows: Path, path: Path, delimiter: str = ",") -> None:
-    names = dict.fromkeys(name for row in _read_rows(rows) for name in row)
+    names = _columns(rows)
     with open(path, "w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, list(names), delimiter=delimiter)
+        writer = csv.DictWriter(out, names, delimiter=delimiter)
         writer.writeheader()
         for row in _read_rows(rows):
             nested = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list | dict)}
@@ -172,7 +182,7 @@ def _write_parquet(rows: Path, path: Path) -> None:
                 types[name] = pa.unify_schemas(fields, promote_options="permissive")[0].type if fields else None
             except pa.ArrowException:  # such as one reply here and a list of them there
                 types[name] = None
-    schema = pa.schema([(name, type_ or pa.string()) for name, type_ in types.items()])
+    schema = pa.schema([(name, types[name] or pa.string()) for name in _columns(rows)])
     with pq.ParquetWriter(path, schema) as writer:
         for chunk in chunks():
             for name in [name for name, type_ in types.items() if type_ is None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.exports.base import Export, Sums, replace_files, runs
-from darkroom.store.shardfile import write_shard
+from darkroom.store.shardfile import Type, write_shard
 from darkroom.tables.kind import Kind
 
 
@@ -17,20 +17,27 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
     }
 
 
-def columns(export: Export, kind: Kind) -> dict[str, str]:
+def columns(export: Export, kind: Kind) -> dict[str, Type]:
     """The columns of a kind's files and their types (see `shardfile`)."""
-    sources = {"source": "picture"} if kind.has_sources else {}
-    return {"image": "picture"} | sources | export.described_columns(kind)
+    pictures: dict[str, Type] = dict.fromkeys(_pictures(export, kind), "picture")
+    return pictures | export.described_columns(kind)
+
+
+def _pictures(export: Export, kind: Kind) -> dict[str, str]:
+    """Column of a picture -> its name in a shard."""
+    names = export.names(kind)
+    return {names(name): name for name in ("image", *(["source"] if kind.has_sources else []))}
 
 
 def _records(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
+    pictures = _pictures(export, kind)
     for image in export.selected(kind):
-        record = {name: image.full[name] for name in ("image", "source") if name in image.full}
+        record: dict[str, Any] = {name: image.full.get(picture) for name, picture in pictures.items()}
         yield record | export.described(kind, image)
 
 
 def write_files(
-    export: Export, kind: Kind, columns: dict[str, str], records: Iterator[dict[str, Any]], sums: Sums
+    export: Export, kind: Kind, columns: dict[str, Type], records: Iterator[dict[str, Any]], sums: Sums
 ) -> int:
     """Stream records into `kind`/train-00000-of-0000N.parquet and return their number."""
     folder = export.folder / kind.name
@@ -49,6 +56,7 @@ def write_files(
     return count
 
 
-def _bytes(record: dict[str, Any]) -> int:
-    values = (value["bytes"] if isinstance(value, dict) else value for value in record.values())
-    return sum(len(value) if isinstance(value, str | bytes) else 8 for value in values)
+def _bytes(value: Any) -> int:
+    if isinstance(value, dict | list):
+        return sum(map(_bytes, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str | bytes) else 8

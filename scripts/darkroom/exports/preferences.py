@@ -12,6 +12,7 @@ from typing import Any
 from darkroom.exports.base import Export, Pictures, Sums
 from darkroom.exports.parquet import write_files
 from darkroom.identity import digest
+from darkroom.store.shardfile import Type
 from darkroom.tables.kind import Kind
 
 _PAIR = {
@@ -42,26 +43,29 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
     }
 
 
-def columns(export: Export, kind: Kind) -> dict[str, str]:
+def columns(export: Export, kind: Kind) -> dict[str, Type]:
     """The columns of a kind's pairs and their types (see `shardfile`)."""
-    sources = {"source": "picture"} if kind.has_sources else {}
-    described = export.described_columns(kind)
-    return _PAIR | sources | {name: described[column] for name, column, _ in _columns(export, kind)}
+    names, described = export.names(kind), export.described_columns(kind)
+    ours: dict[str, Type] = {**_PAIR, **({"source": "picture"} if kind.has_sources else {})}
+    found = {names(name): type_ for name, type_ in ours.items()}
+    return found | {name: described[column] for name, column, _ in _columns(export, kind)}
 
 
 def _columns(export: Export, kind: Kind) -> Iterator[tuple[str, str, int]]:
-    """(column of a pair, column of an image, which of the two images it is of)."""
-    taken = {*_PAIR, "source"}
+    """(column of a pair, column of an image, which of the two images it is of); the user's own are the same for both."""
+    names, taken = export.names(kind), {*_PAIR, "source"}
     for column in export.described_columns(kind):
-        if column in ("key", "prompt"):  # image_0_uid, image_1_uid and caption
+        ours = export.our_name(kind, column)
+        if ours in ("key", "prompt"):  # image_0_uid, image_1_uid and caption
             continue
-        own = export.columns_of[kind.name].get(column, (None,))[0] in export.own_columns
-        names = [column] if own or column in _SHARED else [f"{column}_0", f"{column}_1"]
-        for number, name in enumerate(names):
+        if ours is None:
+            yield column, column, 0
+            continue
+        for number, name in enumerate([ours] if ours in _SHARED else [f"{ours}_0", f"{ours}_1"]):
             while name in taken:
-                name = f"row_{name}" if own else f"image_{name}"
+                name = f"image_{name}"
             taken.add(name)
-            yield name, column, number
+            yield names(name), column, number
 
 
 def deciding_score(export: Export, kind: Kind) -> str | None:
@@ -122,4 +126,6 @@ def _pair(
         pair[f"image_{number}_uid"] = image.record["key"]
     if kind.has_sources:
         pair["source"] = both[0].full["source"]
+    names = export.names(kind)
+    pair = {names(name): value for name, value in pair.items()}
     return pair | {name: described[number][column] for name, column, number in named}

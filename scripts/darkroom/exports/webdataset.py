@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from darkroom.exports.base import Export, Sums, replace_files, runs
+from darkroom.tables.fields import leaves
 from darkroom.tables.kind import Kind
 
 Sample = list[tuple[str, bytes]]  # (name, content) of its files
 _BLOCK = 512  # a tar file's unit; a header takes one
+_READ_FIRST = 5  # samples that `datasets` tells the types from
+_MOST_FORMS = 4096
 
 
 def write(export: Export, sums: Sums) -> dict[str, int]:
@@ -42,7 +45,7 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
 
 def _samples(export: Export, kind: Kind) -> Iterator[Sample]:
     marker = export.marker(kind)
-    for number, image in enumerate(export.selected(kind)):
+    for number, image in enumerate(export.selected(kind, first_samples(export, kind))):
         # The key alone will not do: two rows that ask for the same have one.
         name = f"{number:09d}-{image.record['key']}"
         png = marker.image(image.shard, image.record, image.full["image"]["bytes"])
@@ -56,6 +59,39 @@ def _samples(export: Export, kind: Kind) -> Iterator[Sample]:
             (f"{name}.txt", image.record["prompt"].encode("utf-8")),
             (f"{name}.json", described.encode("utf-8")),
         ]
+
+
+def first_samples(export: Export, kind: Kind) -> list[tuple[str, int]]:
+    """(shard, place) of images to begin with, so that `datasets` sees a value of every column among the first five.
+
+    None where that is so in the order of the rows. Where five are not enough, as many columns as can be are seen.
+    """
+    own = {field.column: isinstance(field.type, dict) for field in export.own[kind.name]}
+    columns = dict.fromkeys(export.columns(kind), False) | own
+    forms: dict[frozenset[str], tuple[str, int]] = {}  # what a sample shows of the types -> the first such sample
+    in_order: set[str] = set()
+    every: set[str] = set()
+    number = 0
+    for shard, place, record in export.records(kind):
+        if not record["selected"]:
+            continue
+        shown: set[str] = set()
+        for column, nested in columns.items():
+            value = record[column]
+            shown |= leaves(json.loads(value) if nested and value is not None else value, column)
+        number += 1
+        if number <= _READ_FIRST:
+            in_order |= shown
+        if not shown <= every or len(forms) < _MOST_FORMS:
+            forms.setdefault(frozenset(shown), (shard, place))
+        every |= shown
+    found: list[tuple[str, int]] = []
+    missing = every if every - in_order else set()
+    while missing and len(found) < _READ_FIRST:
+        best = max(forms, key=lambda form: len(form & missing))  # the first of equals
+        found.append(forms[best])
+        missing = missing - best
+    return found
 
 
 def _bytes(sample: Sample) -> int:

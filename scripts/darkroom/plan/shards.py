@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
-from darkroom.rows.fields import PLAIN, Fields
+from darkroom.rows.fields import PLAIN, Fields, merge_names
 from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
 from darkroom.rows.pictures import PictureFile
 from darkroom.rows.read import content_id, parse_row, row_id
@@ -49,7 +49,7 @@ from darkroom.rows.read import content_id, parse_row, row_id
 if TYPE_CHECKING:
     import numpy as np
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
 GREATEST = 4  # a shard is cut by force at this many times the average size
 _KEPT_ROWS = 3  # rows files of earlier plans kept, for jobs that still read them
@@ -57,6 +57,7 @@ _KEPT_PLANS = 50
 _FEW = 16  # questions after which `Plan.earlier_shards` looks up all shards at once
 _RAW_KEPT = 2000
 _PICTURES = "pictures.sqlite"
+_COLUMNS_KEPT = 10_000
 _REASONS_KEPT = 10_000  # while rows are read; told are the commonest
 _REASONS_TOLD = 10
 _REASON_LENGTH = 200
@@ -117,13 +118,14 @@ class Plan:
     """The shards of the user's rows, in their order. `shards` maps names to Shard.
 
     Rows are numbered over all files: `place` says which file and line a number stands for. reasons: the commonest ones why rows
-    were rejected. ending: of a file that gives the rows back.
+    were rejected. ending: of a file that gives the rows back. columns: the names of the rows' fields, in the order of the files.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]):
         self.folder, self.id, self.kind = folder, content["id"], content["kind"]
         self.files: list[tuple[str, int]] = [(name, before) for name, before in content["files"]]
         self.ending: str = content["ending"]
+        self.columns: list[str] = content["columns"]
         self.reasons = [Reason(*reason) for reason in content["reasons"]]
         self.shards = {entry["name"]: Shard(**entry) for entry in content["shards"]}
         self._questions = 0
@@ -441,6 +443,8 @@ class _Builder:
         self.pictures: dict[str, bytes] = {}  # of the row in hand
         self.kept_pictures = PictureFile(folder / _PICTURES)
         self.files: list[tuple[str, int]] = []  # name, number of the last row before it
+        self.columns: list[str] = []
+        self.known_columns: set[str] = set()
         self.reasons: dict[str, list[Any]] = {}  # reason in general -> [that of the first, count, number of the first]
         self.gap, self.threshold = _spacing(size)
         self.shards: list[Shard] = []
@@ -515,6 +519,9 @@ class _Builder:
                 self.reasons[known] = [told, 1, number]
         else:
             line = canonical(normal)
+            if row is not None and not row.keys() <= self.known_columns and len(self.columns) < _COLUMNS_KEPT:
+                merge_names(self.columns, row)
+                self.known_columns.update(row)
             shard.rows += 1
             samples = normal["options"].get("samples")
             given = sum("given" in item for item in normal["items"])
@@ -590,11 +597,12 @@ class _Builder:
         with open(references, "rb") as stream:  # a row that moved to another shard is told by its line alone
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
-        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several], 16)
+        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several, self.columns], 16)
         commonest = sorted(self.reasons.values(), key=lambda reason: -reason[1])[:_REASONS_TOLD]
         content = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
         content["ending"] = written_as(self.paths)
         content["reasons"] = commonest
+        content["columns"] = self.columns
         counts = [shard.rows + shard.rejected for shard in self.shards]
         _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)
         os.replace(rows, self.folder / f"{plan_id}.jsonl")

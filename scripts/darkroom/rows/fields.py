@@ -1,6 +1,6 @@
 """Which field of a user's row stands for which of ours: what `rows` of the config says, and presets for known data sets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ _ALIASES = {
     "messages": "conversations",
     "body": "conversations",
     "image": "images",
+    "darkroom_prompt": "prompt",  # in exports of rows that have a `Prompt` beside
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
 }
@@ -99,7 +100,7 @@ class Fields:
             seen |= dict.fromkeys(_CONVERSATIONS)  # the prompt is where the config says
         else:
             used += self._conversation(row, seen)
-        for name in ("num_inference_steps", "guidance_scale"):
+        for name in ("num_inference_steps", "guidance_scale", "darkroom_prompt"):
             if seen.get(_ALIASES[name]) is None and _ALIASES[name] not in self.names:
                 seen[_ALIASES[name]] = row.get(name)
         # A single `image` is the source of an edit, or what a conversation is about; else a field of the user's own.
@@ -120,6 +121,21 @@ class Fields:
             seen["conversations"] = found
             return ["body"]
         return []
+
+
+def merge_names(order: list[str], names: Iterable[str]) -> None:
+    """Put names that are not in `order` where they stand among those that are; without any of those, at the end."""
+    waiting: list[str] = []
+    at = len(order)
+    for name in names:
+        if name in order:
+            at = order.index(name)
+            order[at:at] = waiting
+            at += len(waiting) + 1
+            waiting = []
+        else:
+            waiting.append(name)
+    order[at:at] = waiting
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:

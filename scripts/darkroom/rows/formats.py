@@ -604,12 +604,12 @@ def _tar_row(
         if data is None:
             return raw, None, f".{kind}: there twice, or larger than {MAX_FILE_BYTES} bytes"
         if kind.rpartition(".")[2] in _PICTURES:
-            shown[kind] = held(data, f"{row['__key__']}.{kind}", pictures)
+            shown[kind] = held(data, f"{key.removeprefix('/')}.{kind}", pictures)
         elif kind == "json":
             found, reason = _parse_json(Path(f"{key}.json"), data, pictures)
             if found is None:
                 return raw, None, f".json: {reason}"
-            row = found | row
+            row = found | {name: value for name, value in row.items() if name not in found}
         elif len(data) <= MAX_LINE_BYTES:
             try:
                 row[kind] = data.decode("utf-8").strip()

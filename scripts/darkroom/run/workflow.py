@@ -394,7 +394,7 @@ class Workflow:
     def _export_digest(self, format: str) -> str:
         export = self.config.export
         models = [asdict(model) for model in models_of(self.config)]
-        parts = [VERSION, format, self.merge_digest, models, export.name, export.licence]
+        parts = [VERSION, format, self.merge_digest, models, export.name, export.licence, export.prefix]
         if format == "folder":
             parts.append(self.config.judge.reply_column)
         if format in CUT:

@@ -37,6 +37,10 @@ _TYPES = {
 DTYPES = {"text": "string", "int": "int64", "float": "float64", "bool": "bool", "bytes": "binary"}
 _MARKED = {DTYPES.get(kind): type_ for kind, type_ in _TYPES.items()}
 
+# Of a column: "text", "int", "float", "bool", "bytes" or "picture" (of which "bytes" are files as they are, "picture" is decoded by
+# `datasets`), {"list": type} or {"struct": [[name, type], ...]}. It is plain JSON that keeps its order.
+Type = str | dict[str, Any]
+
 IMAGE_COLUMNS = {
     "key": "text",
     "row": "text",
@@ -100,27 +104,48 @@ class ImageRecord(TypedDict):
     source: NotRequired[StoredPicture | None]
 
 
-def arrow_schema(columns: dict[str, str]) -> pa.Schema:
-    """The Arrow schema of columns named with "text", "int", "float", "bool", "bytes" or "picture".
-
-    With the features that `datasets` reads them as; "bytes" are files as they are, "picture" is decoded.
-    """
-    features = {}
-    for name, kind in columns.items():
-        features[name] = {"_type": "Image"} if kind == "picture" else {"dtype": DTYPES[kind], "_type": "Value"}
+def arrow_schema(columns: Mapping[str, Type]) -> pa.Schema:
+    """The Arrow schema of columns, with the features that `datasets` reads them as."""
+    features = {name: _feature(type_) for name, type_ in columns.items()}
     marks = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()], metadata=marks)
+    return pa.schema([(name, _arrow_type(type_)) for name, type_ in columns.items()], metadata=marks)
+
+
+def _arrow_type(type_: Type) -> pa.DataType:
+    if isinstance(type_, str):
+        return _TYPES[type_]
+    if "list" in type_:
+        return pa.list_(_arrow_type(type_["list"]))
+    return pa.struct([(name, _arrow_type(one)) for name, one in type_["struct"]])
+
+
+def _feature(type_: Type) -> Any:
+    if isinstance(type_, str):
+        return {"_type": "Image"} if type_ == "picture" else {"dtype": DTYPES[type_], "_type": "Value"}
+    if "list" in type_:
+        return [_feature(type_["list"])]  # a form that all versions read
+    return {name: _feature(one) for name, one in type_["struct"]}
+
+
+def _type_of_feature(feature: Any) -> pa.DataType:
+    if isinstance(feature, list) and feature:
+        return pa.list_(_type_of_feature(feature[0]))
+    if not isinstance(feature, dict):
+        raise ValueError("its features are damaged")
+    if isinstance(feature.get("_type"), str):
+        return _MARKED[feature.get("dtype")]
+    return pa.struct([(name, _type_of_feature(one)) for name, one in feature.items()])
 
 
 def write_shard(
-    path: str | Path, columns: dict[str, str], records: Iterable[Mapping[str, Any]], meta: dict[str, Any]
+    path: str | Path, columns: Mapping[str, Type], records: Iterable[Mapping[str, Any]], meta: dict[str, Any]
 ) -> int:
     """Stream `records` into the shard file `path` and return their number. `meta` must be plain JSON."""
     schema = arrow_schema(columns)
     count = 0
     pictures = [name for name, kind in columns.items() if kind == "picture"]
     raw = [name for name, kind in columns.items() if kind == "bytes"]
-    plain = [name for name, kind in columns.items() if kind not in ("picture", "bytes")]
+    plain = [name for name, kind in columns.items() if isinstance(kind, str) and kind not in ("picture", "bytes")]
     with (
         replacing(path) as temporary,
         pq.ParquetWriter(
@@ -262,7 +287,7 @@ def _opened(path: str | Path) -> pq.ParquetFile:
         # Parquet has checksums of its pages, but none of the names and types at its end.
         marks = json.loads((file.metadata.metadata or {}).get(b"huggingface", b"null"))
         if marks:
-            types = [(name, _MARKED[mark.get("dtype")]) for name, mark in marks["info"]["features"].items()]
+            types = [(name, _type_of_feature(mark)) for name, mark in marks["info"]["features"].items()]
             if not file.schema_arrow.equals(pa.schema(types)):
                 raise ValueError("its columns are not those it was written with")
         return file

@@ -13,8 +13,10 @@ from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
+from darkroom.rows.fields import merge_names
 from darkroom.rows.labels import Labels
-from darkroom.store.shardfile import iter_records, packed_meta
+from darkroom.store.shardfile import Type, iter_records, packed_meta
+from darkroom.tables.fields import FieldTypes, tabled
 from darkroom.tables.kind import TABLE_COLUMNS, Kind
 from darkroom.tables.select import select_rows
 
@@ -42,11 +44,10 @@ def merge_scores(
     for kind in kinds:
         columns |= catalogue.types(kind.name)
     columns |= {"selected": "bool", "label": "text"}
-    fields = _field_columns(kinds, columns)
-    schema = pa.schema(
-        [(name, _ARROW[type_]) for name, type_ in columns.items()]
-        + [(column, type_) for column, type_ in fields.values()]
-    )
+    fields, of_kind = _own_fields(kinds, columns)
+    # An own type is text where it is none of these: lists and objects are JSON text.
+    own_columns = {column: type_ if isinstance(type_, str) else "text" for column, type_ in fields.values()}
+    schema = pa.schema([(name, _ARROW[type_]) for name, type_ in (columns | own_columns).items()])
     counts: dict[str, int] = {}
 
     def records() -> Iterator[dict[str, Any]]:
@@ -68,11 +69,7 @@ def merge_scores(
                     counts[state] = counts.get(state, 0) + 1
                 own = json.loads(record.pop("fields"))
                 for name, (column, type_) in fields.items():
-                    value = own.get(name)
-                    as_text = type_ == pa.string() and value is not None and not isinstance(value, str)
-                    if type_ == pa.float64() and value is not None:
-                        value = float(value)  # Arrow refuses whole numbers that a float64 rounds
-                    record[column] = json.dumps(value, ensure_ascii=False) if as_text else value
+                    record[column] = tabled(own.get(name), type_)
                 yield record
             if rows != expected:
                 raise DarkroomError(f"{kind.name}: images of {rows} rows where {expected} are planned")
@@ -99,8 +96,12 @@ def merge_scores(
             if len(group) >= TABLE_GROUP_ROWS:
                 flush()
         flush()
-        own = [column for column, _ in fields.values()]  # the columns that hold the user's own fields
-        writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own}, number))
+        # For exports: kind -> [field, column, type] of the user's own.
+        own_fields = {
+            kind: [[name, fields[name][0], types.named(name)] for name in types.order]
+            for kind, types in of_kind.items()
+        }
+        writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own_fields}, number))
     return counts
 
 
@@ -109,43 +110,33 @@ def _labelled(kind: Kind, labels: Labels | None) -> Iterator[dict[str, Any]]:
         yield record | {"label": labels.of(record["key"]) if labels else None}
 
 
-def _field_columns(kinds: list[Kind], columns: dict[str, str]) -> dict[str, tuple[str, pa.DataType]]:
-    """The user's own fields as columns: field -> (column, type). Mixed or nested values become JSON text.
+def _own_fields(
+    kinds: list[Kind], columns: dict[str, str]
+) -> tuple[dict[str, tuple[str, Type]], dict[str, FieldTypes]]:
+    """The user's own fields as columns: field -> (column, type of all its values), and kind -> the fields of its rows.
 
-    A field that has the name of a column of ours is called row_<name>.
+    A field that has the name of a column of ours, in whatever case, is called row_<name>.
     """
-    types: dict[str, pa.DataType | None] = {}
+    columns_of_all: list[str] = []
+    for kind in kinds:
+        merge_names(columns_of_all, kind.plan.columns)
+    every = FieldTypes(columns_of_all)
+    of_kind = {kind.name: FieldTypes(kind.plan.columns) for kind in kinds}
     for kind in kinds:
         for name in kind.plan.shards:
             for record in iter_records(kind.image_file(name), ["fields"]):
-                for field, value in json.loads(record["fields"]).items():
-                    type_ = _scalar_type(value)
-                    types[field] = _common_type(types.get(field), type_) if field in types else type_
-    taken, named = set(columns) | set(types), {}
-    for field, type_ in types.items():
+                fields = json.loads(record["fields"])
+                every.add(fields)
+                of_kind[kind.name].add(fields)
+    ours = {name.casefold() for name in columns}
+    taken, named = ours | {name.casefold() for name in every.order}, {}
+    for field in every.order:
         column = field
-        while column in columns or (column != field and column in taken):
+        while column.casefold() in ours or (column != field and column.casefold() in taken):
             column = f"row_{column}"
-        taken.add(column)
-        named[field] = (column, type_ or pa.string())
-    return named
-
-
-def _scalar_type(value: Any) -> pa.DataType | None:
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return pa.bool_()
-    if isinstance(value, int):
-        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
-    return pa.float64() if isinstance(value, float) else pa.string()
-
-
-def _common_type(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
-    if one is None or other is None or one == other:
-        return one or other
-    numbers = {pa.int64(), pa.float64()}
-    return pa.float64() if {one, other} <= numbers else pa.string()
+        taken.add(column.casefold())
+        named[field] = (column, every.named(field))
+    return named, of_kind
 
 
 def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:

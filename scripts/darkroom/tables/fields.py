@@ -1,0 +1,134 @@
+"""The user's own fields as columns: their order and types (`Type`)."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.rows.fields import merge_names
+from darkroom.store.shardfile import Type
+
+MAX_FIELDS = 64  # of an object; one with more has its keys from the data, and is JSON text
+MAX_DEPTH = 8
+_INT = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class OwnField:
+    """A field of the user's rows.
+
+    name: as in the rows. column: its name in the final tables, where a value that is no text, number or true/false is JSON text.
+    type: of its values.
+    """
+
+    name: str
+    column: str
+    type: Type
+
+
+class FieldTypes:
+    """Order and types of the fields of many rows."""
+
+    def __init__(self, columns: Iterable[str] = ()):
+        """columns: names in their order, of which those count that rows have."""
+        self._order = list(columns)
+        self.types: dict[str, Type | None] = {}  # None: no value so far
+
+    @property
+    def order(self) -> list[str]:
+        return [name for name in self._order if name in self.types]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Learn from the fields of a row."""
+        if not row.keys() <= self.types.keys():
+            merge_names(self._order, row)
+        for name, value in row.items():
+            type_ = _type_of(value)
+            known = self.types.get(name)
+            self.types[name] = known if known == type_ else _common(known, type_)
+
+    def named(self, name: str) -> Type:
+        """The type of a field; text where it has no value at all."""
+        return _settled(self.types[name])
+
+
+def _type_of(value: Any, depth: int = 0) -> Type | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int" if value in _INT else "text"
+    if isinstance(value, float):
+        return "float"
+    if depth < MAX_DEPTH and isinstance(value, list):
+        type_: Type | None = None
+        for item in value:
+            type_ = _common(type_, _type_of(item, depth + 1))
+        return {"list": type_}
+    if depth < MAX_DEPTH and isinstance(value, dict):
+        return _struct([[name, _type_of(item, depth + 1)] for name, item in value.items()])
+    return "text"
+
+
+def _struct(fields: list[list[Any]]) -> Type:
+    """An object with these fields; text where no table can hold it. Names that differ in case alone are one to DuckDB."""
+    if len(fields) > MAX_FIELDS or "" in dict(fields) or len({name.casefold() for name, _ in fields}) < len(fields):
+        return "text"
+    return {"struct": fields}
+
+
+def _common(one: Type | None, other: Type | None) -> Type | None:
+    """The type that holds values of both: text where nothing else does."""
+    if one is None or other is None or one == other:
+        return one or other
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        if "list" in one:
+            return {"list": _common(one["list"], other["list"])}
+        fields, more = dict(one["struct"]), dict(other["struct"])
+        order = list(fields)
+        merge_names(order, more)
+        return _struct([[name, _common(fields.get(name), more.get(name))] for name in order])
+    return "float" if {str(one), str(other)} == {"int", "float"} else "text"
+
+
+def _settled(type_: Type | None) -> Type:
+    """The type with text where nothing is known; an object without a field is text, too."""
+    if not isinstance(type_, dict):
+        return type_ or "text"
+    if "list" in type_:
+        return {"list": _settled(type_["list"])}
+    return {"struct": [[name, _settled(one)] for name, one in type_["struct"]]} if type_["struct"] else "text"
+
+
+def shaped(value: Any, type_: Type) -> Any:
+    """A value of a row as one of that type. Fields that an object has not stay away."""
+    if value is None:
+        return None
+    if type_ == "text":
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if type_ == "float":
+        return float(value)  # Arrow refuses whole numbers that a float64 rounds
+    if not isinstance(type_, dict):
+        return value
+    if "list" in type_:
+        return [shaped(item, type_["list"]) for item in value]
+    types = dict(type_["struct"])
+    return {name: shaped(item, types[name]) for name, item in value.items()}
+
+
+def tabled(value: Any, type_: Type) -> Any:
+    """The same in the final tables: lists and objects as JSON text."""
+    found = shaped(value, type_)
+    return json.dumps(value, ensure_ascii=False) if isinstance(found, list | dict) else found
+
+
+def leaves(value: Any, name: str = "") -> set[str]:
+    """What a value shows of its type to a reader that infers it: the names of the parts that have a value."""
+    if value is None:
+        return set()
+    if isinstance(value, dict):
+        return {leaf for key, item in value.items() for leaf in leaves(item, f"{name}/{key}")} | {f"{name}/"}
+    if isinstance(value, list):
+        return {leaf for item in value for leaf in leaves(item, f"{name}[]")} | {f"{name}[]"}
+    return {name}
