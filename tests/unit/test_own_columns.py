@@ -2,9 +2,11 @@
 
 import csv
 import datetime
+import decimal
 import json
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from darkroom.config.models import Select
@@ -14,6 +16,7 @@ from darkroom.exports.webdataset import first_samples
 from darkroom.exports.write import write_export
 from darkroom.plan.shards import make_plan
 from darkroom.rows.fields import Fields, merge_names
+from darkroom.rows.formats import read_rows
 from darkroom.tables.fields import FieldTypes, leaves, shaped, tabled
 from test_exports import build
 
@@ -248,6 +251,41 @@ def test_a_column_that_begins_late_in_a_long_metadata_file_is_read(tmp_path):
     records = load(tmp_path, "imagefolder", data_dir=str(tmp_path / "exports/imagefolder/images"))
     assert [record["row"] for record in records] == ["r11", *(f"r{n}" for n in range(11))]
     assert (records[0]["late"], records[0]["when"], records[1]["late"]) == (1.5, "unknown", None)
+
+
+def test_rows_of_a_parquet_file_come_back_with_the_types_that_it_had(tmp_path):
+    """Also those that JSON has not; where a column came to hold something else, it is what its values are."""
+    folder = tmp_path
+    day, price = datetime.date(2024, 1, 1), decimal.Decimal("12.50")
+    moment = datetime.datetime(2024, 1, 1, 12, 30, 0, 5, tzinfo=datetime.UTC)
+    columns = {
+        "day": (pa.date32(), day),
+        "moment": (pa.timestamp("ns", "UTC"), moment),
+        "price": (pa.decimal128(9, 2), price),
+    }
+    columns |= {"hour": (pa.time64("us"), moment.time()), "small": (pa.uint8(), 7), "half": (pa.float32(), 0.1)}
+    columns |= {"id": (pa.string(), "a"), "prompt": (pa.string(), "a fox"), "tags": (pa.list_(pa.string()), ["x"])}
+    types = pa.schema([(name, type_) for name, (type_, _) in columns.items()])
+    table = pa.Table.from_pylist(
+        [{n: v for n, (_, v) in columns.items()}, {"id": "b", "prompt": "a hen"}], schema=types
+    )
+    pq.write_table(table, folder / "typed.parquet")
+    rows = [row for _, _, row, _ in read_rows(folder / "typed.parquet")]
+    (folder / "typed").mkdir()
+    made = build(folder / "typed", rows, [], samples=1, select=Select())("folder")
+    made.rows["images"], made.given["images"] = made.folder / "rows.parquet", [str(folder / "typed.parquet")]
+    write_export(made)
+    back = pq.read_table(made.folder / "rows.parquet")
+    assert [back.schema.field(name).type for name in types.names] == types.types
+    assert back.select(types.names).to_pylist() == table.to_pylist()
+    assert [name for name in back.column_names if name in types.names] == types.names
+    other = [row | {"day": "some day", "small": 300, "price": "?"} for row in rows]
+    made = build(folder / "typed", other, [], samples=1, select=Select())("folder")
+    made.rows["images"], made.given["images"] = made.folder / "rows.parquet", [str(folder / "typed.parquet")]
+    write_export(made)
+    back = pq.read_schema(made.folder / "rows.parquet")
+    found = {name: back.field(name).type for name in ("day", "small", "price", "hour")}
+    assert found == {"day": pa.string(), "small": pa.int64(), "price": pa.string(), "hour": pa.time64("us")}
 
 
 def test_ours_is_called_as_the_config_says_where_a_name_is_taken():

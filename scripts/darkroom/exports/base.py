@@ -38,7 +38,7 @@ class Export:
 
     table: the final table of all images (scores.parquet), made for table_digest; catalogue: the columns of scores; settings: `export` of the config;
     select: `select` of the config; models: those that made and judged the images; rows: kind -> file of the user's rows
-    (folder export), and fields: kind -> which of its fields stands for which of ours; digest: what the export is made for.
+    (folder export), fields: kind -> which of its fields stands for which of ours, and given: kind -> the files that they came in; digest: what the export is made for.
     """
 
     format: str
@@ -54,6 +54,7 @@ class Export:
     reply_column: str = "reply"
     rows: dict[str, Path] = field(default_factory=dict)
     fields: dict[str, Fields] = field(default_factory=dict)
+    given: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:

@@ -1,19 +1,29 @@
 """Give the user's rows back, in their own format, with the images that were kept and what the judge said of them."""
 
 import csv
+import datetime
+import decimal
+import functools
 import gzip
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import types
 
 from darkroom.exports.base import Export, Image, Names, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
 from darkroom.plan.stages import EDITED
-from darkroom.rows.fields import NAMES, PLAIN, Fields, merge_names
+from darkroom.rows.fields import NAMES, PLAIN, Fields
+from darkroom.rows.formats import ending
+from darkroom.store.shardfile import arrow_schema
+from darkroom.tables.fields import FieldTypes, shaped
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -29,7 +39,9 @@ def write(export: Export, sums: Sums) -> dict[str, int]:
     for kind in export.kinds:
         pictures = PngFolder(export.folder, picture_folders(kind), sums)
         path = export.rows[kind.name]
-        counts[kind.name] = _write_rows(_rows(export, kind, pictures), path)
+        counts[kind.name] = _write_rows(
+            _rows(export, kind, pictures), path, given_types(export.given.get(kind.name, ()))
+        )
         pictures.finish()
         sums.add_file(path.name, note=True)
     return counts
@@ -105,9 +117,14 @@ def _is_single(value: Any) -> bool:
     return isinstance(value, str | dict)
 
 
-def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
+def _write_rows(rows: Iterator[dict[str, Any]], path: Path, given: Mapping[str, pa.DataType]) -> int:
     zipped = path.suffix == ".gz"
-    written = {".json": _write_array, ".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet}
+    written: dict[str, Callable[[Path, Path], None]] = {
+        ".json": _write_array,
+        ".csv": _write_csv,
+        ".tsv": functools.partial(_write_csv, delimiter="\t"),
+        ".parquet": functools.partial(_write_parquet, given=given),
+    }
     write = written.get((path.with_suffix("") if zipped else path).suffix)
     count = 0
     with replacing(path) as temporary:
@@ -117,7 +134,7 @@ def _write_rows(rows: Iterator[dict[str, Any]], path: Path) -> int:
                 out.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
         if write:  # whose columns are known when the last row is
             with replacing(temporary, apart=False) as table:
-                write(temporary, table, *(("\t",) if ".tsv" in path.suffixes else ()))
+                write(temporary, table)
         if zipped:
             with (
                 replacing(temporary, apart=False) as packed,
@@ -135,17 +152,6 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, stream)
 
 
-def _columns(rows: Path) -> list[str]:
-    """The names that rows have, in their order."""
-    order: list[str] = []
-    known: set[str] = set()
-    for row in _read_rows(rows):
-        if not row.keys() <= known:
-            merge_names(order, row)
-            known.update(row)
-    return order
-
-
 def _write_array(rows: Path, path: Path) -> None:
     with open(rows, "rb") as lines, open(path, "wb") as out:
         for number, line in enumerate(lines):
@@ -154,39 +160,64 @@ def _write_array(rows: Path, path: Path) -> None:
 
 
 def _write_csv(rows: Path, path: Path, delimiter: str = ",") -> None:
-    names = _columns(rows)
+    own = FieldTypes()
+    for row in _read_rows(rows):
+        own.add(row)
     with open(path, "w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, names, delimiter=delimiter)
+        writer = csv.DictWriter(out, own.order, delimiter=delimiter)
         writer.writeheader()
         for row in _read_rows(rows):
             nested = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list | dict)}
             writer.writerow(row | nested)
 
 
-def _write_parquet(rows: Path, path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def chunks() -> Iterator[list[dict[str, Any]]]:
-        read = _read_rows(rows)
-        while chunk := list(itertools.islice(read, TABLE_ROWS)):
-            yield chunk
-
-    types: dict[str, pa.DataType | None] = {}  # None: values of several types, written as JSON
-    for chunk in chunks():
-        for name in dict.fromkeys(name for row in chunk for name in row):
-            known = types.get(name, pa.null())
+def _write_parquet(rows: Path, path: Path, given: Mapping[str, pa.DataType]) -> None:
+    """given: the types that columns had in the user's files; those that JSON has not come back from the text of their values."""
+    own, left = FieldTypes(), dict(given)
+    for chunk in _chunks(rows):
+        for row in chunk:
+            own.add(row)
+        for name, type_ in list(left.items()):
             try:
-                here = pa.array([row.get(name) for row in chunk]).type
-                fields = [pa.schema([(name, type_)]) for type_ in (known, here) if known is not None]
-                types[name] = pa.unify_schemas(fields, promote_options="permissive")[0].type if fields else None
-            except pa.ArrowException:  # such as one reply here and a list of them there
-                types[name] = None
-    schema = pa.schema([(name, types[name] or pa.string()) for name in _columns(rows)])
+                _as_given([row.get(name) for row in chunk], type_)
+            except (pa.ArrowException, TypeError, ValueError, ArithmeticError):
+                del left[name]  # it holds something else, too
+    columns = {name: own.named(name) for name in own.order}
+    schema = pa.schema(
+        [(name, left.get(name, type_.type)) for name, type_ in zip(columns, arrow_schema(columns), strict=True)]
+    )
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in chunks():
-            for name in [name for name, type_ in types.items() if type_ is None]:
-                for row in chunk:
-                    if row.get(name) is not None:
-                        row[name] = json.dumps(row[name], ensure_ascii=False)
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+        for chunk in _chunks(rows):
+            arrays = []
+            for field in schema:
+                values = [row.get(field.name) for row in chunk]
+                if field.name in left:
+                    arrays.append(_as_given(values, field.type))
+                else:
+                    arrays.append(pa.array([shaped(value, columns[field.name]) for value in values], field.type))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _chunks(rows: Path) -> Iterator[list[dict[str, Any]]]:
+    read = _read_rows(rows)
+    while chunk := list(itertools.islice(read, TABLE_ROWS)):
+        yield chunk
+
+
+def given_types(files: Iterable[str | Path]) -> dict[str, pa.DataType]:
+    """Column -> its type in the user's Parquet files, where that is a number or a time that JSON does not tell."""
+    found: dict[str, pa.DataType] = {}
+    for file in files:
+        for field in pq.read_schema(file) if ending(file) == ".parquet" else ():
+            found.setdefault(field.name, field.type)
+    known = (types.is_integer, types.is_floating, types.is_decimal, types.is_date, types.is_timestamp, types.is_time)
+    return {name: type_ for name, type_ in found.items() if any(is_of(type_) for is_of in known)}
+
+
+def _as_given(values: list[Any], type_: pa.DataType) -> pa.Array:
+    """Values of rows as the Parquet file that they are from had them. Raises where they are not such."""
+    if types.is_decimal(type_):
+        return pa.array([None if value is None else decimal.Decimal(str(value)) for value in values], type_)
+    if types.is_time(type_):
+        return pa.array([None if value is None else datetime.time.fromisoformat(value) for value in values], type_)
+    return pa.array(values).cast(type_)

@@ -548,6 +548,7 @@ class Workflow:
             reply_column=self.config.judge.reply_column,
             rows=self.dataset_files(),
             fields={stage.name: self.row_fields(stage.rows) for stage in self.stages},
+            given={stage.name: self.row_files(stage.rows) for stage in self.stages},
         )
 
     def dataset_files(self) -> dict[str, Path]:

@@ -47,6 +47,12 @@ class FieldTypes:
             known = self.types.get(name)
             self.types[name] = known if known == type_ else _common(known, type_)
 
+    def join(self, other: "FieldTypes") -> None:
+        """Learn what another has learned."""
+        merge_names(self._order, other.order)
+        for name, type_ in other.types.items():
+            self.types[name] = _common(self.types.get(name), type_)
+
     def named(self, name: str) -> Type:
         """The type of a field; text where it has no value at all."""
         return _settled(self.types[name])

@@ -13,7 +13,6 @@ from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
-from darkroom.rows.fields import merge_names
 from darkroom.rows.labels import Labels
 from darkroom.store.shardfile import Type, iter_records, packed_meta
 from darkroom.tables.fields import FieldTypes, tabled
@@ -117,17 +116,14 @@ def _own_fields(
 
     A field that has the name of a column of ours, in whatever case, is called row_<name>.
     """
-    columns_of_all: list[str] = []
-    for kind in kinds:
-        merge_names(columns_of_all, kind.plan.columns)
-    every = FieldTypes(columns_of_all)
     of_kind = {kind.name: FieldTypes(kind.plan.columns) for kind in kinds}
     for kind in kinds:
         for name in kind.plan.shards:
             for record in iter_records(kind.image_file(name), ["fields"]):
-                fields = json.loads(record["fields"])
-                every.add(fields)
-                of_kind[kind.name].add(fields)
+                of_kind[kind.name].add(json.loads(record["fields"]))
+    every = FieldTypes()
+    for types in of_kind.values():
+        every.join(types)
     ours = {name.casefold() for name in columns}
     taken, named = ours | {name.casefold() for name in every.order}, {}
     for field in every.order:
