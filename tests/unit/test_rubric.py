@@ -149,6 +149,7 @@ def scored(**limits):
         (scored(max_length=0), "max_length is 1 to 10000"),
         (scored(max_length=10**9), "max_length is 1 to 10000"),
         (question(name="prompt"), "column prompt is there already"),
+        (question(name="Prompt"), "column Prompt is there already"),
         (question(type="json", fields={"seed": {"minimum": 1, "maximum": 2}}), "column seed is there already"),
         (
             question(type="json", fields={"q_reply": {"max_length": 5}})

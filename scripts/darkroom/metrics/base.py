@@ -109,11 +109,11 @@ class Catalogue:
         for kind, columns in catalogue.kinds.items():
             owners: dict[str, str] = {}
             for column in columns:
-                if column.name in TAKEN:
+                if column.name.casefold() in TAKEN:
                     raise DarkroomError(
                         f"metric {column.metric}: {kind}: column {column.name} is there already; give it another name"
                     )
-                if (owner := owners.get(column.name)) is not None:
+                if (owner := owners.get(column.name.casefold())) is not None:
                     makers = (
                         f"metric {owner} and metric {column.metric}"
                         if owner != column.metric
@@ -122,7 +122,7 @@ class Catalogue:
                     raise DarkroomError(
                         f"{kind}: column {column.name} is made by {makers}; give one of them another name"
                     )
-                owners[column.name] = column.metric
+                owners[column.name.casefold()] = column.metric
                 type_, first = types.setdefault(column.name, (column.type, kind))
                 if type_ != column.type:
                     raise DarkroomError(

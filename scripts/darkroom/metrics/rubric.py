@@ -140,9 +140,10 @@ def load_rubric(path: str | Path) -> Rubric:
     questions = {kind: [_question(path, kind, entry) for entry in content.get(kind) or []] for kind in kinds}
     for kind, asked in questions.items():
         columns = [column.name for question in asked for column in question.columns]
-        if double := {name for name in columns if columns.count(name) > 1}:
+        folded = [name.casefold() for name in columns]  # names that differ in case alone are one to DuckDB
+        if double := {name for name in columns if folded.count(name.casefold()) > 1}:
             raise DarkroomError(f"{path}: {kind}: column {sorted(double)[0]} is made by two questions")
-        if taken := sorted(TAKEN.intersection(columns)):
+        if taken := sorted(name for name in columns if name.casefold() in TAKEN):
             raise DarkroomError(f"{path}: {kind}: column {taken[0]} is there already; give it another name")
     types: dict[str, tuple[str, str]] = {}
     for kind, asked in questions.items():
