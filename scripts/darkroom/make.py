@@ -177,6 +177,8 @@ def _records(
     for place, request in enumerate(requests):
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
         record |= {name: None for name in _SAMPLER if request.given or name not in job.family.settings}
+        if request.given or not job.family.reads_negative(request):
+            record["negative_prompt"] = None  # no model was given it
         record["origin"] = "given" if request.given else "generated"
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None

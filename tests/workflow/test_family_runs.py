@@ -21,6 +21,7 @@ def a_run(folder, **generate):
     (folder / "silent.yaml").write_text("images: []\nedited: []\n")
     run.config["judge"]["rubric"] = str(folder / "silent.yaml")
     rows = [{"id": f"p{n}", "prompt": f"number {n}", "width": 40 + n, "steps": n + 1} for n in range(9)]
+    rows[0]["negative_prompt"] = "blurry"
     run.write_rows("prompts.jsonl", rows)
     return run
 
@@ -34,6 +35,8 @@ def test_a_set_is_made_by_a_family_without_a_model(tmp_path):
     assert sorted(record["width"] for record in records) == list(range(40, 49))
     assert all(record["error"] is None and record["seed"] is not None for record in records)
     assert {record["steps"] for record in records} == {None}  # told to the engine, and of no effect
+    assert {record["negative_prompt"] for record in records} == {None}  # which the family does not read
+    assert '"negative_prompt": "blurry"' in (run.results / "dataset/prompts.jsonl").read_text()
     meta = read_meta(paths[0])
     assert meta["recipe"]["model"] == "family:flat-colour" and set(meta["versions"]) == {"pillow"}
     logs = "".join(path.read_text() for path in run.results.glob("logs/generate_images/**/*.log"))
