@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from darkroom.config.models import Select
-from darkroom.exports import FORMATS
+from darkroom.exports import FORMATS, imagefolder
 from darkroom.exports.base import Names
 from darkroom.exports.webdataset import first_samples
 from darkroom.exports.write import write_export
@@ -286,6 +286,27 @@ def test_rows_of_a_parquet_file_come_back_with_the_types_that_it_had(tmp_path):
     back = pq.read_schema(made.folder / "rows.parquet")
     found = {name: back.field(name).type for name in ("day", "small", "price", "hour")}
     assert found == {"day": pa.string(), "small": pa.int64(), "price": pa.string(), "hour": pa.time64("us")}
+
+
+def test_lines_that_move_to_the_front_leave_the_others_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagefolder, "_READ_FIRST", 30)
+    lines = [
+        {"n": 0},
+        {"n": 1},
+        {"n": 2, "a": 1},
+        {"n": 3},
+        {"n": 4, "a": 2},
+        {"n": 5, "b": {"c": 1}},
+        {"n": 6, "d": "x"},
+    ]
+    late, path = imagefolder._LateLines(), tmp_path / "metadata.jsonl"
+    with open(path, "wb") as out:
+        for line in lines:
+            data = json.dumps(line).encode() + b"\n"
+            late.note(line, out.tell(), len(data))
+            out.write(data)
+    late.move(path)
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [2, 5, 6, 0, 1, 3, 4]
 
 
 def test_ours_is_called_as_the_config_says_where_a_name_is_taken():
