@@ -488,6 +488,14 @@ def test_the_card_says_what_was_used_and_under_which_licence(built):
             assert word in text, word
 
 
+def test_the_card_says_where_labels_decided(built):
+    made = replace(built[1]("parquet", to="labelled"), by_label=True)
+    write_export(made)
+    told = "what a person rejected was left out"
+    assert told in (made.folder / "README.md").read_text()
+    assert told not in (built[0] / "exports/parquet/README.md").read_text()
+
+
 def test_what_is_not_of_the_tables_is_refused(tmp_path):
     export = build(tmp_path)
     shard = sorted((tmp_path / "images").glob("*.parquet"))[0]

@@ -38,7 +38,8 @@ class Export:
 
     table: the final table of all images (scores.parquet), made for table_digest; catalogue: the columns of scores; settings: `export` of the config;
     select: `select` of the config; models: those that made and judged the images; rows: kind -> file of the user's rows
-    (folder export), fields: kind -> which of its fields stands for which of ours, and given: kind -> the files that they came in; digest: what the export is made for.
+    (folder export), fields: kind -> which of its fields stands for which of ours, and given: kind -> the files that they came in;
+    by_label: whether labels decided what is selected; digest: what the export is made for.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Export:
     rows: dict[str, Path] = field(default_factory=dict)
     fields: dict[str, Fields] = field(default_factory=dict)
     given: dict[str, list[str]] = field(default_factory=dict)
+    by_label: bool = False
 
     @property
     def limit(self) -> int:

@@ -104,6 +104,8 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         lines.append(f"- {kind.name}: {least or 'every image that was made'}")
     if export.select.per_row:
         lines.append(f"- of each prompt, the best {export.select.per_row}")
+    if export.by_label:
+        lines.append("- what a person rejected was left out, and what a person accepted was kept, whatever its scores")
     if export.format == "preferences":
         for kind in export.kinds:
             by = preferences.deciding_score(export, kind)

@@ -548,6 +548,7 @@ class Workflow:
             reply_column=self.config.judge.reply_column,
             rows=self.dataset_files(),
             fields={stage.name: self.row_fields(stage.rows) for stage in self.stages},
+            by_label=self.config.labels is not None and self.config.select.labels,
             given={stage.name: self.row_files(stage.rows) for stage in self.stages},
         )
 
