@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from darkroom.config import home
+from darkroom.config import extensions, home
 from darkroom.config.load import is_folder_name, load_config, read_config_file
 from darkroom.config.models import Config
 from darkroom.config.values import sections_of
 from darkroom.errors import DarkroomError
+from darkroom.run.workflow import Workflow
 
 
 @pytest.fixture
@@ -23,6 +25,14 @@ def folder(tmp_path, monkeypatch):
     Path("rubric.yaml").write_text("images: []\n")
     os.mkfifo("fifo.jsonl")
     return tmp_path
+
+
+@pytest.fixture
+def forgotten_extensions():
+    """An extension is run once in a process: what a test loaded is gone after it."""
+    yield
+    for name in [name for name in sys.modules if name.startswith(extensions.PREFIX)]:
+        del sys.modules[name]
 
 
 def config(text="{}"):
@@ -136,12 +146,106 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("export: {acknowledge_licences: true}", "export.acknowledge_licences: expected a list, got True"),
         ("container: gone.sif", "container: no such file: gone.sif (an address has a ://)"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
+        (
+            "judge: {min_pixels: 9000, max_pixels: 4096}",
+            "judge.min_pixels: 9000 is above max_pixels, 4096; no picture could be both",
+        ),
+        (
+            "judge: {min_pixels: 2000000}",
+            "judge.min_pixels: 2000000 is above max_pixels, 1048576; no picture could be b",
+        ),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(folder, text, message):
     with pytest.raises(DarkroomError) as error:
         load_config(config(text))
     assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "p_yes: 50",
+            "select.images.p_yes: the score goes from 0 to 1, so no picture reaches 50; name a value between",
+        ),
+        (
+            "p_yes: 1.01",
+            "select.images.p_yes: the score goes from 0 to 1, so no picture reaches 1.01; name a value between",
+        ),
+        ("p_yes: -1", "select.images.p_yes: the score goes from 0 to 1, so every picture that has a score reaches -1;"),
+        (
+            "prompt_alignment: 0.9",
+            "select.images.prompt_alignment: the score goes from 1 to 10, so every picture that has",
+        ),
+        ("beauty: 1", "select.images: no metric gives a score beauty; there are p_yes"),
+    ],
+)
+def test_a_threshold_outside_its_score_s_range_is_one_line(folder, text, message):
+    given = config(f"select: {{images: {{{text}}}}}")
+    del given["judge"]["rubric"]
+    with pytest.raises(DarkroomError) as error:
+        Workflow.open(given)
+    assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
+
+
+# Each key that names a file or folder, and what of it is found in the folder $DATA/in.
+PATHS = {
+    "prompts: PATH/rows.jsonl": lambda config: config.prompts,
+    "prompts: [PATH/rows.jsonl]": lambda config: config.prompts[0],
+    "prompts: PATH/ro*.jsonl": lambda config: config.prompts[0],
+    "edits: PATH/rows.jsonl": lambda config: config.edits,
+    "rows: {root: PATH}": lambda config: config.rows.root,
+    "rows: {edits: {root: PATH}}": lambda config: config.rows.edits.root,
+    "results: PATH/new": lambda config: config.results,
+    "labels: PATH/rows.jsonl": lambda config: config.labels,
+    "container: PATH/rows.jsonl": lambda config: config.container,
+    "extensions: [PATH/nothing.py]": lambda config: config.extensions[0],
+    "generate: {model: PATH/model}": lambda config: config.generate.model,
+    "generate: {model: a/b, local_dir: PATH/model}": lambda config: config.generate.local_dir,
+    "generate: {cache_dir: PATH/new}": lambda config: config.generate.cache_dir,
+    "{edits: rows.jsonl, edit: {model: PATH/model}}": lambda config: config.edit.model,
+    "edit: {cache_dir: PATH/new}": lambda config: config.edit.cache_dir,
+    "judge: {model: PATH/model}": lambda config: config.judge.model,
+    "judge: {cache_dir: PATH/new}": lambda config: config.judge.cache_dir,
+    "judge: {rubric: PATH/rubric.yaml}": lambda config: config.judge.rubric,
+}
+
+
+def naming(text, path):
+    """A config that says `text`, with `path` for PATH."""
+    return config(json.dumps(yaml.safe_load(text)).replace("PATH", path))
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_home_and_variables_are_expanded_in_every_path(folder, monkeypatch, text, forgotten_extensions):
+    inside = folder / "in"
+    (inside / "model").mkdir(parents=True)
+    for name in ("rows.jsonl", "rubric.yaml", "nothing.py"):
+        (inside / name).touch()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("DATA", str(folder))
+    monkeypatch.setenv("IN", "in")
+    for path in ("~/in", "$DATA/in", "${DATA}/$IN"):
+        found = PATHS[text](load_config(naming(text, path) | {"edit": {"model": "./model"}} | naming(text, path)))
+        assert found.startswith(f"{inside}")
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_a_variable_that_is_not_set_or_an_unknown_user_is_one_line(folder, monkeypatch, text):
+    monkeypatch.setenv("EMPTY", "")
+    for path, message in {
+        "$NOT_SET_HERE/in": "the variable NOT_SET_HERE is not set; set it, or write the folder's name out",
+        "${EMPTY}/in": "the variable EMPTY is not set; set it, or write the folder's name out",
+        "~nobody-here/in": "there is no user nobody-here; a folder of this name is written ./~nobody-here",
+    }.items():
+        with pytest.raises(DarkroomError) as error:
+            load_config(naming(text, path))
+        assert re.fullmatch(rf"config: [a-z_.0]+: {re.escape(path)}\S*: {message}", str(error.value))
+
+
+def test_signs_that_are_no_variable_stay(folder):
+    assert load_config(config("results: 'a$/5$ b~'")).results == "a$/5$ b~"
 
 
 @pytest.mark.parametrize(

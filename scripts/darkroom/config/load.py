@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from darkroom.config import extensions, home
 from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model
 from darkroom.config.options import judge_refusal, refusal, with_family
-from darkroom.config.values import explain
+from darkroom.config.values import Unusable, expanded, explain
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import ROWS, STAGES, used_stages
@@ -67,9 +67,20 @@ def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
     given = config.get("extensions")
     if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
         return []
-    found = [_find(name, roots, f"extensions.{number}", "file") for number, name in enumerate(given)]
+    found = [
+        _find(_expanded(name, f"extensions.{number}"), roots, f"extensions.{number}", "file")
+        for number, name in enumerate(given)
+    ]
     extensions.load(found)
     return found
+
+
+def _expanded(name: str, where: str) -> str:
+    """`expanded`, before the models check it; where: the key that names it."""
+    try:
+        return expanded(name)
+    except Unusable as error:
+        raise DarkroomError(f"config: {where}: {error}") from None
 
 
 def _check_values(value: dict[Any, Any], where: str) -> None:

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from darkroom.config.values import AS_GIVEN, NAME, Number, Refused, Section, sections_of
+from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES
 
@@ -135,9 +135,8 @@ Preferred = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None,
+    PathText | None,
     Field(
-        min_length=1,
         description="A folder, or owner/name on the Hugging Face hub. Only safetensors are loaded, and no code of the model's."
         " Null where the family needs none.",
     ),
@@ -151,7 +150,7 @@ Revision = Annotated[
     ),
 ]
 CacheDir = Annotated[
-    str | None,
+    PathText | None,
     Field(
         description="The hub's cache folder, where models are fetched to and read from; null is `HF_HOME`'s. On a cluster it"
         " must be on a disk that the nodes see."
@@ -296,7 +295,7 @@ class StageSection(DeviceSection):
 class ModelSection(StageSection, ModelSource):
     """What the section of a stage has whose pictures a model makes, such as `generate` and `edit`."""
 
-    local_dir: str | None = Field(
+    local_dir: PathText | None = Field(
         default=None, description="A folder with a copy of the hub model, used instead of the cache."
     )
     dtype: Dtype = "auto"
@@ -380,9 +379,8 @@ class Edit(ModelSection):
 
 
 class Judge(DeviceSection, ModelSource):
-    model: str = Field(
+    model: PathText = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
-        min_length=1,
         description="A vision-language model of the Qwen family, a folder or owner/name.",
     )
     engine: Literal["vllm", "transformers"] = Field(
@@ -416,7 +414,7 @@ class Judge(DeviceSection, ModelSource):
         description="Share of the probability that words are drawn from where `temperature` is above 0.",
     )
     max_tokens: int = Field(default=512, ge=1, le=32768, description="Longest JSON reply.")
-    rubric: Text = Field(
+    rubric: PathText = Field(
         default="config/rubrics/default.yaml",
         description="What is asked, and how replies become numbers; the file explains its form.",
     )
@@ -442,6 +440,14 @@ class Judge(DeviceSection, ModelSource):
         default="reply",
         description="Column of the exported rows (`folder`) that takes the judge's reply as it came, to the question that says most.",
     )
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> Self:
+        if None not in (self.min_pixels, self.max_pixels) and self.min_pixels > self.max_pixels:  # type: ignore[operator]
+            raise Refused(
+                f"min_pixels: {self.min_pixels} is above max_pixels, {self.max_pixels}; no picture could be both"
+            )
+        return self
 
 
 class Metrics(Section):
@@ -561,6 +567,7 @@ class Export(Section):
 
 
 Names = Text | Annotated[list[Text], Field(min_length=1)] | None
+Files = PathText | Annotated[list[PathText], Field(min_length=1)] | None
 
 
 class RowFields(Section):
@@ -581,7 +588,7 @@ class RowFields(Section):
         ]
         | None
     ) = Field(default=None, description="The fields of a known data set; the keys below change it.")
-    root: Text | None = Field(
+    root: PathText | None = Field(
         default=None,
         description="Folder that relative names of image files start from. Null is the folder of the rows, of several files the one"
         " that they have in common.",
@@ -607,17 +614,17 @@ class Rows(RowFields):
 class Config(Section):
     """Darkroom configuration"""
 
-    prompts: Names = Field(
+    prompts: Files = Field(
         default=None,
         description="Rows to turn into images: a file, a list of files, or a pattern such as `prompts/*.jsonl`, in the formats of"
         " the table below. Null: none.",
     )
-    edits: Names = Field(
+    edits: Files = Field(
         default=None,
         description="Rows that edit images, in the same way. Null: none. At least one of the two is needed.",
     )
     rows: Rows = Field(default_factory=Rows)
-    results: str = Field(default="results", min_length=1, description="Folder for everything that is made.")
+    results: PathText = Field(default="results", description="Folder for everything that is made.")
     seed: int = Field(
         default=0,
         ge=0,
@@ -629,9 +636,8 @@ class Config(Section):
         default=1, ge=1, le=1000, description="Images of each prompt and each edit. A row's `samples` replaces it."
     )
     shards: Shards = Field(default_factory=Shards)
-    container: str | None = Field(
+    container: PathText | None = Field(
         default=None,
-        min_length=1,
         description="An image for `--sdm apptainer`, a file or `docker://…`: build one from `envs/darkroom.def`, and run with"
         ' `--sdm apptainer --apptainer-args "--nv"`. Folders outside of the working folder and your home need a `--bind`. Null:'
         " no container.",
@@ -644,7 +650,7 @@ class Config(Section):
         description="Make failed requests and unreadable replies again, and carry all else over. For the command line of one run:"
         " `snakemake --config retry_failed=true`.",
     )
-    extensions: Annotated[list[Text], AfterValidator(_each_once)] = Field(
+    extensions: Annotated[list[PathText], AfterValidator(_each_once)] = Field(
         default=[],
         description="Python files of your own that are run before the config is checked and bring families, metrics, stages or"
         " sections.",
@@ -655,9 +661,8 @@ class Config(Section):
     judge: Judge = Field(default_factory=Judge)
     metrics: Metrics = Field(default_factory=Metrics)
     select: Select = Field(default_factory=Select)
-    labels: str | None = Field(
+    labels: PathText | None = Field(
         default=None,
-        min_length=1,
         description="CSV with the columns `key` and `label` (`accept` or `reject`), as the gallery exports it; becomes the column"
         " `label` of the tables, and decides what is selected (`select.labels`). A line that fits no image is in `rejected.jsonl`.",
     )

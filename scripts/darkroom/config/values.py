@@ -5,12 +5,15 @@ wherever a key wants no text.
 """
 
 import difflib
+import os
+import re
 import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic.fields import FieldInfo
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
@@ -31,6 +34,35 @@ Number = Annotated[float, AS_GIVEN]
 
 class Refused(ValueError):
     """What a validator of a section raises about keys that do not go together: "key: why"."""
+
+
+class Unusable(ValueError):
+    """What a validator of one value raises where its words already say what was given."""
+
+
+def expanded(path: str) -> str:
+    """A path that the config names, with `~` and `~user` at its start, `$NAME` and `${NAME}` replaced.
+
+    Raises Unusable, in one line, where there is no such variable, an empty one, or no such user.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise Unusable(f"{path}: the variable {name} is not set; set it, or write the folder's name out")
+        return os.environ[name]
+
+    if path.startswith("~"):
+        user, slash, rest = path.partition("/")
+        try:
+            path = f"{Path(user).expanduser()}{slash}{rest}"
+        except RuntimeError:
+            raise Unusable(f"{path}: there is no user {user[1:]}; a folder of this name is written ./{user}") from None
+    return re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", value, path)
+
+
+# A file or folder that the config names. Every key that names one is of this type, those of extensions too.
+PathText = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 
 
 class Section(BaseModel):
@@ -113,7 +145,15 @@ def _scalar(text: str, found: list[Any], null: bool) -> Any:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line about the first thing that is wrong: an unknown key, else the error at the highest level."""
     found = error.errors(include_url=False)
-    first = min(found, key=lambda one: (one["type"] != "extra_forbidden", len(one["loc"])))
+    own = (Refused, Unusable)
+    first = min(
+        found,
+        key=lambda one: (
+            one["type"] != "extra_forbidden",
+            not isinstance(one.get("ctx", {}).get("error"), own),
+            len(one["loc"]),
+        ),
+    )
     if first["type"] == "extra_forbidden":
         unknown_keys = [one["loc"] for one in found if one["type"] == "extra_forbidden"]
         *above, unknown = min(unknown_keys, key=lambda loc: (len(loc), [str(part) for part in loc]))
@@ -125,7 +165,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where}.{raised}" if where else str(raised)
     if first["type"] == "missing":
         return f"{where}: must be given"
-    if raised is not None and isinstance(first["input"], dict | BaseModel):
+    if isinstance(raised, Unusable) or (raised is not None and isinstance(first["input"], dict | BaseModel)):
         return f"{where}: {raised}"
     got = "null" if first["input"] is None else repr(first["input"])
     got = got if len(got) <= 60 else got[:57] + "..."

@@ -636,7 +636,7 @@ def _named(section: Section | None) -> dict[str, Any]:
 
 
 def _check_scores(config: Config, catalogue: Catalogue) -> None:
-    """Scores that the config selects or prefers by are there. Raises DarkroomError where one is not."""
+    """Scores that the config selects or prefers by are there, and thresholds within their range. Raises DarkroomError."""
     named = [(f"select.{stage}", stage, list(config.select.least_of(stage))) for stage in STAGES]
     preferred = {stage: config.export.preferences.score_of(stage) for stage in STAGES}
     named += [(f"export.preferences.{stage}", stage, [name]) for stage, name in preferred.items() if name is not None]
@@ -646,4 +646,14 @@ def _check_scores(config: Config, catalogue: Catalogue) -> None:
             if name not in known:
                 raise DarkroomError(
                     f"config: {where}: no metric gives a score {name}; there are {', '.join(known) or 'none'}"
+                )
+    for stage in STAGES:
+        limits = {column.name: column.limits for column in catalogue.columns(stage)}
+        for name, least in config.select.least_of(stage).items():
+            low, high = limits[name]
+            if not low <= least <= high:
+                wrong = "no picture reaches" if least > high else "every picture that has a score reaches"
+                raise DarkroomError(
+                    f"config: select.{stage}.{name}: the score goes from {low:g} to {high:g}, so {wrong} {least:g};"
+                    " name a value between"
                 )
