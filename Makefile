@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 QUICK_VENV ?= .venv-quick
 CORES ?= 2
+CONFIG ?= $(config)
 # The CPU builds of torch and torchvision; where this index cannot be reached, pip's own index has to do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
@@ -43,7 +44,7 @@ lint: $(QUICK_READY)
 	$(QUICK)/codespell
 	$(QUICK)/snakemake --lint
 
-# Commands on results/, or on the results of the config file named with CONFIG=my.yaml; watch: until the run ends.
+# Commands on results/, or on the results of the config file named with CONFIG=my.yaml, or config=; watch: until the run ends.
 plan verify prune watch failures: $(READY)
 	@$(BIN)/darkroom $@ $(if $(CONFIG),--configfile $(CONFIG))
 

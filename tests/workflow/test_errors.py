@@ -4,7 +4,8 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+import warm
+from conftest import REPOSITORY, environment
 
 WRONG = {
     "unknown key": ({"promts": "x.jsonl"}, "unknown key promts; did you mean prompts?"),
@@ -38,6 +39,33 @@ def test_a_wrong_config_is_one_line_and_starts_nothing(run, name):
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in done.stderr + done.stdout
     assert not list(run.results.glob("prompts/*"))
+
+
+def without_a_file(run, *settings):
+    """A dry run that names no config file."""
+    arguments = ["--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(run.folder), "--cores", "1", "-n"]
+    arguments += ["--workflow-profile", "none", "--rerun-triggers", "mtime", "--quiet", "rules"]
+    return warm.run([*arguments, *(["--config", *settings] if settings else [])], run.folder, environment(), 600)
+
+
+def test_own_rows_without_a_config_file_are_one_line_and_start_nothing(run):
+    run.write_rows("mine.jsonl", [{"prompt": "a red circle"}])
+    done = without_a_file(run, "prompts=mine.jsonl", "samples_per_prompt=2")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert len(errors) == 1 and errors[0].startswith("error: --config names prompts without a config file")
+    assert not run.results.exists()
+
+
+def test_the_demonstration_says_that_it_is_one(run):
+    done = without_a_file(run)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("this is the demonstration, config/config.yaml, since no config names rows; for your own")
+        == 1
+    )
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    assert "this is the demonstration" not in run.snakemake("-n").stdout
 
 
 def test_strict_stops_at_the_first_bad_row_with_its_line(run):

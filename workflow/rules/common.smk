@@ -15,6 +15,7 @@ elif find_spec("darkroom") is None:
         f"error: no library darkroom, neither in {LIBRARY} nor installed; `pip install` the repository that this workflow is from"
     )
 
+from darkroom.config.load import DEMONSTRATION, names_rows
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import search_first
 from darkroom.run.events import watch_over
@@ -42,6 +43,23 @@ os.environ.setdefault("DARKROOM_RUN", f"{time.time_ns()}-{os.getpid()}")
 
 envvars:
     "DARKROOM_RUN",
+
+
+# Whoever includes the workflow in one of their own may give it a config without a file.
+OURS = [LIBRARY.parent / name for name in ("Snakefile", "workflow/Snakefile")]
+OUTERMOST = Path(workflow.main_snakefile).resolve() in [path.resolve() for path in OURS]
+
+try:
+    IS_DEMONSTRATION = not names_rows(
+        config, has_file=bool(workflow.configfiles), needs_file=OUTERMOST
+    )
+except DarkroomError as error:
+    sys.exit(f"error: {error}")
+
+# A module may come without it.
+if IS_DEMONSTRATION:
+
+    configfile: str(LIBRARY.parent / "config/config.yaml")
 
 
 try:
@@ -259,6 +277,8 @@ def tell_end():
 
 # A dry run has no end that could be told of.
 if not IS_JOB:
+    if IS_DEMONSTRATION:
+        logger.info(DEMONSTRATION)
     for line in DARKROOM.rejected_lines():
         logger.info(line)
 

@@ -4,7 +4,7 @@ import glob
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,33 @@ from pydantic import ValidationError
 from darkroom.config import extensions, home
 from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model
 from darkroom.config.options import judge_refusal, refusal, with_family
-from darkroom.config.values import Unusable, expanded, explain
+from darkroom.config.values import Unusable, expanded, explain, read_value
 from darkroom.engines import family
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import ROWS, STAGES, used_stages
+
+DEMONSTRATION = (
+    "this is the demonstration, config/config.yaml, since no config names rows; for your own, --configfile my.yaml"
+)
+
+
+def names_rows(config: Mapping[str, Any], has_file: bool, needs_file: bool = True) -> bool:
+    """Whether a config, as the user wrote it, names rows; one that does not goes over the demonstration.
+
+    A config file that names rows stands alone: nothing of the demonstration leaks into it, even where it says null.
+
+    has_file: whether any of it is from a file. needs_file: refuse rows that are named on the command line alone, for what is
+    then to be made of them is nowhere said. Raises DarkroomError.
+    """
+    given = {rows: read_value(config[rows], str | None) for rows in ROWS if rows in config}
+    named = [rows for rows, value in given.items() if has_file or value is not None]
+    if named and needs_file and not has_file:
+        raise DarkroomError(
+            f"--config names {' and '.join(named)} without a config file, and the settings of the demonstration are not for"
+            f" rows of your own: `cp config/presets/flux-dev.yaml my.yaml`, name the {named[0]} there, and run with"
+            " --configfile my.yaml"
+        )
+    return bool(named)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from darkroom import __version__
 from darkroom.config import home
-from darkroom.config.load import read_config_file
+from darkroom.config.load import DEMONSTRATION, names_rows, read_config_file
 from darkroom.errors import DarkroomError, RowError
 from darkroom.jobs.runtime import job
 
@@ -177,11 +177,15 @@ def fetch(arguments: Arguments) -> int:
 def _workflow(arguments: Arguments, planned: bool = False, unpinned: bool = False) -> "Workflow":
     from darkroom.run.workflow import Workflow
 
-    return Workflow.open(read_config(arguments.configfile, arguments.config), planned=planned, unpinned=unpinned)
+    config, demonstration = read_config(arguments.configfile, arguments.config)
+    workflow = Workflow.open(config, planned=planned, unpinned=unpinned)
+    if demonstration:
+        print(DEMONSTRATION, file=sys.stderr)
+    return workflow
 
 
-def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
-    """The config that `snakemake --configfile FILES --config SETTINGS` would use.
+def read_config(files: list[Path], settings: list[str]) -> tuple[dict[str, Any], bool]:
+    """The config that `snakemake --configfile FILES --config SETTINGS` would use, and whether it is the demonstration's.
 
     files: each is merged over those before it, section by section.
     settings: "key=value" with the value in YAML, merged over them.
@@ -198,12 +202,12 @@ def read_config(files: list[Path], settings: list[str]) -> dict[str, Any]:
             _merge(config, {key: yaml.safe_load(value)})
         except yaml.YAMLError as error:
             raise DarkroomError(f"--config {setting}: {' '.join(str(error).split())}") from error
-    if {"prompts", "edits"} & set(config):
-        return config
+    if names_rows(config, has_file=bool(files)):
+        return config, False
     demonstration = home() / "config/config.yaml"
     if not demonstration.exists():
         raise DarkroomError("name the config: --configfile FILE")
-    return _merge(read_config_file(demonstration), config)
+    return _merge(read_config_file(demonstration), config), True
 
 
 def _merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
