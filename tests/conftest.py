@@ -118,8 +118,10 @@ class Run:
             raise AssertionError(f"snakemake failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{logs}")
         return done
 
-    def darkroom(self, *arguments: str, config: bool = True, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The command `darkroom` in the folder; config: about the run's config, else without any."""
+    def darkroom(
+        self, *arguments: str, config: bool = True, check: bool = True, answer: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """The command `darkroom` in the folder; config: about the run's config, else without any; answer: to its question."""
         if config:
             self.command()  # writes config.yaml
             arguments = (*arguments, "--configfile", "config.yaml")
@@ -130,7 +132,7 @@ class Run:
             text=True,
             timeout=900,
             env=(self.env or environment()) | {"PYTHONPATH": str(REPOSITORY / "scripts")},
-            stdin=subprocess.DEVNULL,
+            input=answer,
         )
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done

@@ -127,7 +127,15 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
         path.with_name(f".{path.name}.part").mkdir()
     assert "would remove" in copy.darkroom("prune", "--dry-run").stdout
     assert shards(copy) == before
-    text = copy.darkroom("prune").stdout
+    for answer, said in {
+        "": "--yes agrees beforehand",
+        "n\n": "nothing was removed",
+        "\n": "nothing was removed",
+    }.items():
+        done = copy.darkroom("prune", check=False, answer=answer)
+        assert done.returncode == 1 and said in done.stdout + done.stderr and "[y/N]" in done.stdout
+        assert shards(copy) == before
+    text = copy.darkroom("prune", answer="y\n").stdout
     after = shards(copy)
     gone = set(before) - set(after)
     assert gone and all(before[name] == after[name] for name in after)
@@ -139,7 +147,7 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert set(scores[scores["kind"] == "images"]["shard"]) <= {name.partition("-")[0] for name in left}
     copy.darkroom("verify")
     assert copy.planned() == {}
-    assert "removed 0 files" in copy.darkroom("prune").stdout
+    assert "removed 0 files" in copy.darkroom("prune", "--yes").stdout == copy.darkroom("prune").stdout
     assert "superseded" not in copy.darkroom("plan").stdout
 
 

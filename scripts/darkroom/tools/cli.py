@@ -93,7 +93,7 @@ def verify(arguments: Arguments) -> int:
 
 
 def prune(arguments: Arguments) -> int:
-    """List, then remove, what is no longer planned."""
+    """List what is no longer planned, and remove it where that is agreed to."""
     from darkroom.files import remove, size_of
     from darkroom.jobs.terminal import size
     from darkroom.tools.prune import unplanned_files
@@ -101,14 +101,27 @@ def prune(arguments: Arguments) -> int:
     workflow = _workflow(arguments)
     workflow.hold()  # a run may be about to take images over from them
     files = unplanned_files(workflow)
-    total = sum(map(size_of, files))
+    what = f"{len(files):,} files and folders that are no longer planned, {size(sum(map(size_of, files)))}"
     print("".join(f"{path}\n" for path in files), end="", flush=True)
-    if not arguments.dry_run:
-        for path in files:
-            remove(path)
-    done = "would remove" if arguments.dry_run else "removed"
-    print(f"{done} {len(files)} files and folders that are no longer planned, {size(total)}")
+    if arguments.dry_run:
+        print(f"would remove {what}")
+        return 0
+    if files and not arguments.yes and not _agreed(f"remove {what}? [y/N] "):
+        print("nothing was removed")
+        return 1
+    for path in files:
+        remove(path)
+    print(f"removed {what}")
     return 0
+
+
+def _agreed(question: str) -> bool:
+    """Whether the user, or what is piped in, answers a question with y. Raises DarkroomError where nobody answers."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        raise DarkroomError("nothing was removed, for nobody answered; --yes agrees beforehand") from None
 
 
 def replay(arguments: Arguments) -> int:
@@ -264,7 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--every", type=float, default=5, metavar="SECONDS", help="between two looks (5)")
     add(verify)
     command = add(prune)
-    command.add_argument("-n", "--dry-run", action="store_true", help="list only")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("-n", "--dry-run", action="store_true", help="list only")
+    what.add_argument("-y", "--yes", action="store_true", help="remove without a question, as in a script")
     command = add(replay)
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--key", help="the image's key, as the tables have it")
