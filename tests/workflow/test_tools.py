@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import BAD, PROMPTS, shards, write_inputs
 from darkroom.files import target_of
 from darkroom.jobs.history import read_records
@@ -149,6 +150,19 @@ def test_prune_removes_what_is_no_longer_planned_and_nothing_else(copy):
     assert copy.planned() == {}
     assert "removed 0 files" in copy.darkroom("prune", "--yes").stdout == copy.darkroom("prune").stdout
     assert "superseded" not in copy.darkroom("plan").stdout
+
+
+def test_a_trial_is_a_run_of_the_config_that_it_writes(copy):
+    told = copy.darkroom("trial", "--rows", "4").stdout
+    assert "snakemake --configfile config-trial.yaml" in told and "results-trial" in told
+    before = shards(copy)
+    copy.config = yaml.safe_load((copy.folder / "config-trial.yaml").read_text())
+    dry = copy.snakemake("-n").stdout
+    line = re.search(r"^a trial: 4 of 10 rows of .*prompts\.jsonl, (\d) of \d rows of .*edits\.jsonl", dry, re.M)
+    assert line and line[0] in copy.darkroom("plan").stdout and line[0] in told
+    jobs = copy.jobs(dry)
+    assert jobs["generate_images"] >= 1 and jobs["edit_images"] >= 1 and jobs["merge_scores"] == 1
+    assert "config-trial.yaml" in told and shards(copy) == before  # its results are not those of the whole
 
 
 def test_any_image_can_be_made_again_from_its_record(copy):

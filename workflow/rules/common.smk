@@ -279,6 +279,8 @@ def tell_end():
 if not IS_JOB:
     if IS_DEMONSTRATION:
         logger.info(DEMONSTRATION)
+    if line := DARKROOM.trial_line():
+        logger.info(line)
     for line in DARKROOM.rejected_lines():
         logger.info(line)
 

@@ -636,6 +636,13 @@ class Config(Section):
         default=1, ge=1, le=1000, description="Images of each prompt and each edit. A row's `samples` replaces it."
     )
     shards: Shards = Field(default_factory=Shards)
+    trial: int | None = Field(
+        default=None,
+        ge=1,
+        description="Make a trial of so many rows of `prompts`, drawn by a hash of their ids (the same ones at every run), with the edits"
+        " that start from their images; and of edits that start from images of their own, as many again. The other rows, and"
+        " labels of their images, are left out. `darkroom trial` writes a config with this key. Null: all rows.",
+    )
     container: PathText | None = Field(
         default=None,
         description="An image for `--sdm apptainer`, a file or `docker://…`: build one from `envs/darkroom.def`, and run with"

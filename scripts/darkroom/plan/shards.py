@@ -25,6 +25,7 @@ import bisect
 import concurrent.futures
 import contextlib
 import hashlib
+import heapq
 import itertools
 import json
 import math
@@ -119,6 +120,7 @@ class Plan:
 
     Rows are numbered over all files: `place` says which file and line a number stands for. reasons: the commonest ones why rows
     were rejected. ending: of a file that gives the rows back. columns: the names of the rows' fields, in the order of the files.
+    left_out: how many rows that can be used are no part of a trial.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]):
@@ -126,6 +128,7 @@ class Plan:
         self.files: list[tuple[str, int]] = [(name, before) for name, before in content["files"]]
         self.ending: str = content["ending"]
         self.columns: list[str] = content["columns"]
+        self.left_out: int = content.get("left_out", 0)
         self.reasons = [Reason(*reason) for reason in content["reasons"]]
         self.shards = {entry["name"]: Shard(**entry) for entry in content["shards"]}
         self._questions = 0
@@ -353,11 +356,14 @@ def make_plan(
     samples: int = 1,
     prompts: Plan | None = None,
     fields: Fields = PLAIN,
+    trial: int | None = None,
 ) -> Plan:
     """The plan of the rows in `files`, made anew only where a file, an image they name or an argument changed.
 
     samples: images per prompt, and prompts: the plan of the prompts; both to check the images of this run that
-    edits refer to. fields: which fields of the rows are read. Raises DarkroomError where a file cannot be read.
+    edits refer to. fields: which fields of the rows are read. trial: take so many of the rows that can be used, those whose ids
+    have the least hashes, and of edits all that start from images of `prompts`, which is of the same trial, besides; None:
+    all. Ids, and so seeds and keys, are those of the whole set. Raises DarkroomError where a file cannot be read.
     """
     import filelock
 
@@ -371,6 +377,7 @@ def make_plan(
     seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     read = [[name, *names] for name, names in sorted(fields.names.items())]
     state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
+    state += [] if trial is None else [trial]
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -382,7 +389,7 @@ def make_plan(
         refusal = f"{name_of(paths)}: changed, or is to be cut otherwise, while another run works on {results}"
         if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
             lock.release()
-        return _Builder(paths, kind, size, folder, samples, prompts, fields).build(state)
+        return _Builder(paths, kind, size, folder, samples, prompts, fields, trial).build(state)
 
 
 def base_folder(files: Sequence[str | Path], root: str | None = None) -> Path:
@@ -426,6 +433,10 @@ def _plans_by_age(folder: Path) -> list[str]:
     return sorted(ages, key=lambda plan_id: (-ages[plan_id], plan_id))
 
 
+class _LeftOut(RowError):
+    """An edit starts from an image of a row that is no part of the trial."""
+
+
 class _Builder:
     def __init__(
         self,
@@ -436,9 +447,11 @@ class _Builder:
         samples: int,
         prompts: Plan | None,
         fields: Fields,
+        trial: int | None,
     ):
         self.paths, self.kind, self.size, self.folder = paths, kind, size, folder
-        self.samples, self.prompts, self.fields = samples, prompts, fields
+        self.samples, self.prompts, self.fields, self.trial = samples, prompts, fields, trial
+        self.left_out = 0
         self.base = base_folder(paths, fields.root)
         self.pictures: dict[str, bytes] = {}  # of the row in hand
         self.kept_pictures = PictureFile(folder / _PICTURES)
@@ -458,18 +471,16 @@ class _Builder:
 
     def build(self, state: list[Any]) -> Plan:
         targets = self._referenced_rows() if self.prompts else {}
+        taken = None if self.trial is None else self._drawn(targets, self.trial)
         rows, references = self.folder / "new.jsonl", self.folder / "new.references"  # one process builds at a time
         try:
             with open(rows, "wb") as out, open(references, "wb") as self.reference_lines:
-                before = 0
-                for path in self.paths:
-                    below, last = self._below(path), 0
-                    self.files.append((os.path.join(below, path.name), before))
-                    for last, raw, row, reason in read_rows(path, self.fields, self.pictures):
-                        self._add(out, before + last, raw, row, reason, targets, below)
-                        if self.pictures:
-                            self.pictures.clear()
-                    before += last
+                for number, raw, row, reason, below in self._read():
+                    normal, references_of_row, reason = self._normal(row, reason, targets, below)
+                    if reason is None and (normal is None or (taken is not None and number not in taken)):
+                        self.left_out += 1
+                    else:
+                        self._add(out, number, raw, normal, references_of_row, reason)
                 self._close(out)
             plan = self._finish(state, rows, references)
         finally:
@@ -477,6 +488,51 @@ class _Builder:
             rows.unlink(missing_ok=True)
             references.unlink(missing_ok=True)
         return plan
+
+    def _read(self) -> Iterator[tuple[int, bytes, dict[str, Any] | None, str | None, str]]:
+        """(number, raw bytes, row or None, reason or None, folder of its file as `_below` has it) of every row, from the first."""
+        self.files, self.seen, self.repeats = [], set(), Counter()
+        before = 0
+        for path in self.paths:
+            below, last = self._below(path), 0
+            self.files.append((os.path.join(below, path.name), before))
+            for last, raw, row, reason in read_rows(path, self.fields, self.pictures):
+                yield before + last, raw, row, reason, below
+                if self.pictures:
+                    self.pictures.clear()
+            before += last
+
+    def _drawn(self, targets: dict[str, Any], rows: int) -> set[int]:
+        """The numbers of the rows of a trial; see `make_plan`."""
+        belonging: set[int] = set()
+
+        def others() -> Iterator[tuple[int, int]]:
+            for number, _, row, reason, below in self._read():
+                normal, references, _ = self._normal(row, reason, targets, below)
+                if references:
+                    belonging.add(number)
+                elif normal is not None:
+                    yield _hash64(b"trial:" + normal["id"].encode()), number
+
+        return {number for _, number in heapq.nsmallest(rows, others())} | belonging
+
+    def _normal(
+        self, row: dict[str, Any] | None, reason: str | None, targets: dict[str, Any], below: str
+    ) -> tuple[dict[str, Any] | None, list[Reference], str | None]:
+        """The normal row, the images of this run that it starts from, and why there is none; neither is of no trial's rows."""
+        if row is None:
+            return None, [], reason
+        try:
+            normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
+            references = self._resolve(normal, targets)
+            normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
+        except _LeftOut:
+            with contextlib.suppress(RowError):
+                self._id(row)  # of the whole set, this row has it
+            return None, [], None
+        except RowError as error:
+            return None, [], str(error)
+        return normal, references, None
 
     def _below(self, path: Path) -> str:
         """The folder of a file of rows within that of all, "" where it is that one."""
@@ -488,19 +544,10 @@ class _Builder:
         out: Any,
         number: int,
         raw: bytes,
-        row: dict | None,
+        normal: dict[str, Any] | None,
+        references: list[Reference],
         reason: str | None,
-        targets: dict[str, Any],
-        below: str,
     ) -> None:
-        normal, references = None, []
-        if row is not None:
-            try:
-                normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
-                references = self._resolve(normal, targets)
-                normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
-            except RowError as error:
-                normal, reason = None, str(error)
         if normal is None:
             occurrence = self._occurrence(_hash64(b"rejected:" + raw))
             row_hash = _hash64(b"rejected:" + str(occurrence).encode() + raw)
@@ -585,7 +632,7 @@ class _Builder:
                 self.references = []
 
     def _finish(self, state: list[Any], rows: Path, references: Path) -> Plan:
-        if not self.shards:
+        if not self.shards and not self.left_out:
             raise DarkroomError(f"{name_of(self.paths)}: holds no rows")
         self.kept_pictures.finish()
         named = {path: str(self.base / path) for paths in self.sources.values() for path in paths}
@@ -603,6 +650,7 @@ class _Builder:
         content["ending"] = written_as(self.paths)
         content["reasons"] = commonest
         content["columns"] = self.columns
+        content["left_out"] = self.left_out
         counts = [shard.rows + shard.rejected for shard in self.shards]
         _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)
         os.replace(rows, self.folder / f"{plan_id}.jsonl")
@@ -651,6 +699,8 @@ class _Builder:
             if self.prompts is None:
                 raise RowError(f"images: refers to row {source['row']!r}, but the config names no prompts")
             if source["row"] not in targets:
+                if self.trial is not None:
+                    raise _LeftOut
                 raise RowError(f"images: refers to row {source['row']!r}, which is not among the prompts")
             shard, items, samples, row_digest = targets[source["row"]]
             for part, count in (("item", items), ("sample", samples)):

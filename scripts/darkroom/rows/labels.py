@@ -20,11 +20,13 @@ class Labels:
         by_key: image key -> (label, line number, the line).
         rejected: records of the lines that could not be used.
         used: keys that were asked for.
+        partial: whether images of these keys may be left out, as in a trial; then a key that nothing asked for is no mistake.
     """
 
     by_key: dict[str, tuple[str, int, str]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    partial: bool = False
 
     def of(self, key: str) -> str | None:
         """The label of an image, or None."""
@@ -39,7 +41,7 @@ class Labels:
         unknown = [
             _record(line, f"no image has the key {key}", text)
             for key, (_, line, text) in self.by_key.items()
-            if key not in self.used
+            if key not in self.used and not self.partial
         ]
         return sorted(self.rejected + unknown, key=lambda record: record["line"])
 

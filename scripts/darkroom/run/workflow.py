@@ -50,6 +50,10 @@ _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
 
+class NothingDrawn(DarkroomError):
+    """The rows of a trial have no edits."""
+
+
 @dataclass
 class Workflow:
     """One run.
@@ -117,12 +121,18 @@ class Workflow:
                 config.samples_per_prompt,
                 plans.get("prompts") if rows == "edits" else None,
                 Fields.of(config.rows.model_dump(), rows),
+                config.trial,
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):
                 name, line = plans[rows].place(bad[0])
                 path = base_folder(files) / name if len(files) > 1 else files[0]
                 raise DarkroomError(f"{path}, line {line}: {bad[1]} (strict: true stops at the first bad row)")
+            if not plans[rows].rows_used and plans[rows].left_out:
+                raise NothingDrawn(
+                    f"{name_of(files)}: no edit starts from one of the {config.trial:,} rows of the trial; take more, or say"
+                    " `edits: null`"
+                )
             if not plans[rows].rows_used:
                 raise DarkroomError(f"{name_of(files)}: {rejected_text(plans[rows])}; no row can be used")
         recipes = {stage.name: image_recipe(config.section(stage.section)) for stage in stages}
@@ -162,6 +172,16 @@ class Workflow:
     def rows_folder(self, rows: str) -> Path:
         """The folder that relative file names in these rows start from."""
         return base_folder(self.row_files(rows), self.row_fields(rows).root)
+
+    def trial_line(self) -> str | None:
+        """One line about which rows a trial takes, None where the run is none."""
+        if self.config.trial is None:
+            return None
+        told = [
+            f"{plan.rows_used:,} of {plan.rows_used + plan.left_out:,} rows of {self.rows_name(rows)}"
+            for rows, plan in self.row_plans.items()
+        ]
+        return f"a trial: {', '.join(told)}, drawn by a hash of their ids; the others are left out"
 
     def rejected_lines(self) -> Iterator[str]:
         """A line about the rejected rows of each of the user's files that has any, and about labels of no use."""
@@ -303,7 +323,9 @@ class Workflow:
         """The labels that the config names, None where it names none."""
         if self.config.labels is None or self.labels_digest is None:
             return None
-        return read_labels(self.config.labels, self.labels_digest)
+        labels = read_labels(self.config.labels, self.labels_digest)
+        labels.partial = self.config.trial is not None
+        return labels
 
     def wrong_labels(self) -> list[dict[str, Any]]:
         """Lines of the file of labels that cannot be used, or, as far as images have been made, are of none; see `Labels.left`."""
@@ -624,7 +646,7 @@ def rejected_text(plan: Plan) -> str:
         told.append(f"{reason.rows:,} x {reason.text} ({where if reason.rows == 1 else f'first {where}'})")
     if len(plan.reasons) > REASONS:
         told.append("...")
-    total = plan.rows_used + plan.rows_rejected
+    total = plan.rows_used + plan.rows_rejected + plan.left_out
     return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
 
 

@@ -1,1 +1,1 @@
-"""Commands on a results folder: plan, verify, prune, replay, watch."""
+"""Commands on a results folder: plan, trial, verify, prune, replay, watch."""

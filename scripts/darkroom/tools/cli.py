@@ -47,10 +47,39 @@ def plan(arguments: Arguments) -> int:
 
     workflow = _workflow(arguments)
     print(table(forecast(workflow)))
+    if line := workflow.trial_line():
+        print(line)
     for told in workflow.rejected_lines():
         print(f"{told}; `darkroom failures` lists them")
     if line := superseded_line(workflow):
         print(line)
+    return 0
+
+
+def trial(arguments: Arguments) -> int:
+    """Write the config of a trial with some of the rows, in a results folder of its own, and print how to run it."""
+    from darkroom.run.workflow import NothingDrawn, Workflow
+    from darkroom.tools.trial import next_steps, trial_config, write_config
+
+    files = arguments.files + arguments.configfile
+    if not files:
+        raise DarkroomError("name the config of the whole set: darkroom trial my.yaml --rows 50")
+    whole, demonstration = read_config(files, arguments.config)
+    if demonstration:
+        print(DEMONSTRATION, file=sys.stderr)
+    config = trial_config(whole, arguments.rows, arguments.results)
+    path = arguments.to or files[-1].with_name(f"{files[-1].stem}-trial.yaml")
+    try:
+        workflow = Workflow.open(config, unpinned=True)
+    except NothingDrawn:
+        print("no edit starts from one of these rows: the trial is one of prompts alone (edits: null)")
+        config["edits"] = None
+        workflow = Workflow.open(config, unpinned=True)
+    write_config(path, config, [str(file) for file in files])
+    print(f"{path}: {workflow.trial_line()}")
+    for told in workflow.rejected_lines():
+        print(f"{told}; `darkroom failures --configfile {path}` lists them")
+    print(next_steps(path, workflow.config, [str(file) for file in files], arguments.config))
     return 0
 
 
@@ -265,6 +294,15 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add(plan)
+    command = add(trial)
+    command.add_argument("files", type=Path, nargs="*", metavar="CONFIG", help="the config of the whole set")
+    command.add_argument("--rows", type=int, default=50, help="how many rows of the prompts to take (50)")
+    command.add_argument(
+        "--results", metavar="FOLDER", help="where the trial's results go (those of the config, with -trial)"
+    )
+    command.add_argument(
+        "--to", type=Path, metavar="FILE", help="the config to write (beside the last one, with -trial.yaml)"
+    )
     command = add(watch)
     command.add_argument(
         "results",
