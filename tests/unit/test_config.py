@@ -12,6 +12,7 @@ import yaml
 from darkroom.config import extensions, home
 from darkroom.config.load import is_folder_name, load_config, read_config_file
 from darkroom.config.models import Config
+from darkroom.config.partitions import check_partitions
 from darkroom.config.values import sections_of
 from darkroom.errors import DarkroomError
 from darkroom.run.workflow import Workflow
@@ -380,3 +381,34 @@ def test_folders_and_hub_names_are_told_apart(folder):
     ] * 2
     for name in ("./a/b", "/a/b", "../b", "a/b/c", "gpt2", "owner/name", "~/b", "a\nb/c"):
         assert is_folder_name(name), name
+
+
+LIMITS = ("max_runtime", "max_mem_mb", "max_gpu", "available_gpu_models")
+
+
+def test_the_partitions_that_the_profile_comes_with_are_right():
+    check_partitions(home() / "profiles/slurm/partitions.yaml", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitions: {gpu: {max_gpus: 8}}", "p.yaml: partition gpu: unknown limit max_gpus; did you mean max_gpu?"),
+        (
+            "partitions: {gpu: {cluster: a, zzz: 8}}",
+            "p.yaml: partition gpu: unknown limit zzz; known: available_gpu_models,",
+        ),
+        (
+            "partitions: {gpu: }",
+            "p.yaml: expected `partitions:` and below it a line for each, such as `gpu: {max_gpu: 8}`",
+        ),
+        ("partitions: [gpu]", "p.yaml: expected `partitions:`"),
+        ("gpu: {max_gpu: 8}", "p.yaml: expected `partitions:`"),
+        ("partitions:\n  gpu: {max_gpu: 8\n", "p.yaml, line 3: not valid YAML: "),
+    ],
+)
+def test_a_wrong_file_of_partitions_is_one_line(folder, text, message):
+    Path("p.yaml").write_text(text)
+    with pytest.raises(DarkroomError) as error:
+        check_partitions("p.yaml", LIMITS)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

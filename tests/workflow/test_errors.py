@@ -68,6 +68,16 @@ def test_the_demonstration_says_that_it_is_one(run):
     assert "this is the demonstration" not in run.snakemake("-n").stdout
 
 
+def test_a_wrong_limit_of_a_partition_is_one_line_before_anything_is_submitted(run):
+    run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
+    path = run.folder / "partitions.yaml"
+    path.write_text("partitions: {cpu: {}, gpu: {max_gpus: 8}}")
+    done = run.snakemake("--executor", "slurm", "--jobs", "2", "--slurm-partition-config", str(path), check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {path}: partition gpu: unknown limit max_gpus; did you mean max_gpu?"]
+
+
 def test_strict_stops_at_the_first_bad_row_with_its_line(run):
     run.config["strict"] = True
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, b"", b"{broken", {"prompt": ""}])

@@ -140,6 +140,28 @@ def manifests(files):
     return [manifest_of(file) for file in files]
 
 
+def checked_cluster(wildcards):
+    """No file: an input function that sees whether the partitions of the Slurm profile can be read.
+
+    Of a wrong limit the executor says nothing but a traceback. Its settings are known when inputs are asked for, and not
+    before; a dry run has none.
+    """
+    settings = getattr(workflow, "executor_settings", None)
+    path = getattr(settings, "partition_config", None)
+    if IS_JOB or not path:
+        return []
+    from dataclasses import fields
+
+    from darkroom.config.partitions import check_partitions
+    from snakemake_executor_plugin_slurm.partitions import PartitionLimits
+
+    try:
+        check_partitions(path, [field.name for field in fields(PartitionLimits)])
+    except DarkroomError as error:
+        sys.exit(f"error: {error}")
+    return []
+
+
 # Snakemake asks for each resource of each job apart.
 @cache
 def needs_of_job(step, name, attempt, marker=None):
