@@ -143,7 +143,7 @@ def write_rows(folder, device, edit_model=FLUX, edits_alone=False):
         "shards": {"size": 40},
         "generate": common | {"model": str(FLUX), "device": device, "width": 64, "height": 64},
         "edit": common | {"model": str(edit_model), "device": "cpu"},
-        "judge": {"model": str(JUDGE), "device": "cpu", "rubric": "silent.yaml"},
+        "judge": {"model": str(JUDGE), "device": "cpu", "rubric": "silent.yaml", "shards_per_job": 1},
     }
     (folder / "my.yaml").write_text(yaml.safe_dump(config))
 

@@ -13,7 +13,7 @@ if DARKROOM.gallery:
     alike = len(scored) == len(LINEAGE.score_ids) and all(
         len(ids) == 1 for ids in scored.values()
     )
-    if alike and DARKROOM.config.judge.shards_per_job == 1:
+    if alike and DARKROOM.scored_apart:
         shown = [IMAGE_SHARD] + [
             SCORE_SHARD.replace("{metric}", metric)
             .replace("{scores}", *ids)

@@ -3,7 +3,7 @@
 # shards, and its manifest
 
 
-if DARKROOM.config.judge.shards_per_job == 1:
+if DARKROOM.scored_apart:
     # A group is a shard.
     judged = IMAGE_SHARD.replace("{shard}", "{group}")
     judged_images = ancient(f"{judged}.parquet")

@@ -429,12 +429,12 @@ class Judge(DeviceSection, ModelSource):
         description="Larger pictures are reduced to so many pixels before the judge sees them, within the model's own limit; null"
         " for that.",
     )
-    shards_per_job: int = Field(
-        default=1,
-        ge=1,
-        le=1000,
+    shards_per_job: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
+        default="auto",
         description="Image shards that one job scores, at most, for one start of the engine. A score file then covers these shards."
-        " Set it where a shard's questions take less time than the judge takes to load.",
+        " `auto` takes so many that starts are a small part of the judge's time: it goes by `shards.size`, `samples_per_prompt` and the"
+        " size of the model, by the speeds that are built in. `darkroom plan` says what part they are, and which number would lower it."
+        " Another number asks nothing again.",
     )
     reply_column: Text = Field(
         default="reply",

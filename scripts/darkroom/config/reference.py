@@ -96,7 +96,8 @@ def _takes(field: FieldInfo) -> str:
             "null" if word == "null" else f"`{word}`" for word in words.removeprefix("one of ").split(", ")
         )
     kind, null, _ = words.partition(" or null")
-    return f"{kind.removeprefix('a ')}{limits(field)}{null}"
+    kind = kind.removeprefix("a ").replace("auto or a ", "`auto` or ")
+    return f"{kind}{limits(field)}{null}"
 
 
 def main() -> None:

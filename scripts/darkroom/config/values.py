@@ -224,20 +224,27 @@ def _place(model: type[BaseModel], loc: Iterable[int | str]) -> tuple[Any, list[
 
 
 def wanted(annotation: Any) -> str:
-    """What a key takes, in words: "a whole number or null", "one of auto, cuda, cpu"."""
+    """What a key takes, in words: "a whole number or null", "one of auto, cuda, cpu", "auto or a whole number"."""
     found, null = kinds(annotation)
     words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
-    if words:
+    names = [_NAMES.get(get_origin(kind) or kind, "a section") for kind in found if get_origin(kind) is not Literal]
+    if words and not names:
         return "one of " + ", ".join((["null"] if null else []) + words)
-    names = [_NAMES.get(get_origin(kind) or kind, "a section") for kind in found]
-    return " or ".join(names + (["null"] if null else []))
+    return " or ".join(words + names + (["null"] if null else []))
 
 
 def limits(field: FieldInfo) -> str:
     """The limits of a number, in words: " from 1 to 64", " above 0 to 1"."""
     words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
-    found = {name: getattr(one, name) for name in words for one in field.metadata if hasattr(one, name)}
+    said = [*field.metadata, *_said_of_parts(field.annotation)]
+    found = {name: getattr(one, name) for name in words for one in said if hasattr(one, name)}
     return "".join(f" {words[name]} {number(limit)}" for name, limit in found.items())
+
+
+def _said_of_parts(annotation: Any) -> list[Any]:
+    """What is said of the parts of a union, such as the limits of a number that may be a word instead."""
+    fields = (one for part in get_args(annotation) if get_origin(part) is Annotated for one in get_args(part)[1:])
+    return [one for field in fields if isinstance(field, FieldInfo) for one in field.metadata]
 
 
 def number(value: float) -> str:

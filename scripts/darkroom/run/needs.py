@@ -19,15 +19,18 @@ seconds, of which a job gets some ten times as many for a slow core and a networ
 They took 130 to 450 MB of memory, whatever the number of pictures.
 """
 
+import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from darkroom.config.models import DeviceSection, Judge, StageSection
+from darkroom.config.models import Config, DeviceSection, Judge, ModelSource, StageSection
 from darkroom.config.options import judge_host_bytes
 from darkroom.metrics.rubric import JUDGE
 from darkroom.models.hub import marker_bytes
+from darkroom.models.identity import model_bytes
 from darkroom.run.lineage import Step
 
 if TYPE_CHECKING:
@@ -35,10 +38,18 @@ if TYPE_CHECKING:
 
 # Of a step and megapixel, and of the questions about a megapixel; `make bench-gpu` measures them.
 STEP_SECONDS, QUESTION_SECONDS = 0.5, 0.5
+# Until an engine answers: imports, warm-up, kernels and graphs, on a host with a card and without one; and its weights, as fast as a
+# disk of the cluster gives them. What a job asks for allows for much slower ones.
+START_SECONDS, CPU_START_SECONDS, READ_BYTES_PER_SECOND = 60, 15, 500 * 10**6
+# The part of the judge's time that `shards_per_job: auto` leaves to starts by these figures: half of the tenth that it promises,
+# for cards that answer twice as fast.
+STARTS_SHARE = 0.05
 # What a hub model is taken to weigh before it is fetched, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
 HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
+_BILLIONS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)[Bb](?![A-Za-z0-9])")
 # Times as long as with all weights on the GPU: once for each image, or for each step.
 OFFLOAD_TIME = {"none": 1, "model": 2, "sequential": 5}
+MOST_TOGETHER = 1000  # the most that `shards_per_job` may be
 _MEGAPIXEL = 2**20
 _LEAST_PICTURE = 0.01  # megapixels; a smaller picture is no faster
 _PROCESS_MB = 3_000  # Python with torch, diffusers or vLLM, without a model, and the two Snakemakes around it
@@ -76,35 +87,90 @@ class Work:
         return Work(self.requests + other.requests, self.pixels + other.pixels, self.shards + other.shards)
 
 
+def image_seconds(section: StageSection, work: Work) -> float:
+    """Seconds to make images once the engine is there, at the built-in speed: the GPUs share them."""
+    passes = section.sampling.steps * (2 if section.sampling.true_cfg > 1 else 1)
+    passes *= OFFLOAD_TIME[section.options.offload]
+    share = -(-work.requests // max(gpus_of(section), 1))
+    return share * passes * STEP_SECONDS * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
+
+
+def judge_seconds(work: Work, model: int) -> float:
+    """Seconds to score images once the engine is there, at the built-in speed; model: bytes of the judge's weights.
+
+    One that is ten times as large, on as many GPUs as it needs, takes six times as long.
+    """
+    slower = max(model / HUB_MODEL_BYTES["judge"], 1) ** 0.8
+    return work.requests * QUESTION_SECONDS * slower * max(work.picture_pixels / _MEGAPIXEL, 1)
+
+
+def metric_seconds(work: Work) -> float:
+    """Seconds to score images by any other metric: as long as the judge would take, or less."""
+    return work.requests * QUESTION_SECONDS * max(work.picture_pixels / _MEGAPIXEL, 1)
+
+
+def start_seconds(section: DeviceSection, model: int) -> float:
+    """Seconds until an engine is ready to work, at the built-in speed; model: bytes of its weights."""
+    imports = START_SECONDS if gpus_of(section) else CPU_START_SECONDS
+    return imports + model / READ_BYTES_PER_SECOND
+
+
+def hub_model_bytes(name: str, model: str | None) -> int:
+    """What a model of the hub is taken to weigh before it is fetched.
+
+    name: of its section of the config. model: its own name, which often says how many billions of parameters its language
+    model has; two bytes each, and 1.3 billion more that see and embed.
+    """
+    usual = HUB_MODEL_BYTES.get(name, HUB_MODEL_BYTES["edit"])
+    said = _BILLIONS.findall(model or "") if name == "judge" else []
+    return int((float(said[-1]) + 1.3) * 2 * 10**9) if said else usual
+
+
+def shards_together(config: Config) -> int:
+    """How many shards of images a job of the judge scores at the most: `judge.shards_per_job`, or what `auto` stands for.
+
+    Nothing enters here that can change while scores stay good: not what was recorded, not how many rows there are, not whether the
+    model is fetched. So what is done stays grouped as it is.
+    """
+    asked = config.judge.shards_per_job
+    if asked != "auto":
+        return asked
+    model = known_bytes("judge", config.judge)
+    shard = judge_seconds(Work(config.shards.size * config.samples_per_prompt, 0), model)
+    return shards_for(START_SECONDS + model / READ_BYTES_PER_SECOND, shard, STARTS_SHARE)
+
+
+def shards_for(start: float, shard: float, share: float) -> int:
+    """How many shards a job must have so that its start is no larger share of its time; start and shard in seconds."""
+    return min(max(math.ceil(start * (1 / share - 1) / max(shard, 1e-3)), 1), MOST_TOGETHER)
+
+
+def known_bytes(name: str, section: ModelSource) -> int:
+    """The size of a model's weights in bytes: of its folder, or what it is taken to weigh on the hub."""
+    return model_bytes(section) or hub_model_bytes(name, section.model)
+
+
 def image_needs(section: StageSection, work: Work, model: int, attempt: int) -> Needs:
     """Of a job that makes images; section: `generate` or `edit` of the config; model: bytes of its weights.
 
     Each GPU has a process and a copy of the weights, which pass through host memory, or stay there where they are offloaded.
     """
     workers = max(gpus_of(section), 1)
-    passes = section.sampling.steps * (2 if section.sampling.true_cfg > 1 else 1)
-    passes *= OFFLOAD_TIME[section.options.offload]
-    share = -(-work.requests // workers)
-    seconds = share * passes * STEP_SECONDS * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
-    return _model_needs(model, 1.3 * model * workers, workers, seconds, attempt)
+    return _model_needs(model, 1.3 * model * workers, workers, image_seconds(section, work), attempt)
 
 
 def judge_needs(section: Judge, work: Work, model: int, attempt: int) -> Needs:
     """Of a job that scores images; section: `judge` of the config; model: bytes of its weights.
 
-    Its GPUs share one model, with a process each. One that is ten times as large, on as many GPUs as it needs, takes six
-    times as long.
+    Its GPUs share one model, with a process each.
     """
-    slower = max(model / HUB_MODEL_BYTES["judge"], 1) ** 0.8
-    seconds = work.requests * QUESTION_SECONDS * slower * max(work.picture_pixels / _MEGAPIXEL, 1)
     held = 1.3 * model + judge_host_bytes(section)
-    return _model_needs(model, held, max(gpus_of(section), 1), seconds, attempt)
+    return _model_needs(model, held, max(gpus_of(section), 1), judge_seconds(work, model), attempt)
 
 
 def metric_needs(section: DeviceSection, work: Work, model: int, attempt: int) -> Needs:
-    """Of a job of any other metric: as long as the judge would take, or less."""
-    seconds = work.requests * QUESTION_SECONDS * max(work.picture_pixels / _MEGAPIXEL, 1)
-    return _model_needs(model, 1.3 * model, max(gpus_of(section), 1), seconds, attempt)
+    """Of a job of any other metric."""
+    return _model_needs(model, 1.3 * model, max(gpus_of(section), 1), metric_seconds(work), attempt)
 
 
 def merge_needs(work: Work, attempt: int) -> Needs:
@@ -209,6 +275,21 @@ def needs_of_step(workflow: "Workflow", step: Step, name: str, attempt: int = 1,
     asked = replace(needs(section, work, model, attempt), threads=threads_of(step, section), gpu=gpus_of(section))
     given: dict[str, Any] = {name: value for name, value in section.resources.items() if name in vars(asked)}
     return replace(asked, **given)
+
+
+def seconds_of_step(workflow: "Workflow", step: Step, work: Work) -> float:
+    """Seconds that a step's engine works, at the built-in speed, without its start."""
+    if step.metric is None:
+        return image_seconds(workflow.config.section(step.section), work)
+    if step.metric == JUDGE:
+        return judge_seconds(work, workflow.model_bytes[step.section])
+    return metric_seconds(work)
+
+
+def start_of_step(workflow: "Workflow", step: Step) -> float:
+    """Seconds until a step's engine is there, at the built-in speed: none where it has neither a model nor a GPU."""
+    section, model = workflow.device_section(step), workflow.model_bytes.get(step.section, 0)
+    return start_seconds(section, model) if model or gpus_of(section) else 0.0
 
 
 def work_of(workflow: "Workflow", stage: str, shards: Collection[str]) -> Work:

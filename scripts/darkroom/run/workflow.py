@@ -24,7 +24,6 @@ from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
-from darkroom.models.identity import model_bytes
 from darkroom.models.licences import check_licences, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
 from darkroom.plan.recipe import Recipe, image_recipe
@@ -34,7 +33,7 @@ from darkroom.rows.fields import Fields
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
-from darkroom.run.needs import HUB_MODEL_BYTES, gpus_of
+from darkroom.run.needs import gpus_of, known_bytes, shards_together
 from darkroom.run.outputs import Output
 from darkroom.run.state import Shown, State, look, touch_stamp
 from darkroom.views.figures import Plot, figures
@@ -104,7 +103,7 @@ class Workflow:
         _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
-        together = config.judge.shards_per_job
+        together = shards_together(config)
         for rows in ROWS:
             files = config.row_files(rows)
             if not files:
@@ -238,6 +237,11 @@ class Workflow:
         """Images to make in a shard of a stage."""
         return self.plans[stage].shards[shard].requests(self.config.samples_per_prompt)
 
+    @cached_property
+    def scored_apart(self) -> bool:
+        """Whether each shard of images is scored by itself, so that the path of its score file has its name."""
+        return all(shards == [name] for groups in self.groups.values() for name, shards in groups.members.items())
+
     def score_requests(self, stage: str, group: str) -> int:
         """Images to score in a group of shards."""
         return sum(self.requests(stage, shard) for shard in self.groups[stage].members[group])
@@ -304,12 +308,12 @@ class Workflow:
 
     @cached_property
     def model_bytes(self) -> dict[str, int]:
-        """section -> the size of its weights in bytes; of a hub model that is not fetched yet, that of the usual one."""
+        """section -> the size of its weights in bytes; of a hub model that is not fetched yet, what it is taken to weigh."""
         sizes = {}
         for name, section in used_sections(self.config).items():
             fetched = name in self.models and self.models[name].fetched
-            known = marker_bytes(str(self.models[name].marker)) if fetched else model_bytes(section)
-            sizes[name] = known or HUB_MODEL_BYTES.get(name, HUB_MODEL_BYTES["edit"])
+            known = marker_bytes(str(self.models[name].marker)) if fetched else 0
+            sizes[name] = known or known_bytes(name, section)
         return sizes
 
     # ------------------------------------------------------------------------------------- labels
