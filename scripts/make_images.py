@@ -34,5 +34,6 @@ with job(snakemake.log[0]):
         threads=snakemake.threads,
     )
     seconds = time.monotonic() - started - devices.waited
-    append_record(workflow.history(step, shard), counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)})
+    record = counts | {"seconds": round(seconds, 3), "waited": round(devices.waited, 3), "gpus": len(devices.held)}
+    append_record(workflow.history(step, shard), record)
     devices.release()

@@ -53,6 +53,6 @@ if __name__ == "__main__":
             retry_failed=workflow.config.retry_failed,
         )
         seconds = time.monotonic() - started - devices.waited
-        record = counts | {"seconds": round(seconds, 3), "gpus": len(devices.held)}
+        record = counts | {"seconds": round(seconds, 3), "waited": round(devices.waited, 3), "gpus": len(devices.held)}
         append_record(workflow.history(step, group), record)
         devices.release()

@@ -1,10 +1,12 @@
 """What jobs record about themselves: one JSON line for each finished job.
 
 `results/benchmarks/<rule>/<shard>.jsonl` says what each job made, carried over and left out, and the time it took. The
-forecast of `plan` is computed from these records; nothing that is made depends on them.
+forecast of `plan` is computed from these records; nothing that is made depends on them. Beside them lie the files of
+Snakemake's `benchmark`, of every rule: the time of a whole job, with the start and the end of its process.
 """
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from statistics import median
 from typing import Any
 
 RECORD_SUFFIX = ".jsonl"
+_ENOUGH = 100  # benchmarks that are read of a rule, the newest: they differ little
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -31,6 +34,33 @@ def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, A
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
+
+
+def benchmarks(folder: Path) -> Iterator[tuple[Path, float]]:
+    """Yield (path, seconds of the whole job) of the newest benchmarks of a rule, the oldest first.
+
+    folder: of the rule; its single file has the same name and an ending. Those that cannot be read are skipped.
+    """
+    paths = [*folder.rglob("*.tsv"), *folder.parent.glob(f"{folder.name}.tsv")]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)[-_ENOUGH:]:
+        with contextlib.suppress(OSError, KeyError, ValueError), open(path, encoding="utf-8", newline="") as stream:
+            for line in csv.DictReader(stream, delimiter="\t"):
+                yield path, float(line["s"])
+
+
+def around(folder: Path) -> float:
+    """Seconds that a job of a step takes before and after what its own record is about; 0 where nothing tells.
+
+    folder: of the step's records.
+    """
+    jobs = {path.stem.partition("-")[0]: seconds for path, seconds in benchmarks(folder)}
+    last = {shard: list(read_records(folder, shard))[-1:] for shard in jobs}
+    found = [
+        jobs[shard] - record["seconds"] - record.get("waited", 0.0)
+        for shard, records in last.items()
+        for record in records
+    ]
+    return max(median(found), 0.0) if found else 0.0
 
 
 def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float] | None:

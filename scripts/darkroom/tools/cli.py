@@ -41,12 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plan(arguments: Arguments) -> int:
-    """Print what a run would do and how long it would take."""
-    from darkroom.tools.forecast import forecast, table
+    """Print what a run would do and what it would cost: time, GPU-hours, what jobs ask for, disk."""
+    from darkroom.tools.costs import costs, text
+    from darkroom.tools.forecast import forecast
     from darkroom.tools.prune import superseded_line
 
     workflow = _workflow(arguments)
-    print(table(forecast(workflow)))
+    stages = forecast(workflow)
+    print(text(costs(workflow, stages, arguments.records), stages, arguments.gpus, arguments.jobs))
     if line := workflow.trial_line():
         print(line)
     for told in workflow.rejected_lines():
@@ -261,6 +263,12 @@ def _merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="darkroom", description="What there is to do for a set of images, what is being done, and what was done."
@@ -293,7 +301,24 @@ def _parser() -> argparse.ArgumentParser:
         )
         return command
 
-    add(plan)
+    command = add(plan)
+    command.add_argument(
+        "--gpus", type=_count, nargs="+", default=[], metavar="N", help="say the time on N GPUs (1 8 32)"
+    )
+    command.add_argument(
+        "-j",
+        "--jobs",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="jobs without a GPU that run at a time (the CPUs of this machine)",
+    )
+    command.add_argument(
+        "--records",
+        type=Path,
+        metavar="RESULTS",
+        help="take the speeds from the jobs of another results folder, such as a trial's",
+    )
     command = add(trial)
     command.add_argument("files", type=Path, nargs="*", metavar="CONFIG", help="the config of the whole set")
     command.add_argument("--rows", type=int, default=50, help="how many rows of the prompts to take (50)")

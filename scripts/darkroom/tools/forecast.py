@@ -1,7 +1,6 @@
-"""What a run would do before it is started: shards missing and stale, requests to make, and the time they take.
+"""What a run would do before it is started: shards missing and stale, and requests to make.
 
-Whether a result can be taken over is asked of `store.carry`, as the jobs do; the time comes from what earlier jobs of the same
-results folder recorded (`jobs.history`).
+Whether a result can be taken over is asked of `store.carry`, as the jobs do. What all this costs is for `tools.costs`.
 """
 
 import hashlib
@@ -12,8 +11,6 @@ from typing import Any
 
 from darkroom.engines.work import ShardJob
 from darkroom.errors import RowError
-from darkroom.jobs.history import read_records, speed
-from darkroom.jobs.terminal import clock, columns
 from darkroom.make import identify
 from darkroom.metrics.score import score_key
 from darkroom.plan.stages import Stage
@@ -30,24 +27,23 @@ _BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "width", 
 
 @dataclass
 class StageForecast:
-    """A stage's shards and requests; `seconds` of all its jobs together, None where no job was recorded yet."""
+    """A step's shards and requests. files: those that a job will make, each with the requests that it will make anew."""
 
-    name: str
+    step: Step
     shards: int = 0
     missing: int = 0
     stale: int = 0
     to_make: int = 0
     carried: int = 0
-    gpus: int = 0
-    seconds: float | None = None
+    files: list[tuple[File, int]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.step.name
 
     @property
     def jobs(self) -> int:
         return self.missing + self.stale
-
-    @property
-    def gpu_hours(self) -> float | None:
-        return None if self.seconds is None else self.seconds * self.gpus / 3600
 
 
 @dataclass
@@ -77,7 +73,7 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
 
 
 def _step(workflow: Workflow, step: Step, planned: _Planned) -> StageForecast:
-    told, kept = StageForecast(step.name), Kept(workflow, step)
+    told, kept = StageForecast(step), Kept(workflow, step)
     for file in workflow.lineage.files(step):
         told.shards += 1
         missing = not os.path.exists(file.path) or not os.path.exists(file.manifest)
@@ -85,7 +81,7 @@ def _step(workflow: Workflow, step: Step, planned: _Planned) -> StageForecast:
         again = file.path in workflow.state.again or any(
             path in planned.remade or not os.path.exists(path) for path in file.inputs
         )
-        told.missing, told.stale = told.missing + missing, told.stale + (again and not missing)
+        told.missing, told.stale, before = told.missing + missing, told.stale + (again and not missing), told.to_make
         if step.metric is not None:
             if missing or again:
                 _score_group(workflow, step, file, told, kept, planned)
@@ -94,13 +90,8 @@ def _step(workflow: Workflow, step: Step, planned: _Planned) -> StageForecast:
             _keep(planned, step.stage, records)
         else:
             _keep(planned, step.stage, iter_records(file.path, _BRIEF) if planned.wanted.get(step.stage) else ())
-    told.gpus = workflow.gpus(step)
-    workers = max(told.gpus, 1) if step.metric is None else 0  # a metric's GPUs work on each request together
-    pace = speed(list(read_records(workflow.history_folder(step))), workers)
-    if told.to_make == 0:
-        told.seconds = 0.0
-    elif pace:
-        told.seconds = told.jobs * pace[0] + told.to_make * pace[1]
+        if missing or again:
+            told.files.append((file, told.to_make - before))
     return told
 
 
@@ -198,15 +189,3 @@ def _score_group(
                 new.add(key)
     told.to_make += len(new)
     told.carried += sound - len(new)
-
-
-def table(stages: list[StageForecast]) -> str:
-    """The forecast as a table for a terminal."""
-    heads = ("stage", "shards", "missing", "stale", "to make", "carried over", "time", "GPU-hours")
-    rows: list[tuple[str, ...]] = [heads]
-    for stage in stages:
-        time = "unknown" if stage.seconds is None else clock(stage.seconds)
-        hours = "unknown" if stage.gpu_hours is None else f"{stage.gpu_hours:.2f}"
-        counts = (stage.shards, stage.missing, stage.stale, stage.to_make, stage.carried)
-        rows.append((stage.name, *map(str, counts), time, hours))
-    return columns(rows)
