@@ -1,6 +1,7 @@
 """What `plan` says a run will cost, before anything is made and from the records of jobs."""
 
 import json
+import math
 import re
 import shutil
 
@@ -150,8 +151,8 @@ def test_after_the_first_jobs_their_records_tell(small):
     assert "built in, for a card of 80 GB, as no job was recorded yet: scores/judge/images" in said
     assert re.search(r"by the clock: \d:\d\d:\d\d with 2 jobs at a time", said)
     # More than a tenth: the size that would make it one. Scores are one job, of which there cannot be fewer.
-    size = int(re.search(r"`shards.size: (\d+)` would make it 10 % for images", said)[1])
-    assert size * 10 * 2 / 4 * 0.1 / 14 > 0.5 and "judge.shards_per_job: " not in said
+    size = 4 * math.ceil(14 * 9 / (40 * 2 / images.told.jobs))
+    assert f"`shards.size: {size}` would make it 10 % for images" in said and "judge.shards_per_job: " not in said
 
 
 def test_the_records_may_be_those_of_another_run(small, tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 
 import pandas as pd
 import pytest
-from conftest import Run, clear_logs, small_config
+from conftest import Run, clear_logs, score_files, small_config
 from darkroom.jobs.history import read_records
 from PIL import Image
 
@@ -99,7 +99,11 @@ def test_grouping_changes_no_score_and_asks_nothing_again(grouped):
     grouped.snakemake()
     assert len(list(grouped.results.glob("logs/score_images/judge/images/*/*.log"))) == 20
     assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)
-    grouped.config["judge"]["shards_per_job"] = 5
-    clear_logs(grouped)
-    grouped.snakemake()
-    assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)
+    # By auto all of these small shards are one group, whatever their jobs have recorded.
+    for together, files in ((5, 4), ("auto", 1)):
+        grouped.config["judge"]["shards_per_job"] = together
+        clear_logs(grouped)
+        grouped.snakemake()
+        assert (asked(grouped), engine_starts(grouped), tables(grouped)) == (count, 0, before)
+        assert len(score_files(grouped)) == files
+    assert grouped.planned() == {}

@@ -6,10 +6,13 @@ import re
 import pandas as pd
 import pytest
 import yaml
-from conftest import BAD, PROMPTS, shards, write_inputs
+from conftest import BAD, PROMPTS, opened, shards, write_inputs
 from darkroom.files import target_of
 from darkroom.jobs.history import read_records
+from darkroom.run.workflow import Workflow
 from darkroom.store.shardfile import iter_records, read_meta, write_shard
+from darkroom.tools.costs import costs
+from darkroom.tools.forecast import forecast
 
 
 def forecast_of(run):
@@ -33,6 +36,21 @@ def recorded(run):
     return found
 
 
+def seconds(workflow, step):
+    """What the jobs of a step recorded that they took."""
+    return [record["seconds"] for record in read_records(workflow.history_folder(step))]
+
+
+def test_the_plan_foretells_the_disk_that_a_run_takes(finished, tmp_path):
+    config = finished.config | {"results": str(tmp_path)}
+    workflow = Workflow.open(config, folder=finished.folder)
+    rooms = {room.name: room for room in costs(workflow, forecast(workflow)).rooms}
+    files = [path for path in finished.results.rglob("*") if path.is_file() and ".darkroom" not in path.parts]
+    assert sum(room.count for room in rooms.values()) == pytest.approx(len(files), rel=0.2)
+    bytes_there = sum(path.stat().st_size for path in finished.results.glob("images/*/*"))
+    assert 0.5 < rooms["images"].bytes / bytes_there < 2
+
+
 def test_the_plan_says_what_the_jobs_then_do(copy):
     assert all((s["missing"], s["stale"], s["to make"]) == (0, 0, 0) for s in forecast_of(copy).values())
     rows = [row | {"prompt": "two green stars"} if row["id"] in ("p0", "p8") else row for row in PROMPTS]
@@ -44,7 +62,13 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     assert planned["edited"]["missing"] == 1 and planned["scores/judge/edited"]["missing"] == 2
     text = copy.darkroom("plan").stdout
     assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
+    workflow = opened(copy)
+    costly = costs(workflow, forecast(workflow))
+    took = {stage.told.name: sum(seconds(workflow, stage.told.step)) for stage in costly.stages}
     copy.snakemake()
+    for stage in costly.stages:  # the machine may be busier than it was
+        found = sum(seconds(workflow, stage.told.step)) - took[stage.told.name]
+        assert stage.pace.jobs and stage.seconds / 2.5 < found < stage.seconds * 2.5
     after = recorded(copy)
     for stage, numbers in planned.items():
         jobs, new, carried = (a - b for a, b in zip(after[stage], before[stage], strict=True))

@@ -566,7 +566,8 @@ class _Builder:
                 self.reasons[known] = [told, 1, number]
         else:
             line = canonical(normal)
-            if row is not None and not row.keys() <= self.known_columns and len(self.columns) < _COLUMNS_KEPT:
+            row = normal["row"]
+            if not row.keys() <= self.known_columns and len(self.columns) < _COLUMNS_KEPT:
                 merge_names(self.columns, row)
                 self.known_columns.update(row)
             shard.rows += 1

@@ -30,6 +30,7 @@ from darkroom.run.needs import (
     start_of_step,
     work_of,
 )
+from darkroom.run.outputs import Output
 from darkroom.run.workflow import Workflow
 from darkroom.store.manifest import read_manifest
 from darkroom.tools.forecast import StageForecast
@@ -181,6 +182,8 @@ def _pace(workflow: Workflow, told: StageForecast, results: Path) -> Pace:
         return Pace(known[0] + outside, known[1], median(idle or [_JOB_SECONDS]) + outside, made)
     names = [file.name for file, _ in told.files]
     if step.metric is not None:
+        if not workflow.metric(step.metric).columns(step.stage):  # nothing is asked, no engine started
+            return Pace(_JOB_SECONDS, 0.0, _JOB_SECONDS, 0)
         groups = workflow.groups[step.stage].members
         names = [shard for name in names for shard in groups[name]]
     work = work_of(workflow, step.stage, names)
@@ -205,9 +208,9 @@ def _tasks(workflow: Workflow, stages: list[StageCosts], results: Path) -> Itera
         made = workflow.stage(step.stage)
         for file, new in stage.told.files:
             wanted.add(file.path)
-            rows = [lineage.rows_file(made.rows, file.name)] if step.metric is None else []
-            rule = made.rule if step.metric is None else f"score_{step.metric}"
-            yield Task(rule, file.path, stage.pace.seconds(new), gpus, [*rows, *file.inputs])
+            inputs = [] if step.metric else [lineage.rows_file(made.rows, file.name)]
+            rule = f"score_{step.metric}" if step.metric else made.rule
+            yield Task(rule, file.path, stage.pace.seconds(new), gpus, [*inputs, *file.inputs])
     for kind, shard, path in workflow.gallery_files():
         inputs = workflow.gallery_inputs(kind, shard)
         if not os.path.exists(path) or path in workflow.state.again or wanted.intersection(inputs):
@@ -221,19 +224,22 @@ def _of_all(workflow: Workflow, wanted: set[str], other: "_Others") -> Iterator[
     """The jobs that are made of all shards."""
     work = sum((work_of(workflow, stage, plan.names) for stage, plan in workflow.plans.items()), Work(0, 0, 0))
     tables, again = workflow.tables, workflow.state.again
-    told = [("merge_scores", tables, list(wanted))]
-    told += [
-        ("write_dataset" if name == "folder" else "export_dataset", out, []) for name, out in workflow.exports.items()
+    after = [
+        ("write_dataset" if name == "folder" else "export_dataset", output) for name, output in workflow.exports.items()
     ]
-    told += [("draw_plots", workflow.plots, [])] if workflow.plots else []
-    told += [("gallery_index", workflow.gallery, [])] if workflow.gallery else []
-    first = False
-    for rule, output, inputs in told:
-        there = all(map(os.path.exists, [output.made, *output.files]))
-        if first or inputs or not there or output.made in again:
-            first = first or output is tables
-            inputs = inputs if output is tables else [tables.made]
-            yield Task(rule, output.made, other.seconds(rule, work), 0, inputs)
+    after += [("draw_plots", workflow.plots)] if workflow.plots else []
+    after += [("gallery_index", workflow.gallery)] if workflow.gallery else []
+
+    def is_due(output: Output) -> bool:
+        return output.made in again or not all(map(os.path.exists, [output.made, *output.files]))
+
+    merged = bool(wanted) or is_due(tables)
+    if merged:
+        yield Task("merge_scores", tables.made, other.seconds("merge_scores", work), 0, list(wanted))
+    for rule, output in after:
+        if merged or is_due(output):
+            shown = [path for *_, path in workflow.gallery_files()] if output is workflow.gallery else []
+            yield Task(rule, output.made, other.seconds(rule, work), 0, [tables.made, *shown])
 
 
 @dataclass
@@ -432,9 +438,10 @@ def _lines(costs: Costs, gpus: Sequence[int], jobs: int) -> Iterator[str]:
     else:
         yield f"        by the clock: {clock(wall_seconds(costs.tasks, 0, jobs))} with {jobs} jobs at a time (--jobs N)"
     yield from _speeds(costs)
-    if shares := [f"{_percent(stage.share)} of {stage.told.name} (`{_setting(stage)}`)" for stage in costs.stages]:
+    working = [stage for stage in costs.stages if stage.pace.request and stage.told.to_make]
+    if shares := [f"{_percent(stage.share)} of {stage.told.name} (`{_setting(stage)}`)" for stage in working]:
         yield f"starts  of engines, with what lowers them: {', '.join(shares)}"
-        yield from (f"        {hint}" for stage in costs.stages if (hint := _hint(workflow, stage)))
+        yield from (f"        {hint}" for stage in working if (hint := _hint(workflow, stage)))
     total, count = sum(room.bytes for room in costs.rooms), sum(room.count for room in costs.rooms)
     free = _free(workflow)
     told = f"{size(round(total))} in {round(count):,} files and folders to write"
@@ -451,7 +458,7 @@ def _lines(costs: Costs, gpus: Sequence[int], jobs: int) -> Iterator[str]:
 
 def _speeds(costs: Costs) -> Iterator[str]:
     told = [stage for stage in costs.stages if stage.pace.jobs]
-    built_in = [stage.told.name for stage in costs.stages if not stage.pace.jobs]
+    built_in = [stage.told.name for stage in costs.stages if not stage.pace.jobs and stage.pace.request]
     jobs = sum(stage.pace.jobs for stage in told)
     if told:
         yield f"speeds  as {jobs} jobs recorded them: {', '.join(stage.told.name for stage in told)}"
@@ -465,13 +472,11 @@ def _setting(stage: StageCosts) -> str:
 
 def _hint(workflow: Workflow, stage: StageCosts) -> str | None:
     """The setting that would make starts a tenth, where they are more and there is more than one."""
-    starts = [new for _, new in stage.told.files if new]
-    if stage.share <= MUCH or len(starts) < 2:
+    step, files = stage.told.step, [(file, new) for file, new in stage.told.files if new]
+    if stage.share <= MUCH or len(files) < 2:
         return None
-    step = stage.told.step
-    shards = [1] * len(starts) if step.metric is None else map(len, workflow.groups[step.stage].members.values())
-    shard = sum(starts) * stage.pace.request / max(sum(shards), 1)
-    number = shards_for(stage.pace.start, shard, MUCH)
+    shards = len(files) if step.metric is None else sum(len(file.inputs) for file, _ in files)
+    number = shards_for(stage.pace.start, sum(new for _, new in files) * stage.pace.request / shards, MUCH)
     if step.metric is None:
         number *= workflow.config.shards.size
     return f"`{_setting(stage)}: {number}` would make it {_percent(MUCH)} for {stage.told.name}"
