@@ -647,7 +647,7 @@ class _Builder:
         several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
         plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several, self.columns], 16)
         commonest = sorted(self.reasons.values(), key=lambda reason: -reason[1])[:_REASONS_TOLD]
-        content = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
+        content: dict[str, Any] = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
         content["ending"] = written_as(self.paths)
         content["reasons"] = commonest
         content["columns"] = self.columns

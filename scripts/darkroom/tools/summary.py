@@ -17,8 +17,8 @@ def ending(workflow: Workflow) -> Iterator[str]:
         yield summary(workflow) + "\n"
     for line in failure_lines(workflow):
         yield f"{line}; `darkroom failures` lists them"
-    if line := superseded_line(workflow):
-        yield line
+    if superseded := superseded_line(workflow):
+        yield superseded
 
 
 def summary(workflow: Workflow) -> str:

@@ -200,7 +200,8 @@ class Watch:
         rates, waiting = [], 0
         for job in jobs:
             if not job.done and manifest_path(job.path).name in files[job.path.parent] and self._is_made(job):
-                job.done, job.failed = True, (read_manifest(manifest_path(job.path)) or {}).get("failed", 0)
+                manifest = read_manifest(manifest_path(job.path))
+                job.done, job.failed = True, manifest["failed"] if manifest else 0
                 if not self.first:
                     self.records[name] += list(read_records(self.workflow.history_folder(job.step), job.name))[-1:]
             if job.done:
