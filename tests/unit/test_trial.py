@@ -174,6 +174,7 @@ def test_the_command_writes_an_ordinary_config_and_says_what_to_do_with_it(folde
     workflow = Workflow.open(written)
     assert workflow.config.results == "sets/first-trial" and not (folder / "sets/first").exists()
     assert {rows: plan.rows_used for rows, plan in workflow.row_plans.items()}["prompts"] == 20
+    assert workflow.settings()["rows"]["prompts"].startswith("p.jsonl: 20 of 100 rows in ")
     labels = workflow.labels()
     assert labels is not None and labels.left() == []
     told = f"{path}: a trial: 20 of 100 rows of {folder}/p.jsonl, "

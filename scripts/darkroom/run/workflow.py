@@ -591,8 +591,8 @@ class Workflow:
         config = self.config
         told: dict[str, dict[str, Any]] = {"rows": {}}
         for rows, plan in self.row_plans.items():
-            number = sum(shard.rows for shard in plan.shards.values())
-            told["rows"][rows] = f"{Path(self.rows_name(rows)).name}: {number:,} rows in {len(plan.shards):,} shards"
+            number = f"{plan.rows_used:,}" + (f" of {plan.rows_used + plan.left_out:,}" if plan.left_out else "")
+            told["rows"][rows] = f"{Path(self.rows_name(rows)).name}: {number} rows in {len(plan.shards):,} shards"
         told["rows"] |= {"seed": config.seed, "samples per prompt": config.samples_per_prompt}
         for stage in self.stages:
             told[stage.section] = _named(self.section(stage.name)) | self.recipes[stage.name]
