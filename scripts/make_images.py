@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.jobs.devices import Devices
-from darkroom.jobs.history import append_record
 from darkroom.jobs.runtime import job
 from darkroom.make import make_shard
-from darkroom.run.jobs import Kept, requests_of, shard_job
+from darkroom.run.jobs import Kept, keep_record, requests_of, shard_job
 from darkroom.run.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -33,7 +32,5 @@ with job(snakemake.log[0]):
         devices=devices,
         threads=snakemake.threads,
     )
-    seconds = time.monotonic() - started - devices.waited
-    record = counts | {"seconds": round(seconds, 3), "waited": round(devices.waited, 3), "gpus": len(devices.held)}
-    append_record(workflow.history(step, shard), record)
+    keep_record(workflow, step, shard, counts, started, devices)
     devices.release()

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darkroom.jobs.devices import Devices
-from darkroom.jobs.history import append_record
 from darkroom.jobs.runtime import job, limit_threads
 from darkroom.metrics.score import score_shards
-from darkroom.run.jobs import Kept, contents
+from darkroom.run.jobs import Kept, contents, keep_record
 from darkroom.run.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -52,7 +51,5 @@ if __name__ == "__main__":
             open_scorer=open_scorer,
             retry_failed=workflow.config.retry_failed,
         )
-        seconds = time.monotonic() - started - devices.waited
-        record = counts | {"seconds": round(seconds, 3), "waited": round(devices.waited, 3), "gpus": len(devices.held)}
-        append_record(workflow.history(step, group), record)
+        keep_record(workflow, step, group, counts, started, devices)
         devices.release()

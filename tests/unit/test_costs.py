@@ -11,7 +11,16 @@ from conftest import JUDGE, REPOSITORY, small_config
 from darkroom.config.models import Config
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import append_record, around
-from darkroom.run.needs import hub_model_bytes, needs_of_step, shards_together
+from darkroom.run.needs import (
+    START_SECONDS,
+    Work,
+    hub_model_bytes,
+    judge_seconds,
+    known_bytes,
+    needs_of_step,
+    seconds_of_step,
+    shards_together,
+)
 from darkroom.run.workflow import Workflow
 from darkroom.tools.cli import main
 from darkroom.tools.costs import Task, costs, text, wall_seconds
@@ -155,6 +164,16 @@ def test_after_the_first_jobs_their_records_tell(small):
     assert f"`shards.size: {size}` would make it 10 % for images" in said and "judge.shards_per_job: " not in said
 
 
+def test_records_of_other_settings_are_drawn_on_by_what_the_settings_should_cost(small, tmp_path):
+    step = small.lineage.step("images")
+    each = seconds_of_step(small, step, Work(1, 64 * 64))
+    record(small, step, small.plans["images"].names[0], 30.0, 30.0, made=10, working=20.0, expected=10 * each)
+    longer = small.config.with_section("generate", steps=3 * small.config.generate.steps)
+    for config, request in ((small.config, 2.0), (longer, 6.0)):
+        workflow = Workflow.open(config.model_dump(), folder=tmp_path)
+        assert costs(workflow, forecast(workflow)).stages[0].pace.request == pytest.approx(request)
+
+
 def test_the_records_may_be_those_of_another_run(small, tmp_path):
     step = small.lineage.step("images")
     record(small, step, small.plans["images"].names[0], 30.0, 33.0, made=10, working=20.0)
@@ -197,8 +216,6 @@ def config(size=200, samples=1, **judge):
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 50), st.sampled_from([JUDGE_7B, JUDGE_72B, str(JUDGE)]), st.floats(0.5, 2))
 def test_auto_keeps_starts_below_a_tenth_also_where_the_card_is_twice_as_fast(size, samples, model, faster):
-    from darkroom.run.needs import START_SECONDS, Work, judge_seconds, known_bytes
-
     one = config(size, samples, model=model)
     weights = known_bytes("judge", one.judge)
     work = judge_seconds(Work(size * samples, 0), weights) * shards_together(one) / faster

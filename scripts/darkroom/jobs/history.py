@@ -63,6 +63,13 @@ def around(folder: Path) -> float:
     return max(median(found), 0.0) if found else 0.0
 
 
+def against_expected(records: list[dict[str, Any]]) -> float | None:
+    """How many times as long as the built-in speeds say the work of these jobs took; None where none of them says it."""
+    told = [record for record in records if record["made"] > 0 and record.get("expected")]
+    expected = sum(record["expected"] for record in told)
+    return sum(record["working"] for record in told) / expected if expected else None
+
+
 def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float] | None:
     """(seconds that a job spends outside its work, seconds for each request), or None if nothing was made yet.
 

@@ -1,13 +1,20 @@
-"""What a job of a run works with, put together from its plan: the requests, the files it makes and those it may take over."""
+"""What a job of a run works with, put together from its plan: the requests, the files it makes and those it may take over.
+
+And what it leaves behind about itself.
+"""
 
 import json
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from darkroom.engines.work import ShardJob
+from darkroom.jobs.devices import Devices
+from darkroom.jobs.history import append_record
 from darkroom.plan.requests import Request, expand
 from darkroom.run.lineage import Step, manifest_of
+from darkroom.run.needs import seconds_of_step, work_of
 from darkroom.run.workflow import Workflow
 from darkroom.store.carry import ShardFolder
 from darkroom.store.manifest import read_manifest
@@ -82,3 +89,23 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         made_from=contents(images),
         extensions=tuple(workflow.config.extensions),
     )
+
+
+def keep_record(
+    workflow: Workflow, step: Step, name: str, counts: dict[str, float], started: float, devices: Devices
+) -> None:
+    """Record what a job made and the time it took.
+
+    name: of its shard or group. counts: what it made, and "working", the seconds spent on it. started: `time.monotonic()` at its
+    beginning. The built-in estimate of the same work is recorded with it, so that a forecast for other settings can be drawn.
+    """
+    shards = [name] if step.metric is None else workflow.groups[step.stage].members[name]
+    work = work_of(workflow, step.stage, shards)
+    expected = seconds_of_step(workflow, step, work) / max(work.requests, 1) * counts["made"]
+    record = counts | {
+        "seconds": time.monotonic() - started - devices.waited,
+        "waited": devices.waited,
+        "expected": expected,
+    }
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in record.items()}
+    append_record(workflow.history(step, name), rounded | {"gpus": len(devices.held)})

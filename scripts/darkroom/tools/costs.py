@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from darkroom.errors import DarkroomError
-from darkroom.jobs.history import around, benchmarks, read_records, speed
+from darkroom.jobs.history import against_expected, around, benchmarks, read_records, speed
 from darkroom.jobs.terminal import clock, columns, size
 from darkroom.run.lineage import Step
 from darkroom.run.needs import (
@@ -174,20 +174,23 @@ def _pace(workflow: Workflow, told: StageForecast, results: Path) -> Pace:
     step = told.step
     folder = results / workflow.history_folder(step).relative_to(workflow.results())
     records = list(read_records(folder))
-    workers = max(workflow.gpus(step), 1) if step.metric is None else 0  # a metric's GPUs work on each request together
-    if known := speed(records, workers):
-        outside = around(folder)
-        idle = [record["seconds"] for record in records if record["made"] == 0]
-        made = sum(record["made"] > 0 for record in records)
-        return Pace(known[0] + outside, known[1], median(idle or [_JOB_SECONDS]) + outside, made)
+    if step.metric is not None and not workflow.metric(step.metric).columns(step.stage):
+        return Pace(_JOB_SECONDS, 0.0, _JOB_SECONDS, 0)  # nothing is asked, no engine started
     names = [file.name for file, _ in told.files]
     if step.metric is not None:
-        if not workflow.metric(step.metric).columns(step.stage):  # nothing is asked, no engine started
-            return Pace(_JOB_SECONDS, 0.0, _JOB_SECONDS, 0)
         groups = workflow.groups[step.stage].members
         names = [shard for name in names for shard in groups[name]]
     work = work_of(workflow, step.stage, names)
     each = seconds_of_step(workflow, step, work) / max(work.requests, 1)
+    workers = max(workflow.gpus(step), 1) if step.metric is None else 0  # a metric's GPUs work on each request together
+    if known := speed(records, workers):
+        start, request = known
+        if slower := against_expected(records):  # other steps, other sizes: as much longer as they should be
+            request = slower * each
+        outside = around(folder)
+        idle = [record["seconds"] for record in records if record["made"] == 0]
+        made = sum(record["made"] > 0 for record in records)
+        return Pace(start + outside, request, median(idle or [_JOB_SECONDS]) + outside, made)
     return Pace(_JOB_SECONDS + start_of_step(workflow, step), each, _JOB_SECONDS, 0)
 
 
