@@ -11,9 +11,10 @@ window.gallery = (() => {
   const OURS =
     /^([a-z]\w*)\/(?:[0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
 
-  const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [] };
+  const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [], models: {}, rejected: { count: 0, reasons: [], rows: [] } };
   const byName = new Map();
-  const keys = new Set();
+  const keys = new Map(); // key -> entry
+  const touched = new Map(); // group -> those of its entries that are selected, where a label has changed since the last run
   const packs = new Map(); // name -> {pictures, size}, the one used last at the end
   const loading = new Set();
   let shardOf = new Uint32Array(0); // entry -> number of its shard
@@ -42,8 +43,9 @@ window.gallery = (() => {
   }
 
   function index(data) {
-    Object.assign(set, { set: data.set, title: data.title, kinds: data.kinds, labels: data.labels });
-    for (const [kind, name, count, version, selected, file] of data.shards) {
+    const { shards, ...rest } = data;
+    Object.assign(set, rest);
+    for (const [kind, name, count, version, selected, file] of shards) {
       const bits = Uint8Array.from(atob(selected), (c) => c.charCodeAt(0));
       const shard = { kind, name, count, version, file, bits, base: set.total, number: set.shards.length, data: null };
       set.total += count;
@@ -67,7 +69,7 @@ window.gallery = (() => {
       const same = i && at(rows, i) === at(rows, i - 1) && at(items, i) === at(items, i - 1);
       place.groups[i] = same ? place.groups[i - 1] : place.base + i;
     }
-    for (const key of [columns.get("key")].flat()) keys.add(key);
+    for (let i = 0; i < place.count; i++) keys.set(at(columns.get("key"), i), place.base + i);
     place.text = new Array(place.count);
     set.loaded += place.count;
   }
@@ -101,11 +103,46 @@ window.gallery = (() => {
     return (Array.isArray(column) ? column[entry - place.base] : column) ?? null;
   }
 
-  const selected = (entry) => {
+  // Whether the last run selected an image.
+  const kept = (entry) => {
     const place = shardAt(entry);
     const i = entry - place.base;
     return Boolean((place.bits[i >> 3] >> (i & 7)) & 1);
   };
+
+  // Whether an image is selected: as in the last run, and by the same rule where a label of its samples has changed since.
+  const selected = (entry) => touched.get(group(entry))?.includes(entry) ?? kept(entry);
+
+  // To be called when labels have changed, or entries come.
+  function relabel() {
+    touched.clear();
+    for (const key of set.byLabel ? labels.changed() : []) {
+      if (keys.has(key)) touched.set(group(keys.get(key)), chosen(siblings(keys.get(key))));
+    }
+  }
+
+  const reaches = (entry, [name, least]) => value(entry, name) !== null && value(entry, name) >= least;
+  const labelOf = (entry) => (set.byLabel ? labels.of(value(entry, "key")) : null);
+
+  // Of the samples of a prompt, those that are accepted, and of those that reach every threshold and are not rejected the best.
+  function chosen(all) {
+    const { thresholds } = set.kinds[shardAt(all[0]).kind];
+    const made = all.filter((one) => value(one, "error") === null);
+    const accepted = made.filter((one) => labelOf(one) === "accept");
+    const others = made.filter((one) => labelOf(one) === null && thresholds.every((threshold) => reaches(one, threshold)));
+    if (set.perRow === null) return [...accepted, ...others];
+    const by = thresholds[0]?.[0];
+    if (by) others.sort((a, b) => value(b, by) - value(a, by) || a - b);
+    return [...accepted, ...others.slice(0, Math.max(0, set.perRow - accepted.length))];
+  }
+
+  // Why an image that was made is not selected, in a few words.
+  function reasons(entry) {
+    if (labelOf(entry) === "reject") return ["it is rejected by its label"];
+    const missed = set.kinds[shardAt(entry).kind].thresholds.filter((threshold) => !reaches(entry, threshold));
+    if (!missed.length) return ["other samples of its prompt are kept"];
+    return missed.map(([name, least]) => (value(entry, name) === null ? `${name} is missing` : `${name} is below ${least}`));
+  }
 
   const group = (entry) => {
     const place = shardAt(entry);
@@ -121,10 +158,11 @@ window.gallery = (() => {
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   }
 
-  function failed(entry) {
+  // "failed" where there is no image, "no score" where a question about it has none, else null.
+  function failure(entry) {
     const place = shardAt(entry);
-    if (value(entry, "error") !== null) return true;
-    return set.kinds[place.kind].questions.some((question) => value(entry, question.error) !== null);
+    if (value(entry, "error") !== null) return "failed";
+    return set.kinds[place.kind].questions.some((question) => value(entry, question.error) !== null) ? "no score" : null;
   }
 
   function text(entry) {
@@ -190,5 +228,5 @@ window.gallery = (() => {
     }
   }
 
-  return { set, keys, index, shard, pack, start, more, shardAt, value, selected, group, siblings, failed, text, place, url, want };
+  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, failure, text, place, url, want };
 })();

@@ -3,14 +3,16 @@
 
 window.detail = (() => {
   const part = (id) => document.getElementById(id);
-  const [dialog, stage, frame, large, before, slider] = ["detail", "stage", "frame", "large", "before", "slider"].map(part);
+  const [dialog, stage, room, frame, large, before, slider] = ["detail", "stage", "room", "frame", "large", "before", "slider"].map(part);
+  const NEAR = 28; // pixels from the border where a finger takes it
   const { element, format } = grid;
   let entry = null;
   let onLabel = () => {};
+  let originals = null; // whether the data set lies beside the gallery: a promise, once it is asked
 
   function open(tell) {
     onLabel = tell;
-    new ResizeObserver(fit).observe(stage);
+    new ResizeObserver(fit).observe(room);
     slider.addEventListener("input", move);
     part("previous").addEventListener("click", () => go(-1));
     part("next").addEventListener("click", () => go(1));
@@ -18,8 +20,9 @@ window.detail = (() => {
     part("reject").addEventListener("click", () => label("reject"));
     part("close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("close", () => part("scroller").focus({ preventScroll: true }));
-    dialog.addEventListener("keydown", onKey);
-    swipe();
+    // Of the page, for keys go to its body where what had the focus is gone.
+    addEventListener("keydown", (event) => dialog.open && !part("help").open && onKey(event));
+    pointers();
   }
 
   function onKey(event) {
@@ -31,7 +34,8 @@ window.detail = (() => {
       a: () => label("accept"),
       r: () => label("reject"),
       u: () => label(null),
-      s: () => slider.hidden || (onSlider ? slider.blur() : slider.focus()),
+      s: () => slider.hidden || (onSlider ? dialog : slider).focus(),
+      "?": () => part("help").showModal(),
     };
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (act) (event.preventDefault(), act());
@@ -40,7 +44,10 @@ window.detail = (() => {
   function show(one) {
     entry = one;
     render();
-    if (!dialog.open) dialog.showModal();
+    if (!dialog.open) {
+      dialog.showModal();
+      dialog.focus(); // not the first part that takes the focus: an arrow key goes to the next image, as in the grid
+    }
     fit();
     part("scroller").inert = false;
   }
@@ -69,15 +76,18 @@ window.detail = (() => {
     for (const name of ["accept", "reject"]) part(name).setAttribute("aria-pressed", String(given === name));
     const badges = [`${grid.active + 1} of ${grid.view.length}`, gallery.set.kinds[kind].one];
     part("badges").replaceChildren(...badges.map((text) => element("span", "flag", text)));
-    if (gallery.selected(entry)) part("badges").append(element("span", "flag selected", "selected"));
-    if (gallery.failed(entry)) part("badges").append(element("span", "flag failed", "failed"));
+    part("badges").append(...grid.flags(entry));
+    const missed = value("error") === null && !gallery.selected(entry) ? gallery.reasons(entry) : [];
+    part("why").hidden = !missed.length;
+    part("why").textContent = `Not selected: ${missed.join(", ")}.`;
     part("previous").disabled = grid.active === 0;
     part("next").disabled = grid.active === grid.view.length - 1;
+    if (document.activeElement?.disabled) dialog.focus();
     pictures(value);
     scores(kind, value);
     siblings();
     // Metrics that ask a model: the judge, and whichever else has one.
-    const models = Object.fromEntries(Object.entries(data.metrics).map(([name, { model }]) => [name, model]));
+    const models = Object.fromEntries(Object.entries(data.metrics).map(([name, { model }]) => [name, called(model)]));
     const facts = {
       row: value("row"),
       sample: value("sample"),
@@ -90,19 +100,41 @@ window.detail = (() => {
       "negative prompt": value("negative_prompt"),
       source: value("source_name"),
       origin: value("origin"),
-      model: data.recipe.model,
+      model: called(data.recipe.model),
       ...models,
       "your fields": value("fields") === "{}" ? null : value("fields"),
       key: value("key"),
-      shard,
+      file: data.file,
     };
     list(part("facts"), facts);
     const recipe = { [kind]: data.recipe, ...data.metrics, versions: data.versions };
     part("recipe").textContent = JSON.stringify(recipe, null, 1);
-    const original = part("original");
-    original.hidden = !gallery.selected(entry);
-    if (original.hidden) original.removeAttribute("href");
-    else original.href = `../dataset/${kind}/${shard}/${value("key")}.png`;
+    original(`../dataset/${kind}/${shard}/${value("key")}.png`);
+  }
+
+  // A model's name; its identity, such as the hash of its folder, stands in the recipe.
+  const called = (identity) => gallery.set.models[identity] ?? identity;
+
+  // The link to the file in the data set, where that was made and the gallery still lies beside it.
+  function original(address) {
+    const link = part("original");
+    link.hidden = true;
+    link.removeAttribute("href");
+    // What was selected in the last run has a file. A web server of the gallery's folder alone does not reach it.
+    const within = location.protocol === "file:" || !/^\/[^/]*$/.test(location.pathname);
+    if (!gallery.set.dataset || !gallery.kept(entry) || !within) return;
+    originals ??= new Promise((told) => {
+      const image = new Image();
+      image.onload = () => told(true);
+      image.onerror = () => told(false);
+      image.src = address;
+    });
+    const asked = entry;
+    originals.then((there) => {
+      if (!there || asked !== entry) return;
+      link.href = address;
+      link.hidden = false;
+    });
   }
 
   function list(target, facts) {
@@ -150,12 +182,13 @@ window.detail = (() => {
   function pictures(value) {
     const [result, source] = ["image", "source"].map((which) => gallery.place(entry, which, "preview"));
     const both = Boolean(result && source);
-    for (const id of ["before", "divider", "slider", "tag-before", "tag-after"]) part(id).hidden = !both;
+    for (const id of ["before", "divider", "slider", "tag-after"]) part(id).hidden = !both;
+    part("tag-before").hidden = !source;
     large.alt = result ? value("prompt") ?? "" : source ? "Source" : "";
     before.alt = both ? "Source" : "";
     const reason = value("error");
     part("reason").hidden = !reason && Boolean(result);
-    part("reason").textContent = reason ?? "no picture";
+    part("reason-text").textContent = reason ?? "Its file cannot be shown.";
     large.hidden = !result && !source;
     put(large, result ?? source, result ? "image" : "source");
     put(before, both ? source : null, "source");
@@ -225,7 +258,7 @@ window.detail = (() => {
     const where = entry === null ? null : gallery.place(entry, "image", "preview") ?? gallery.place(entry, "source", "preview");
     frame.hidden = !where;
     if (!where || !dialog.open) return;
-    const scale = Math.min(stage.clientWidth / where.width, stage.clientHeight / where.height, 8);
+    const scale = Math.min(room.clientWidth / where.width, room.clientHeight / where.height, 8);
     frame.style.width = `${Math.floor(where.width * scale)}px`;
     frame.style.height = `${Math.floor(where.height * scale)}px`;
   }
@@ -235,18 +268,38 @@ window.detail = (() => {
     slider.setAttribute("aria-valuetext", `${Math.round(slider.value)} % source`);
   }
 
-  function swipe() {
-    let from = null;
-    stage.addEventListener("touchstart", (event) => {
-      const touch = event.touches[0];
-      from = event.touches.length === 1 && event.target !== slider ? [touch.clientX, touch.clientY] : null;
-    }, { passive: true });
-    stage.addEventListener("touchend", (event) => {
-      if (!from) return;
-      const [x, y] = [event.changedTouches[0].clientX - from[0], event.changedTouches[0].clientY - from[1]];
-      if (Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y)) go(x < 0 ? 1 : -1);
-      from = null;
+  // A mouse moves the border from wherever on the picture it is pressed; a finger takes it where it is, and elsewhere swipes from
+  // image to image. The input itself is for the keyboard.
+  function pointers() {
+    let held = null; // {id, x, y, border}
+    const drag = (event) => {
+      const box = frame.getBoundingClientRect();
+      slider.value = (100 * (event.clientX - box.left)) / box.width;
+      move();
+    };
+    const takes = (event) => {
+      if (slider.hidden || !frame.contains(event.target)) return false;
+      const box = frame.getBoundingClientRect();
+      return event.pointerType === "mouse" || Math.abs(event.clientX - box.left - (slider.value / 100) * box.width) < NEAR;
+    };
+    stage.addEventListener("pointerdown", (event) => {
+      held = null;
+      if (!event.isPrimary || event.button || event.target.closest("button")) return;
+      held = { id: event.pointerId, x: event.clientX, y: event.clientY, border: takes(event) };
+      if (!held.border) return;
+      frame.setPointerCapture(event.pointerId);
+      drag(event);
     });
+    stage.addEventListener("pointermove", (event) => held?.border && event.pointerId === held.id && drag(event));
+    stage.addEventListener("pointerup", (event) => {
+      if (!held || event.pointerId !== held.id) return;
+      const [x, y] = [event.clientX - held.x, event.clientY - held.y];
+      const zoomed = window.visualViewport?.scale > 1.01; // then a finger moves over the picture
+      const swiped = event.pointerType !== "mouse" && !held.border && !zoomed && Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y);
+      held = null;
+      if (swiped) go(x < 0 ? 1 : -1);
+    });
+    stage.addEventListener("pointercancel", () => (held = null));
   }
 
   return { open, show, refresh: () => dialog.open && render(), get isOpen() { return dialog.open; } };

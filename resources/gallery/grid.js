@@ -5,7 +5,8 @@
 window.grid = (() => {
   const GAP = 12;
   const HEADING = 44;
-  const CAPTION = 42;
+  const CAPTION = 62;
+  const SCORES = 2; // shown below a picture
   const scroller = document.getElementById("scroller");
   const space = document.getElementById("space");
   const shown = new Map(); // line -> its element
@@ -142,17 +143,30 @@ window.grid = (() => {
     made.setAttribute("aria-posinset", at + 1);
     const box = element("div", "box");
     box.style.height = `${width}px`;
-    if (gallery.place(entry, "image", "thumbnail")) {
-      const source = gallery.place(entry, "source", "thumbnail");
-      box.append(picture("image", source ? `Result of: ${prompt}` : prompt));
-      if (source) box.append(picture("source", "Source"));
-    } else box.append(element("p", "missing", gallery.value(entry, "error") ?? "no picture"));
-    const caption = element("div", "caption");
-    const text = element("div", "prompt", prompt);
-    text.setAttribute("aria-hidden", "true"); // the picture's own text says it
-    caption.append(text, element("div", "numbers", numbers(entry)));
-    made.append(box, caption);
+    const source = gallery.place(entry, "source", "thumbnail");
+    if (gallery.place(entry, "image", "thumbnail")) box.append(picture("image", source ? `Result of: ${prompt}` : prompt));
+    else box.append(element("p", "missing", gallery.value(entry, "error") ?? "no picture"));
+    made.append(box, caption(entry, prompt, source));
     state(made, entry);
+    return made;
+  }
+
+  // What stands below a picture; for an edit with its source at the left, where it covers nothing of the result.
+  function caption(entry, prompt, source) {
+    const made = element("div", "caption");
+    if (source) made.append(picture("source", "Source"));
+    const words = element("div", "words");
+    const text = element("div", "prompt", gallery.siblings(entry).length > 1 ? `#${gallery.value(entry, "sample")} ${prompt}` : prompt);
+    text.setAttribute("aria-hidden", "true"); // the picture's own text says it
+    words.append(text);
+    const scores = gallery.set.kinds[gallery.shardAt(entry).kind].scores;
+    const first = scores.filter((score) => score.name === sortedBy);
+    for (const { name } of [...first, ...scores.filter((score) => score.name !== sortedBy)].slice(0, SCORES)) {
+      const number = element("div", "number");
+      number.append(element("span", "", name), " ", element("b", "", format(gallery.value(entry, name))));
+      words.append(number);
+    }
+    made.append(words);
     return made;
   }
 
@@ -164,28 +178,27 @@ window.grid = (() => {
     return made;
   }
 
-  function numbers(entry) {
-    const scores = gallery.set.kinds[gallery.shardAt(entry).kind].scores;
-    const first = scores.filter((score) => score.name === sortedBy);
-    const parts = [...first, ...scores.filter((score) => score.name !== sortedBy)].slice(0, 2);
-    const sample = gallery.siblings(entry).length > 1 ? [`#${gallery.value(entry, "sample")}`] : [];
-    return [...sample, ...parts.map((score) => `${score.name} ${format(gallery.value(entry, score.name))}`)].join(" · ");
-  }
-
   const format = (value) => (value === null ? "–" : Number.isInteger(value) ? String(value) : value.toFixed(2));
 
-  // Selected, failed and labelled, as colours and for those who see none.
+  // What became of an image, and its label: words, not colours alone.
+  function flags(entry) {
+    const [label, failure] = [labels.of(gallery.value(entry, "key")), gallery.failure(entry)];
+    const found = [];
+    if (failure) found.push(element("span", "flag failed", failure));
+    if (failure !== "failed") {
+      const selected = gallery.selected(entry);
+      found.push(element("span", selected ? "flag selected" : "flag", selected ? "selected" : "not selected"));
+    }
+    if (label) found.push(element("span", `flag ${label}`, label === "accept" ? "accepted" : "rejected"));
+    return found;
+  }
+
   function state(made, entry) {
-    const label = labels.of(gallery.value(entry, "key"));
-    made.dataset.label = label ?? "";
-    made.dataset.selected = gallery.selected(entry);
-    made.dataset.failed = gallery.failed(entry);
+    made.dataset.label = labels.of(gallery.value(entry, "key")) ?? "";
     made.querySelector(".flags")?.remove();
-    const flags = element("div", "flags");
-    if (gallery.selected(entry)) flags.append(element("span", "flag selected", "selected"));
-    if (gallery.failed(entry)) flags.append(element("span", "flag failed", "failed"));
-    if (label) flags.append(element("span", `flag ${label}`, label === "accept" ? "accepted" : "rejected"));
-    made.querySelector(".box").append(flags);
+    const all = element("div", "flags");
+    all.append(...flags(entry));
+    made.querySelector(".box").append(all);
   }
 
   // Gives each picture in sight what its pack holds, and asks for the packs that are not there.
@@ -243,7 +256,7 @@ window.grid = (() => {
   const page = () => Math.max(1, Math.floor(scroller.clientHeight / (width + CAPTION + GAP)));
 
   return {
-    open, show, resize, activate, step, page, relabel, fill, format, element,
+    open, show, resize, activate, step, page, relabel, fill, format, element, flags,
     get view() { return view; },
     get active() { return active; },
   };

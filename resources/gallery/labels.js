@@ -29,7 +29,10 @@ window.labels = (() => {
     return null;
   }
 
-  const of = (key) => (changes.has(key) ? changes.get(key) : Object.hasOwn(gallery.set.labels, key) ? gallery.set.labels[key] : "") || null;
+  const before = (key) => (Object.hasOwn(gallery.set.labels, key) ? gallery.set.labels[key] : null);
+  const of = (key) => (changes.has(key) ? changes.get(key) || null : before(key));
+  // Keys whose label is another one than in the last run.
+  const changed = () => [...changes.keys()].filter((key) => of(key) !== before(key));
 
   // Returns what went wrong, else null. The same label again takes it away.
   function put(key, label) {
@@ -88,5 +91,5 @@ window.labels = (() => {
     return found;
   }
 
-  return { open, of, put, csv, save, counts };
+  return { open, of, changed, put, csv, save, counts };
 })();

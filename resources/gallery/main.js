@@ -10,10 +10,12 @@
   const number = new Intl.NumberFormat("en").format;
   const timers = new Map(); // what for -> timer
   let problem = null;
+  let begun = false; // whether something of the set is in view
 
   function begin() {
     if (!set.set) return say("index.js is missing: run snakemake again.");
     part("title").textContent = set.title;
+    part("help-labels").hidden = !set.byLabel;
     document.title = `${set.title} – Darkroom gallery`;
     const kinds = Object.keys(set.kinds);
     part("kind-label").hidden = kinds.length < 2;
@@ -33,6 +35,9 @@
     part("reset").addEventListener("click", reset);
     part("export").addEventListener("click", () => labels.save());
     part("more").addEventListener("click", () => gallery.more(arrived));
+    for (const show of ["failed", "rejected"]) {
+      part(`${show}-button`).addEventListener("click", () => ((part("show").value = show), apply()));
+    }
     part("filters-button").addEventListener("click", () => drawer());
     part("help-button").addEventListener("click", () => part("help").showModal());
     addEventListener("keydown", onKey);
@@ -41,12 +46,15 @@
     gallery.start(arrived);
   }
 
-  // Scores of all kinds; where two have one of the same name, over both ranges.
+  // Scores of all kinds, each with the kinds that have it; where two have one of the same name, over both ranges.
   function allScores() {
     const found = new Map();
-    for (const score of Object.values(set.kinds).flatMap((kind) => kind.scores)) {
-      const same = found.get(score.name);
-      found.set(score.name, same ? { ...same, low: Math.min(same.low, score.low), high: Math.max(same.high, score.high) } : { ...score });
+    for (const [kind, { scores }] of Object.entries(set.kinds)) {
+      for (const score of scores) {
+        const same = found.get(score.name) ?? { ...score, kinds: [] };
+        const [low, high] = [Math.min(same.low, score.low), Math.max(same.high, score.high)];
+        found.set(score.name, { ...same, low, high, kinds: [...same.kinds, kind] });
+      }
     }
     return [...found.values()];
   }
@@ -74,7 +82,7 @@
       mark.title = `selected from ${score.least}`;
       bars.append(mark);
     }
-    ranges.set(score.name, { ...score, inputs, bars, text });
+    ranges.set(score.name, { ...score, part, inputs, bars, text });
     return part;
   }
 
@@ -92,14 +100,20 @@
   function apply(options = {}) {
     const words = part("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const [show, kind, wantedLabel] = ["show", "kind", "label"].map((id) => part(id).value);
-    const narrowed = [...ranges.values()].map((score) => [score.name, limits(score)]).filter(([, limit]) => limit);
+    const asked = [...ranges.values()].filter((score) => kind === "all" || score.kinds.includes(kind));
+    const narrowed = asked.map((score) => [score.name, limits(score)]).filter(([, limit]) => limit);
     const view = [];
-    for (const shard of set.shards) {
+    const rows = show === "rejected";
+    part("rejected").hidden = !rows;
+    part("scroller").hidden = rows;
+    if (rows) rejected(words);
+    for (const range of ranges.values()) range.part.hidden = kind !== "all" && !range.kinds.includes(kind);
+    for (const shard of rows ? [] : set.shards) {
       if (!shard.data || (kind !== "all" && kind !== shard.kind)) continue;
       for (let entry = shard.base; entry < shard.base + shard.count; entry++) {
         if (show === "selected" && !gallery.selected(entry)) continue;
         if (show === "rest" && gallery.selected(entry)) continue;
-        if (show === "failed" && !gallery.failed(entry)) continue;
+        if (show === "failed" && !gallery.failure(entry)) continue;
         if (wantedLabel !== "all" && (labels.of(gallery.value(entry, "key")) ?? "none") !== wantedLabel) continue;
         if (narrowed.length && !narrowed.every(([name, [low, high]]) => within(gallery.value(entry, name), low, high))) continue;
         if (words.length && !words.every((word) => gallery.text(entry).includes(word))) continue;
@@ -149,8 +163,9 @@
     const next = set.shards.find((shard) => !shard.data && shard.count && !set.failed.includes(shard));
     part("more").hidden = !next || next.base < 100000;
     part("more").textContent = `Load more than ${number(set.loaded)}`;
-    if (grid.view.length === 0) (histograms(), apply());
-    else if (!timers.has("arrived")) later("arrived", () => (histograms(), apply({ keep: true })), 300);
+    const act = (options) => (histograms(), count(), apply(options));
+    if (!begun) (begun = true), act();
+    else if (!timers.has("arrived")) later("arrived", () => act({ keep: true }), 300);
   }
 
   function later(purpose, act, milliseconds) {
@@ -181,11 +196,55 @@
     }
   }
 
+  // The rows that no image was asked for, with file, line and reason; words: that they must hold.
+  function rejected(words) {
+    const { count, reasons, rows } = set.rejected;
+    const found = rows.filter((row) => words.every((word) => row.join("\n").toLowerCase().includes(word)));
+    const listed = count > rows.length ? `The first ${number(rows.length)} are listed; ` : "";
+    part("rejected-note").textContent = count
+      ? `${number(count)} rejected: no image was asked for them. ${listed}rejected.jsonl has them all.`
+      : "Every row could be used.";
+    part("rejected-reasons").replaceChildren(
+      ...(reasons.length < count ? reasons : []).map(([reason, times]) => element("li", "", `${number(times)} × ${reason}`)),
+    );
+    part("rejected").querySelector("table").hidden = !found.length;
+    const lines = found.map((row) => {
+      const line = element("tr");
+      line.append(...row.map((cell, i) => element("td", i === 3 ? "said" : "", typeof cell === "number" ? number(cell) : cell)));
+      return line;
+    });
+    part("rejected-rows").replaceChildren(...lines);
+  }
+
   function tell() {
+    if (part("show").value === "rejected") return say(plural(set.rejected.count, "rejected row"));
     const parts = [`${number(grid.view.length)} of ${number(set.total)} images`];
+    parts.push(`${number(grid.view.filter(gallery.selected).length)} selected`);
     if (set.loaded < set.total) parts.push(`${number(set.loaded)} loaded`);
     if (set.failed.length) parts.push(`${set.failed.length} files cannot be read`);
     say(parts.join(" · "));
+  }
+
+  const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+
+  // How many of what is loaded "Show" would show, and the ways to what went wrong.
+  function count() {
+    gallery.relabel();
+    const counts = { selected: 0, rest: 0, failed: 0, rejected: set.rejected.count };
+    for (const shard of set.shards) {
+      for (let entry = shard.base; shard.data && entry < shard.base + shard.count; entry++) {
+        counts[gallery.selected(entry) ? "selected" : "rest"]++;
+        if (gallery.failure(entry)) counts.failed++;
+      }
+    }
+    const words = { selected: "selected", rest: "not selected", failed: "failures", rejected: "rejected rows" };
+    for (const option of part("show").options) {
+      if (option.value in words) option.text = `${words[option.value]} (${number(counts[option.value])})`;
+    }
+    part("failed-button").hidden = !counts.failed;
+    part("failed-button").textContent = plural(counts.failed, "failure");
+    part("rejected-button").hidden = !counts.rejected;
+    part("rejected-button").textContent = plural(counts.rejected, "rejected row");
   }
 
   function say(text) {
@@ -197,7 +256,8 @@
     const next = labels.of(key) === name ? null : name;
     problem = labels.put(key, next) ?? problem;
     const done = next === "accept" ? "Accepted" : next === "reject" ? "Rejected" : "Label taken away";
-    say(problem ?? `${done}: ${gallery.value(entry, "prompt") ?? gallery.value(entry, "row")}`);
+    const selected = `${number(grid.view.filter(gallery.selected).length)} selected`;
+    say(problem ?? `${done} · ${selected} · ${gallery.value(entry, "prompt") ?? gallery.value(entry, "row")}`);
   }
 
   function onLabels() {
@@ -205,6 +265,7 @@
     const some = counts.accept + counts.reject;
     part("labelled").textContent = problem ?? (some ? `${number(counts.accept)} accepted, ${number(counts.reject)} rejected` : "No labels yet: A accepts, R rejects.");
     part("export").disabled = !some;
+    count();
     grid.relabel();
     detail.refresh();
   }

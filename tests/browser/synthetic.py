@@ -1,20 +1,24 @@
-"""Image and score shards of a set that was never made, for a gallery of any size."""
+"""Image and score shards of sets that were never made, for galleries of any size."""
 
 import hashlib
 import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 from darkroom.config.models import Gallery, Select
 from darkroom.metrics.rubric import load_rubric
 from darkroom.metrics.score import score_columns
-from darkroom.plan.shards import make_plan
-from darkroom.store.shardfile import IMAGE_COLUMNS
+from darkroom.plan.shards import Plan, make_plan
+from darkroom.rows.labels import Labels
+from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS
 from darkroom.store.shardfile import write_shard as write_file
 from darkroom.tables.kind import Kind, ShardFiles
-from darkroom.tables.merge import merge_scores
-from darkroom.views.gallery import write_index, write_shard
-from PIL import Image
+from darkroom.tables.merge import merge_scores, write_rejected
+from darkroom.views.gallery import rejected_rows, write_index, write_shard
+from PIL import Image, ImageDraw
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SELECT = Select(images={"p_yes": 0.5})
@@ -32,6 +36,66 @@ def png(number: int, side: int) -> bytes:
     return out.getvalue()
 
 
+def circle(colour: str) -> bytes:
+    """A circle, as sources of edits and their results are."""
+    image = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(image).ellipse((14, 14, 50, 50), fill=colour)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def record(
+    line: dict[str, Any], key: str, data: bytes | None, source: bytes | None = None, **more: Any
+) -> dict[str, Any]:
+    """An image record of a row; data: the picture, None for one that was not made."""
+    known = dict.fromkeys(EDITED_COLUMNS if source else IMAGE_COLUMNS)
+    known |= {"key": key, "row": line["id"], "item": 0, "sample": 0, "prompt": line["row"]["prompt"], "fields": "{}"}
+    if data:
+        with Image.open(io.BytesIO(data)) as image:
+            known |= {"width": image.width, "height": image.height, "sha256": hashlib.sha256(data).hexdigest()}
+        known |= {"image": {"bytes": data, "path": f"{key}.png"}}
+    if source:
+        known |= {"source_name": "source.png", "source_sha256": hashlib.sha256(source).hexdigest()}
+        known |= {"source": {"bytes": source, "path": "source.png"}}
+    return known | more
+
+
+def write_kind(
+    folder: Path,
+    name: str,
+    plan: Plan,
+    made: Callable[[dict[str, Any]], Iterator[tuple[dict[str, Any], dict[str, Any]]]],
+) -> Kind:
+    """The shards of a kind below `folder`; made: a line of rows -> its image records, each with its scores."""
+    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
+    meta = {"digest": "d", "rule": "r", "recipe": {"model": "folder:0123"}, "versions": {}, "failed": 0}
+    edited = name == "edited"
+    for shard in plan.names:
+        rows = folder / plan.kind / f"{shard}.jsonl"
+        rows.parent.mkdir(exist_ok=True)
+        rows.write_bytes(plan.read(shard))
+        lines = [line for line in map(json.loads, plan.read(shard).splitlines()) if "rejected" not in line]
+        images, scores = zip(*(pair for line in lines for pair in made(line)), strict=True)
+        scored = [
+            {
+                "image_key": image["key"],
+                **{name: image[name] for name in ("key", "row", "item", "sample", "prompt", "sha256")},
+            }
+            | score
+            for image, score in zip(images, scores, strict=True)
+        ]
+        write_file(folder / name / f"{shard}.parquet", EDITED_COLUMNS if edited else IMAGE_COLUMNS, images, meta)
+        columns = score_columns(rubric.columns("edited" if edited else "images"))
+        write_file(folder / "scores" / name / "judge" / f"{shard}.parquet", columns, scored, meta)
+    digests = dict.fromkeys(plan.names, "d")
+    members = {shard: [shard] for shard in plan.names}
+    files = ShardFiles.below(folder / plan.kind, folder / name, folder / "scores" / name)
+    return Kind(
+        name, plan, 1, files, digests, {"judge": digests}, members, plan.kind, reads="images" if edited else None
+    )
+
+
 def make_set(
     folder: Path, number: int, side: int = 64, size: int = 100, hostile: bool = False, name: str = "images"
 ) -> Kind:
@@ -43,44 +107,102 @@ def make_set(
     if hostile:
         rows[0]["prompt"] = rows[1]["id"] = ATTACK
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
     plan = make_plan(folder / "rows.jsonl", "prompts", size, folder)
-    meta = {"digest": "d", "rule": "r", "recipe": {"model": "none"}, "versions": {}, "failed": 0}
-    done = 0
-    for shard in plan.names:
-        images, scores = [], []
-        for line in map(json.loads, plan.read(shard).splitlines()):
-            data = png(done, side)
-            key, sha256 = f"{done:032x}", hashlib.sha256(data).hexdigest()
-            known = {"key": key, "row": line["id"], "item": 0, "sample": 0, "prompt": line["row"]["prompt"]}
-            record = (
-                dict.fromkeys(IMAGE_COLUMNS) | known | {"sha256": sha256, "fields": "{}", "width": side, "height": side}
-            )
-            images.append(record | {"image": {"bytes": data, "path": f"{key}.png"}})
-            p = done * 37 % 101 / 100
-            scores.append(known | {"image_key": key, "sha256": sha256, "p_yes": p, "reason": f"because {done}"})
-            done += 1
-        write_file(folder / name / f"{shard}.parquet", IMAGE_COLUMNS, images, meta)
-        write_file(
-            folder / "scores" / name / "judge" / f"{shard}.parquet", score_columns(rubric.columns(name)), scores, meta
-        )
-    digests = dict.fromkeys(plan.names, "d")
-    members = {shard: [shard] for shard in plan.names}
-    files = ShardFiles.below(folder / "prompts", folder / name, folder / "scores" / name)
-    return Kind(name, plan, 1, files, digests, {"judge": digests}, members)
+    numbers = iter(range(number))
+
+    def made(line: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        n = next(numbers)
+        yield record(line, f"{n:032x}", png(n, side)), {"p_yes": n * 37 % 101 / 100, "reason": f"because {n}"}
+
+    return write_kind(folder, name, plan, made)
 
 
 def make_gallery(kind: Kind, folder: Path) -> Path:
     """The gallery of a set, and its page."""
-    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
-    below = folder / "gallery" / kind.name / "01234567-89abcdef"
-    files = {(kind.name, shard): below / f"{shard}-00000000.js" for shard in kind.plan.names}
-    for (_, shard), path in files.items():
-        write_shard(kind, shard, Gallery(), path, {"digest": "d"})
+    return write_gallery([kind], folder, SELECT, Labels(), {"title": "rows.jsonl", "set": "synthetic"})
+
+
+# A set with something of everything: what is selected, what is not and why, what failed, rows that were rejected, labels.
+BROKEN = ['{"id": "p9", "caption": "a row without a prompt"}', '{"prompt": "cut off']
+MISSING = "source not-there.png: no such file"
+PLACE = ["kind", "shard", "key", "selected"]
+EVERYTHING_SELECT = Select(images={"p_yes": 0.5}, edited={"p_followed": 0.5, "p_preserved": 0.5}, per_row=1)
+
+
+def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
+    """The page of a gallery, and its kinds: four prompts with two samples each and five edits, of which the run keeps one sample a row.
+
+    Of the edits the third is below a threshold, the fourth has no score, the fifth was not made. The second sample of the first
+    prompt is accepted, the first sample of the last is rejected. Originals lie in ../dataset, a file for each image that is selected.
+    """
+    prompts = [json.dumps({"id": f"p{n}", "prompt": f"a circle of colour {n}"}) for n in range(4)] + BROKEN
+    (folder / "rows.jsonl").write_text("".join(line + "\n" for line in prompts))
+    edits = [{"id": f"e{n}", "prompt": f"change the circle to colour {n}", "images": "s.png"} for n in range(5)]
+    (folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in edits))
+    (folder / "s.png").write_bytes(circle("red"))
+    plans = (
+        make_plan(folder / "rows.jsonl", "prompts", 100, folder),
+        make_plan(folder / "edits.jsonl", "edits", 100, folder),
+    )
+    colours = ("blue", "green", "orange", "purple", "black")
+
+    def samples(line: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        n = int(line["id"][1:])
+        for sample in (0, 1):
+            scores = {
+                "p_yes": 0.9 - sample * 0.1,
+                "prompt_alignment": 9,
+                "visual_quality": 10 - n,
+                "reason": f"as asked, {n}",
+            }
+            yield record(line, f"{n:031x}{sample}", circle(colours[n - sample]), sample=sample), scores
+
+    def edited(line: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        n = int(line["id"][1:])
+        if n == 4:
+            yield record(line, "e4".zfill(32), None, error=MISSING), {}
+            return
+        scores: dict[str, Any] = {"p_followed": 0.9, "p_preserved": 0.2 if n == 2 else 0.8, "instruction_followed": 8}
+        scores |= {"content_preserved": 7, "reason": "the circle has changed"}
+        if n == 3:
+            scores |= {"p_preserved": None, "p_preserved_reply": "maybe", "p_preserved_error": "neither yes nor no"}
+        yield record(line, f"e{n}".zfill(32), circle(colours[n]), circle("red")), scores
+
+    kinds = [write_kind(folder, "images", plans[0], samples), write_kind(folder, "edited", plans[1], edited)]
+    about = {
+        "title": "rows.jsonl, edits.jsonl",
+        "set": "everything",
+        "models": {"folder:0123": "a-model"},
+        "dataset": True,
+    }
+    labels = Labels({"1".zfill(32): ("accept", 2, ""), "30".zfill(32): ("reject", 3, "")})
+    page = write_gallery(kinds, folder, EVERYTHING_SELECT, labels, about)
+    for name, shard, key, selected in pq.read_table(folder / "scores.parquet", columns=PLACE).to_pandas().to_numpy():
+        if selected:
+            original = folder / "dataset" / name / shard / f"{key}.png"
+            original.parent.mkdir(parents=True, exist_ok=True)
+            original.write_bytes(circle("red"))
+    return page, kinds
+
+
+def write_gallery(kinds: list[Kind], folder: Path, select: Select, labels: Labels, about: dict[str, Any]) -> Path:
+    """Tables and gallery of these kinds, below `folder`; the page."""
+    catalogue = load_rubric(REPOSITORY / "config/rubrics/default.yaml").catalogue
+    files = {
+        (kind.name, shard): folder / "gallery" / kind.name / "01234567-89abcdef" / f"{shard}-00000000.js"
+        for kind in kinds
+        for shard in kind.plan.names
+    }
+    for kind in kinds:
+        for shard in kind.plan.names:
+            write_shard(kind, shard, Gallery(), files[kind.name, shard], {"digest": "d"})
     table = folder / "scores.parquet"
-    merge_scores([kind], rubric.catalogue, SELECT, table, folder / "scores.csv", {"digest": "t"})
-    about = {"title": "rows.jsonl", "set": "synthetic"}
-    write_index([kind], rubric.catalogue, SELECT, table, files, folder / "gallery", about, {"digest": "g"})
+    merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels)
+    write_rejected(kinds, folder / "rejected.jsonl", labels)
+    about = about | {
+        "rejected": rejected_rows(folder / "rejected.jsonl", {"prompts": "rows.jsonl", "edits": "edits.jsonl"})
+    }
+    write_index(kinds, catalogue, select, table, files, folder / "gallery", about, {"digest": "g"})
     return folder / "gallery/index.html"
 
 

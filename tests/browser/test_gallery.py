@@ -1,14 +1,27 @@
-"""The gallery in a browser, opened from disk: of a real run with edits and failures, and of many pictures."""
+"""The gallery in a browser, opened from disk: of a real run, of a set with something of everything, and of many pictures."""
 
 import csv
 import functools
 import threading
 import time
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
-from synthetic import ATTACK, make_gallery, make_set, scroll_through
+from darkroom.metrics.rubric import load_rubric
+from darkroom.rows.labels import labels_digest, read_labels
+from darkroom.tables.merge import merge_scores
+from synthetic import (
+    ATTACK,
+    EVERYTHING_SELECT,
+    MISSING,
+    REPOSITORY,
+    make_everything,
+    make_gallery,
+    make_set,
+    scroll_through,
+)
 
 
 def cards(page):
@@ -146,6 +159,278 @@ def test_the_gallery_of_the_demonstration(demonstration, page, tmp_path):
     export_labels(page, tmp_path, label_two(page))
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served(folder):
+    """The address of a web server of a folder."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A gallery that the tests leave as it is: its page, and its kinds."""
+    return make_everything(tmp_path_factory.mktemp("everything"))
+
+
+def show_edits(page, everything):
+    """The five edits in view, the first one active."""
+    opened(page, everything[0])
+    page.evaluate("""() => {
+      document.getElementById('kind').value = 'edited';
+      document.getElementById('filters').dispatchEvent(new Event('input'));
+    }""")
+    page.wait_for_function("() => grid.view.length === 5")
+    page.locator("#scroller").focus()
+
+
+def at(page):
+    """The row in the dialog, and where the border between source and result is."""
+    row = page.evaluate(
+        "[...document.querySelectorAll('#facts dt')].find((name) => name.textContent === 'row').nextSibling.textContent"
+    )
+    return row, page.locator("#slider").input_value()
+
+
+def box(page, name):
+    found = page.locator(name).bounding_box()
+    return found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"]
+
+
+def apart(one, other):
+    return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_keys_on_edits(page, everything):
+    """Arrows go from edit to edit, however often one is opened; S and back is the only way to the slider and from it."""
+    show_edits(page, everything)
+    for start in (0, 1):
+        page.keyboard.press("Enter")
+        assert at(page) == (f"e{start}", "50")
+        page.keyboard.press("ArrowRight")
+        assert at(page) == (f"e{start + 1}", "50")
+        page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    page.keyboard.press("s")
+    page.keyboard.press("ArrowLeft")
+    assert at(page) == ("e2", "49.5")
+    page.keyboard.press("s")
+    page.keyboard.press("ArrowLeft")
+    assert at(page) == ("e1", "49.5")
+    page.keyboard.press("r")
+    assert page.locator("#reject").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("a")
+    assert page.locator("#accept").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("u")
+    assert page.locator("#accept").get_attribute("aria-pressed") == "false"
+    for _ in range(3):
+        page.click("#next")  # at the last one the button can no longer be pressed, and keys still work
+    assert at(page)[0] == "e4" and page.locator("#next").is_disabled()
+    page.keyboard.press("ArrowLeft")
+    assert at(page)[0] == "e3"
+    # The mouse moves the border from anywhere on the picture, and the arrows still go from edit to edit.
+    left, top, right, below = box(page, "#frame")
+    page.mouse.move((left + right) / 2, (top + below) / 2)
+    page.mouse.down()
+    page.mouse.move(left + 0.8 * (right - left), top + 20)
+    page.mouse.up()
+    assert at(page) == ("e3", "80")
+    page.keyboard.press("ArrowLeft")
+    assert at(page) == ("e2", "80")
+
+
+def flags(page, number):
+    """What is said of a card."""
+    return cards(page).nth(number).locator(".flag").all_inner_texts()
+
+
+def test_labels_take_images_out_of_the_selection_and_into_it(page, everything, tmp_path):
+    """At once, and as the next run does by the labels that are exported."""
+    path, kinds = everything
+    opened(page, path)
+    assert status(page) == "13 of 13 images · 6 selected"
+    assert [flags(page, n) for n in (0, 1, 2, 3)] == [
+        ["not selected"],
+        ["selected", "accepted"],
+        ["selected"],
+        ["not selected"],
+    ]
+    assert flags(page, 6) == ["not selected", "rejected"] and flags(page, 7) == ["selected"]
+    assert [flags(page, n) for n in (10, 11, 12)] == [["not selected"], ["no score", "not selected"], ["failed"]]
+
+    def press(number, key):
+        page.evaluate(f"grid.activate({number})")
+        page.locator("#scroller").focus()
+        page.keyboard.press(key)
+
+    press(8, "r")  # an edit that was selected
+    assert flags(page, 8) == ["not selected", "rejected"] and status(page).startswith("Rejected · 5 selected")
+    press(10, "a")  # one below a threshold
+    assert flags(page, 10) == ["selected", "accepted"] and status(page).startswith("Accepted · 6 selected")
+    press(2, "r")  # the best sample of a row of which one is kept
+    assert flags(page, 2) == ["not selected", "rejected"] and flags(page, 3) == ["selected"]
+    press(1, "u")  # what took the place of a better one
+    assert flags(page, 1) == ["not selected"] and flags(page, 0) == ["selected"]
+    press(12, "a")  # there is no image
+    assert flags(page, 12) == ["failed", "accepted"]
+    page.select_option("#show", "selected")
+    assert (
+        status(page) == "6 of 13 images · 6 selected"
+        and page.locator("#show option:checked").inner_text() == "selected (6)"
+    )
+    page.select_option("#show", "rest")
+    assert page.evaluate("grid.view.map((entry) => gallery.value(entry, 'row'))").count("e0") == 1
+    page.locator(".card", has_text="change the circle to colour 0").click()
+    assert page.locator("#why").inner_text() == "Not selected: it is rejected by its label."
+    page.keyboard.press("Escape")
+
+    with page.expect_download() as download:
+        page.click("#export")
+    labels = tmp_path / "labels.csv"
+    download.value.save_as(labels)
+    catalogue = load_rubric(REPOSITORY / "config/rubrics/default.yaml").catalogue
+    given = read_labels(labels, labels_digest(labels))
+    merge_scores(kinds, catalogue, EVERYTHING_SELECT, tmp_path / "t.parquet", tmp_path / "t.csv", {}, given)
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    said = page.evaluate("Object.fromEntries([...gallery.keys].map(([key, entry]) => [key, gallery.selected(entry)]))")
+    assert said == dict(zip(table["key"], table["selected"], strict=True)) and sum(said.values()) == 6
+
+
+def test_rejected_rows_and_failures_have_their_views(page, everything):
+    opened(page, everything[0])
+    page.click("#rejected-button")
+    rows = page.locator("#rejected-rows tr")
+    assert rows.count() == 2 and status(page) == "2 rejected rows"
+    file, line, reason, said = rows.nth(0).locator("td").all_inner_texts()
+    assert (file, line) == ("rows.jsonl", "5") and "it has caption" in reason and "a row without a prompt" in said
+    page.fill("#search", "cut off")
+    page.wait_for_function("() => document.querySelectorAll('#rejected-rows tr').length === 1")
+    assert "not valid JSON" in rows.first.inner_text()
+    page.fill("#search", "")
+    page.wait_for_function("() => document.querySelectorAll('#rejected-rows tr').length === 2")
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('#rejected-rows tr').length === 2")
+
+    page.click("#failed-button")
+    page.wait_for_selector(".card .missing")
+    assert cards(page).count() == 2 and page.locator(".missing").inner_text() == MISSING
+    cards(page).nth(1).click()
+    assert page.locator("#reason").inner_text().split("\n") == ["No image", MISSING]
+    stage, reason = box(page, "#stage"), box(page, "#reason")
+    assert all(abs(stage[n] + stage[n + 2] - reason[n] - reason[n + 2]) < 4 for n in (0, 1))  # in the middle
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#why").inner_text() == "Not selected: p_preserved is missing."
+    assert page.locator("#replies .wrong summary").inner_text() == "p_preserved: neither yes nor no"
+
+
+WINDOWS = [
+    {"viewport": {"width": 1440, "height": 900}},
+    {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+]
+
+
+@pytest.mark.parametrize("page", WINDOWS, indirect=True, ids=["desktop", "phone"])
+def test_nothing_is_hidden(page, everything):
+    """Neither on a desktop nor on a phone is a part out of sight, cut, or under another."""
+    show_edits(page, everything)
+    wide, high = page.evaluate("[innerWidth, innerHeight]")
+
+    def in_sight(*names):
+        for name in names:
+            left, top, right, below = box(page, name)
+            assert 0 <= left < right <= wide and 0 <= top < below <= high, name
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= wide
+    in_sight("#status", "#failed-button", "#rejected-button", "#help-button")
+    cut = "[...document.querySelectorAll('#status, .number, .number b')].filter((part) => part.scrollWidth > part.clientWidth).length"
+    assert page.evaluate(cut) == 0
+    for number in (0, 3):  # the source lies beside the words, not on the result
+        card = f".card >> nth={number}"
+        assert apart(box(page, f"{card} >> .source"), box(page, f"{card} >> .box"))
+        assert page.locator(card).locator(".number").count() == 2
+    if wide < 800:
+        page.tap("#filters-button")
+        page.wait_for_timeout(300)
+    in_sight("#reset", "#export", "#labelled", *(f".range:visible >> nth={n}" for n in range(4)))
+    page.evaluate("document.getElementById('kind').value = 'all'")
+    page.locator("#kind").dispatch_event("input", {"bubbles": True})
+    in_sight("#reset", "#export", "#labelled", ".range >> nth=6")
+    assert apart(box(page, ".range >> nth=6"), box(page, ".foot"))
+    if wide < 800:
+        page.tap("#filters-button")
+    page.evaluate("document.getElementById('kind').value = 'edited'")
+    page.locator("#kind").dispatch_event("input", {"bubbles": True})
+    page.wait_for_timeout(300)
+    cards(page).first.click()
+    in_sight("#accept", "#reject", "#close", "#previous", "#next", "#prompt", "#tag-before", "#tag-after")
+    for tag in ("#tag-before", "#tag-after"):
+        assert all(apart(box(page, tag), box(page, arrow)) for arrow in ("#previous", "#next"))
+    facts = page.locator("#facts").inner_text()
+    assert "a-model" in facts and "folder:" not in facts
+
+
+@pytest.mark.parametrize("page", WINDOWS[1:], indirect=True)
+def test_fingers_on_edits(page, everything):
+    """A swipe goes from edit to edit and leaves the border; a finger on the border moves it."""
+    show_edits(page, everything)
+    cards(page).first.tap()
+    left, top, right, below = box(page, "#frame")
+    fingers, y = page.context.new_cdp_session(page), top + 0.3 * (below - top)
+
+    def drag(start, end):
+        places = [left + (right - left) * (start + (end - start) * part / 8) for part in range(9)]
+        for kind, x in [("touchStart", places[0]), *(("touchMove", x) for x in places[1:]), ("touchEnd", None)]:
+            points = [] if x is None else [{"x": x, "y": y}]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    drag(0.9, 0.2)
+    assert at(page) == ("e1", "50")
+    drag(0.1, 0.8)
+    assert at(page) == ("e0", "50")
+    drag(0.5, 0.2)
+    assert at(page) == ("e0", "20")
+    drag(0.21, 0.7)
+    assert at(page) == ("e0", "70")
+
+
+def test_the_link_to_an_original_leads_somewhere(page, everything):
+    """It is there where the file is: not for what was not selected, nor where a server has the gallery alone."""
+    path, _ = everything
+
+    def link(number, there):
+        cards(page).nth(number).click()
+        found = page.locator("#original")
+        if there:
+            found.wait_for(state="visible", timeout=10_000)
+        else:
+            page.wait_for_timeout(300)
+        address = found.get_attribute("href")
+        page.keyboard.press("Escape")
+        return address
+
+    opened(page, path)
+    assert (path.parent / link(2, True)).is_file()
+    assert link(3, False) is None
+    with served(path.parent) as here:
+        page.goto(here)
+        page.wait_for_selector(".card img[src]")
+        assert link(2, False) is None and not [url for url in page.wrong if "dataset" in url]
+    with served(path.parent.parent) as here:
+        page.goto(f"{here}gallery/index.html")
+        page.wait_for_selector(".card img[src]")
+        assert link(2, True).startswith("../dataset/images/")
+    page.wrong[:] = [told for told in page.wrong if not told.startswith("http://127.0.0.1")]
+
+
 def test_a_threshold_rebuilds_the_index_and_leaves_the_pictures(shown):
     packs = {path: path.stat().st_mtime_ns for path in shown.results.glob("gallery/*/*/*.js")}
     assert packs
@@ -175,6 +460,7 @@ def test_a_kind_of_any_name_is_shown(page, tmp_path):
     page.locator(".card").first.click()
     page.wait_for_function("() => document.getElementById('large').naturalWidth === 64")
     assert "inverted" in page.locator("#badges").inner_text()
+    assert page.locator("#original").is_hidden()  # nobody said that there is a data set
 
 
 def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
@@ -193,31 +479,23 @@ def test_many_pictures_scroll_without_blank_ones(page, tmp_path):
     assert page.locator(".card").count() < 400
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 def test_large_pictures_come_as_previews_over_a_web_server(page, tmp_path):
     kind = make_set(tmp_path, 24, side=1500, size=12)
     path = make_gallery(kind, tmp_path)
     thumbnails, previews = ([*path.parent.glob(f"images/*/*-{what}*.js")] for what in "tp")
     assert thumbnails and previews
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=path.parent))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/"
-    page.goto(address)
-    page.wait_for_selector(".card img[src]")
-    page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
-    asked = [url for url in page.wrong if url.startswith(address)]
-    assert len(asked) == len(page.wrong) and not any("-p" in url for url in asked)
-    page.locator(".card").nth(20).click()
-    for _ in range(2):  # with the arrow: the next one's preview
-        page.wait_for_function("() => document.getElementById('large').naturalWidth === 1024")
-        page.keyboard.press("ArrowRight")
-    assert any("-p" in url for url in page.wrong)
+    with served(path.parent) as address:
+        page.goto(address)
+        page.wait_for_selector(".card img[src]")
+        page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
+        asked = [url for url in page.wrong if url.startswith(address)]
+        assert len(asked) == len(page.wrong) and not any("-p" in url for url in asked)
+        page.locator(".card").nth(15).click()
+        for _ in range(2):  # with the arrow: the next one's preview
+            page.wait_for_function("() => document.getElementById('large').naturalWidth === 1024")
+            page.keyboard.press("ArrowRight")
+        assert any("-p" in url for url in page.wrong)
     page.wrong[:] = [told for told in page.wrong if not told.startswith(address)]
-    server.shutdown()
 
 
 @pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 780}, "has_touch": True}], indirect=True)

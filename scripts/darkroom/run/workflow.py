@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import home
 from darkroom.config.load import load_config, used_sections
 from darkroom.config.models import Config, DeviceSection, ModelSource, StageSection
-from darkroom.config.values import Section
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
@@ -24,7 +23,7 @@ from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
-from darkroom.models.licences import check_licences, models_of
+from darkroom.models.licences import check_licences, model_of, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
 from darkroom.plan.recipe import Recipe, image_recipe
 from darkroom.plan.shards import Plan, base_folder, hold_results, load_plan, make_plan, name_of, rows_digest, write_json
@@ -462,7 +461,9 @@ class Workflow:
         if not self.config.gallery.enabled:
             return None
         files = [self.results("gallery", name) for name in [*site_files(), "index.js"]]
-        planned = digest([GALLERY_VERSION, site_digest(), self.merge_digest, self.lineage.shown_id])
+        planned = digest(
+            [GALLERY_VERSION, site_digest(), self.merge_digest, self.lineage.shown_id, self.gallery_about()]
+        )
         return self.output("gallery", files, planned, [self.tables.made])
 
     def outputs(self) -> list[Output]:
@@ -551,10 +552,35 @@ class Workflow:
 
     # ------------------------------------------------------------------------------------- for readers of the results
 
-    def gallery_about(self) -> dict[str, str]:
-        """What names this set: `title` for people, `set` for the browser's storage, the same wherever the set lies."""
+    def gallery_about(self) -> dict[str, Any]:
+        """What the gallery says of this set, and all of its page that no file of the tables decides.
+
+        `title` for people; `set` for the browser's storage, the same wherever the set lies; `models`, identity -> name; `dataset`,
+        whether the original files lie beside the gallery.
+        """
         files = [PurePosixPath(self.rows_name(rows)).name for rows in self.row_plans]
-        return {"title": ", ".join(files), "set": digest([files, self.config.seed], 8)}
+        return {
+            "title": ", ".join(files),
+            "set": digest([files, self.config.seed], 8),
+            "models": self.model_names,
+            "dataset": "folder" in self.exports,
+        }
+
+    @cached_property
+    def model_names(self) -> dict[str, str]:
+        """The identity of each model, as recipes have it -> its name."""
+        names = {model.section: model.name for model in models_of(self.config)}
+        found = {self.recipes[stage.name]["model"]: names[stage.section] for stage in self.stages}
+        for metric in self.metrics:
+            if isinstance(metric.needs, ModelSource) and metric.needs.model is not None:
+                identity = metric.recipe(self.stages[0].name).get("model")
+                found |= {identity: model_of(metric.name, metric.needs).name} if identity else {}
+        return found
+
+    def user_files(self) -> dict[str, str]:
+        """The name of each of the user's files, without its folder, by what it holds."""
+        names = {rows: PurePosixPath(self.rows_name(rows)).name for rows in self.row_plans}
+        return names | ({"labels": Path(self.config.labels).name} if self.config.labels is not None else {})
 
     def export(self, format: str) -> "Export":
         """What an export is written from."""
@@ -592,12 +618,14 @@ class Workflow:
         told: dict[str, dict[str, Any]] = {"rows": {}}
         for rows, plan in self.row_plans.items():
             number = f"{plan.rows_used:,}" + (f" of {plan.rows_used + plan.left_out:,}" if plan.left_out else "")
-            told["rows"][rows] = f"{Path(self.rows_name(rows)).name}: {number} rows in {len(plan.shards):,} shards"
+            rejected = f", {plan.rows_rejected:,} rejected" if plan.rows_rejected else ""
+            name = Path(self.rows_name(rows)).name
+            told["rows"][rows] = f"{name}: {number} rows in {len(plan.shards):,} shards{rejected}"
         told["rows"] |= {"seed": config.seed, "samples per prompt": config.samples_per_prompt}
         for stage in self.stages:
-            told[stage.section] = _named(self.section(stage.name)) | self.recipes[stage.name]
+            told[stage.section] = self._named(self.recipes[stage.name])
         for metric in self.metrics:
-            told[metric.name] = _named(metric.needs) | metric.recipe(self.stages[0].name)
+            told[metric.name] = self._named(metric.recipe(self.stages[0].name))
         chosen = {
             f"{kind}: least {name}": least
             for kind in self.plans
@@ -605,6 +633,14 @@ class Workflow:
         }
         told["selection"] = chosen | {"kept of each row": config.select.per_row or "all that reach it"}
         return told
+
+    def _named(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe with its model's name first, and what the model is known by as `identity`."""
+        identity = recipe.get("model")
+        if identity is None:
+            return recipe
+        rest = {key: value for key, value in recipe.items() if key != "model"}
+        return {"model": self.model_names.get(identity, identity), "identity": identity} | rest
 
     def kinds(self) -> "list[Kind]":
         """What the tables are made from."""
@@ -652,13 +688,6 @@ def rejected_text(plan: Plan) -> str:
         told.append("...")
     total = plan.rows_used + plan.rows_rejected + plan.left_out
     return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
-
-
-def _named(section: Section | None) -> dict[str, Any]:
-    """The name and revision of a section's model, where it has one."""
-    if isinstance(section, ModelSource) and section.model is not None:
-        return {"name": section.model, "revision": section.revision}
-    return {}
 
 
 def _check_scores(config: Config, catalogue: Catalogue) -> None:

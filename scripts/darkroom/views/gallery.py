@@ -6,7 +6,8 @@ themselves, a page of data per shard:
     {kind}/{shown}-{recipe}/{shard}-{rows}.js   what is known of each image, and where its pictures are
     {kind}/{shard}/{content}-t0.js ...          packs of thumbnails as data: URLs
     {kind}/{shard}/{content}-p0.js ...          packs of previews, the large pictures
-    index.js                                    the shards, what was selected, labels; small, and all that a threshold changes
+    index.js                                    the shards, what was selected, labels, rejected rows; small, and all that a
+                                                threshold changes
 
 {content} is a hash of the pictures: where it is unchanged, new scores leave the packs alone. The first line of each file
 is a comment with the digest it was made for.
@@ -16,13 +17,14 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.config import home
 from darkroom.config.models import Gallery, Select
-from darkroom.errors import DarkroomError, RowError
+from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import digest
 
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
-GALLERY_VERSION = 3  # raise it when the code changes what it makes of the same shard
+GALLERY_VERSION = 4  # raise it when the code changes what it makes of the same shard
 SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
+REJECTED_LISTED, REJECTED_REASONS, REJECTED_TEXT = 1000, 12, 300  # rows, reasons, characters of a row
 _HEAD = "// darkroom "
 _TYPES = {b"\x89PN": "png", b"\xff\xd8\xff": "jpeg", b"RIF": "webp"}  # by the first three bytes
 # One image of a kind, and many of them, to a person; other kinds are called by their names.
@@ -102,6 +105,7 @@ def write_shard(kind: "Kind", shard: str, options: Gallery, path: Path, head: di
     data = {
         "kind": kind.name,
         "shard": shard,
+        "file": "/".join(images.parts[-3:]),
         "records": count,
         "content": content,
         "columns": {name: _short(values) for name, values in columns.items()},
@@ -268,7 +272,9 @@ def write_index(
     """Write the page's own files and index.js into `folder`, where the shards' files are. Returns counts.
 
     scores: the merged scores.parquet, which says what is selected and labelled; files: (kind, shard) -> its file.
-    about: `set`, which names the set in the browser's storage, and `title`. Raises DarkroomError for a shard file of other images.
+    about: `set`, which names the set in the browser's storage, and `title`; where there is something to say, `models`, the
+    identity of each model -> its name, `dataset`, whether the data set with the original files lies beside the gallery, and
+    `rejected`, see `rejected_rows`. Raises DarkroomError for a shard file of other images.
     """
     shards: list[tuple[str, str, int, str, str, str]] = []
     labels: dict[str, str] = {}
@@ -286,6 +292,7 @@ def write_index(
     index = about | {
         "kinds": {kind.name: _about(catalogue, kind.name, select.least_of(kind.name)) for kind in kinds},
         "perRow": select.per_row,
+        "byLabel": select.labels,
         "shards": shards,
         "labels": labels,
     }
@@ -297,6 +304,24 @@ def write_index(
         _write(folder / name, data.decode().replace("?VERSION", f"?{version}") if name.endswith(".html") else data)
     _write(folder / "index.js", text)
     return {"shards": len(shards), "images": sum(entry[2] for entry in shards), "labels": len(labels)}
+
+
+def rejected_rows(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
+    """What rejected.jsonl holds, for the page: `count`, the commonest `reasons` with their counts, and the first `rows`, each
+    as file, line, reason and the start of its text.
+
+    names: what each of the user's files is called, by what it holds ("prompts", "edits", "labels").
+    """
+    reasons: Counter[str] = Counter()
+    rows: list[tuple[str, int, str, str]] = []
+    with open(path, encoding="utf-8") as stream:
+        for record in map(json.loads, stream):
+            reason = general(record["reason"])
+            reasons[reason if reason in reasons or len(reasons) < REJECTED_LISTED else "other reasons"] += 1
+            if len(rows) < REJECTED_LISTED:
+                file = record.get("name") or names.get(record["file"], record["file"])
+                rows.append((file, record["line"], record["reason"], record["text"][:REJECTED_TEXT]))
+    return {"count": reasons.total(), "reasons": reasons.most_common(REJECTED_REASONS), "rows": rows}
 
 
 def _bits(flags: list[bool]) -> bytes:
@@ -336,7 +361,14 @@ def _about(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> d
         for question in catalogue.questions(kind)
     ]
     one, many = _CALLED.get(kind, (kind, kind))
-    return {"one": one, "many": many, "scores": scores, "texts": catalogue.names(kind, "text"), "questions": asked}
+    return {
+        "one": one,
+        "many": many,
+        "scores": scores,
+        "thresholds": list(thresholds.items()),  # in their order: `per_row` keeps the best by the first
+        "texts": catalogue.names(kind, "text"),
+        "questions": asked,
+    }
 
 
 def _write(path: Path, content: str | bytes) -> None:
