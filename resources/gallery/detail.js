@@ -121,8 +121,8 @@ window.detail = (() => {
     link.hidden = true;
     link.removeAttribute("href");
     // What was selected in the last run has a file. A web server of the gallery's folder alone does not reach it.
-    const within = location.protocol === "file:" || !/^\/[^/]*$/.test(location.pathname);
-    if (!gallery.set.dataset || !gallery.kept(entry) || !within) return;
+    const reachable = location.protocol === "file:" || !/^\/[^/]*$/.test(location.pathname);
+    if (!gallery.set.dataset || !gallery.kept(entry) || !reachable) return;
     originals ??= new Promise((told) => {
       const image = new Image();
       image.onload = () => told(true);

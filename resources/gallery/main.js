@@ -275,7 +275,7 @@
     if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && event.target === part("search")) return void part("scroller").focus();
     if (typing) return;
-    const onGrid = event.target === part("scroller") || event.target === document.body;
+    const onGrid = !part("scroller").hidden && (event.target === part("scroller") || event.target === document.body);
     const move = (act) => (onGrid ? act : undefined);
     const mark = (name) => () => grid.view.length && label(grid.view[grid.active], name);
     const act = {
