@@ -572,9 +572,10 @@ class Workflow:
         names = {model.section: model.name for model in models_of(self.config)}
         found = {self.recipes[stage.name]["model"]: names[stage.section] for stage in self.stages}
         for metric in self.metrics:
-            if isinstance(metric.needs, ModelSource) and metric.needs.model is not None:
+            needs: object = metric.needs
+            if isinstance(needs, ModelSource) and needs.model is not None:
                 identity = metric.recipe(self.stages[0].name).get("model")
-                found |= {identity: model_of(metric.name, metric.needs).name} if identity else {}
+                found |= {identity: model_of(metric.name, needs).name} if identity else {}
         return found
 
     def user_files(self) -> dict[str, str]:
