@@ -153,7 +153,7 @@ def test_a_stage_has_its_section_thresholds_and_preference(folder):  # noqa: F81
         return load_config(config(text) | {"extensions": [str(INVERT)]})
 
     filled = load("{select: {inverted: {p_yes: 0.5}}, export: {preferences: {inverted: p_yes}}}")
-    least = {"images": {}, "edited": {}, "per_row": None, "inverted": {"p_yes": 0.5}}
+    least = {"images": {}, "edited": {}, "per_row": None, "labels": True, "inverted": {"p_yes": 0.5}}
     assert filled.select.model_dump() == least and filled.select.least_of("inverted") == {"p_yes": 0.5}
     assert filled.export.preferences.score_of("inverted") == "p_yes"
     plain = load("{}")
