@@ -2,9 +2,13 @@
 
 import hashlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from darkroom.errors import DarkroomError
 from darkroom.rows.labels import labels_digest, read_labels
+from darkroom.tools.failures import find_failures
+from test_row_formats import run_of
 
 
 def read(path, data):
@@ -50,3 +54,23 @@ def test_a_file_that_is_gone_or_changed_since_the_plan_is_refused(tmp_path):
     path.write_text("key,label\na,reject\n")
     with pytest.raises(DarkroomError, match="changed during the run; run snakemake again"):
         read_labels(path, digest)
+
+
+def test_labels_of_no_image_are_known_once_there_is_a_table(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a red circle"}\n')
+    (tmp_path / "labels.csv").write_text("key,label\na,accept\nb,reject\nc,perhaps\n")
+    run = run_of(tmp_path, prompts="rows.jsonl", labels="labels.csv")
+    start = f"{tmp_path}/labels.csv: "
+    assert list(run.rejected_lines()) == [
+        f"{start}1 lines of no use: line 4: label perhaps is neither accept nor reject"
+    ]
+    (tmp_path / "results").mkdir(exist_ok=True)
+    pq.write_table(pa.table({"key": ["z", "b", None]}), tmp_path / "results/scores.parquet")
+    (told,) = run.rejected_lines()
+    assert told.startswith(f"{start}2 lines of no use: line 2: no image has the key a; line 4: label perhaps")
+    assert [failure.line for failure in find_failures(run)] == [2, 4]
+    (tmp_path / "results/scores.parquet").write_bytes(b"damaged")
+    assert len(run.wrong_labels()) == 1
+    (tmp_path / "labels.csv").write_text("image,verdict\na,accept\n")
+    with pytest.raises(DarkroomError, match=r"labels\.csv, line 1: no column key; the gallery exports key,label"):
+        run_of(tmp_path, prompts="rows.jsonl", labels="labels.csv")

@@ -335,20 +335,21 @@ class Workflow:
         labels = self.labels()
         if labels is None:
             return []
-        labels.used.update(labels.by_key)
         scores = self.results("scores.parquet")
+        labels.used.update(labels.by_key)
         if labels.by_key and scores.exists():
             import pyarrow as pa
             import pyarrow.compute as pc
             import pyarrow.parquet as pq
 
+            wanted, found = pa.array(labels.by_key), set()
             try:
-                made = pq.read_table(scores, columns=["key"])["key"]
+                with pq.ParquetFile(scores) as file:
+                    for batch in file.iter_batches(columns=["key"]):
+                        found.update(batch["key"].filter(pc.is_in(batch["key"], wanted)).to_pylist())
             except (OSError, pa.ArrowException):
                 return labels.left()  # the table is made again
-            keys = list(labels.by_key)
-            known = pc.is_in(pa.array(keys), value_set=made.combine_chunks()).to_pylist()
-            labels.used -= {key for key, there in zip(keys, known, strict=True) if not there}
+            labels.used &= found
         return labels.left()
 
     # ------------------------------------------------------------------------------------- what jobs leave
