@@ -144,24 +144,27 @@ def record(workflow, step, shard, seconds, job_seconds, **more):
 def test_after_the_first_jobs_their_records_tell(small):
     step = small.lineage.step("images")
     names = small.plans["images"].names
-    record(small, step, names[0], 30.0, 33.0, made=10, working=20.0)
-    record(small, step, names[1], 32.0, 42.0, made=10, working=20.0, waited=7.0)  # for a device: no work of its own
+    record(small, step, names[0], 22.0, 25.0, made=10, working=20.0)
+    record(small, step, names[1], 24.0, 34.0, made=10, working=20.0, waited=7.0)  # for a device: no work of its own
     record(small, step, names[2], 1.0, 4.0, made=0, working=0.0)
     assert around(small.history_folder(step)) == 3.0
     told = forecast(small)
     found = costs(small, told)
     images, scores = found.stages
-    assert (images.pace.start, images.pace.request, images.pace.idle, images.pace.jobs) == (11 + 3, 2.0, 4.0, 2)
-    assert images.seconds == images.told.jobs * 14 + 40 * 2
-    assert images.share == pytest.approx(images.told.jobs * 14 / images.seconds)
+    assert (images.pace.start, images.pace.request, images.pace.idle, images.pace.jobs) == (3 + 3, 2.0, 4.0, 2)
+    assert images.seconds == images.told.jobs * 6 + 40 * 2
+    assert images.share == pytest.approx(images.told.jobs * 6 / images.seconds)
     assert scores.pace.jobs == 0
     said = text(found, told, jobs=2)
     assert "speeds  as 2 jobs recorded them: images" in said
     assert "built in, for a card of 80 GB, as no job was recorded yet: scores/judge/images" in said
     assert re.search(r"by the clock: \d:\d\d:\d\d with 2 jobs at a time", said)
     # More than a tenth: the size that would make it one. Scores are one job, of which there cannot be fewer.
-    size = 4 * math.ceil(14 * 9 / (40 * 2 / images.told.jobs))
+    size = 4 * math.ceil(6 * 9 / (40 * 2 / images.told.jobs))
     assert f"`shards.size: {size}` would make it 10 % for images" in said and "judge.shards_per_job: " not in said
+    for _ in range(3):  # no number of these shards can make up for that
+        record(small, step, names[0], 900.0, 903.0, made=1, working=0.1)
+    assert "would make it" not in text(costs(small, told), told)
 
 
 def test_records_of_other_settings_are_drawn_on_by_what_the_settings_should_cost(small, tmp_path):

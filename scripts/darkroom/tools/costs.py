@@ -5,6 +5,7 @@ anything yet, the one that is built in (`run.needs`).
 """
 
 import heapq
+import itertools
 import os
 import shutil
 import textwrap
@@ -32,7 +33,7 @@ from darkroom.run.needs import (
 )
 from darkroom.run.outputs import Output
 from darkroom.run.workflow import Workflow
-from darkroom.store.manifest import read_manifest
+from darkroom.store.manifest import SUFFIX, read_manifest
 from darkroom.tools.forecast import StageForecast
 from darkroom.views.gallery import PREVIEW_PACK, THUMBNAIL_PACK
 
@@ -191,6 +192,9 @@ def _pace(workflow: Workflow, told: StageForecast, results: Path) -> Pace:
         idle = [record["seconds"] for record in records if record["made"] == 0]
         made = sum(record["made"] > 0 for record in records)
         return Pace(start + outside, request, median(idle or [_JOB_SECONDS]) + outside, made)
+    if told.sized:  # of edits, as large as their sources are
+        pixels = told.pixels * (2 if workflow.stage(step.stage).reads else 1)
+        each = seconds_of_step(workflow, step, Work(told.sized, pixels)) / told.sized
     return Pace(_JOB_SECONDS + start_of_step(workflow, step), each, _JOB_SECONDS, 0)
 
 
@@ -310,70 +314,76 @@ def _rooms(costs: Costs) -> Iterator[Room]:
     workflow = costs.workflow
     doing = {task.path for task in costs.tasks}
     rules = [task.rule for task in costs.tasks]
+    requests = {
+        kind: sum(workflow.requests(kind, shard) for shard in plan.names) for kind, plan in workflow.plans.items()
+    }
+    pictures = {kind: _picture_bytes(costs, kind) for kind in requests}
     for stage in costs.stages:
         step = stage.told.step
-        pixels = _picture_bytes(workflow, step.stage) + _RECORD
-        each = _recorded_bytes(workflow, step) or (pixels if step.metric is None else _SCORES)
+        each = pictures[step.stage] if step.metric is None else _recorded_bytes(workflow, step) or _SCORES
         yield Room(step.name, stage.requests * each, 2 * stage.told.jobs)
     shown = [(kind, shard) for kind, shard, path in workflow.gallery_files() if path in doing]
     if shown or "gallery_index" in rules:
-        yield _gallery_room(workflow, shown)
-    work = sum((work_of(workflow, stage, plan.names) for stage, plan in workflow.plans.items()), Work(0, 0, 0))
-    bytes_of_all = sum(
-        work_of(workflow, name, plan.names).requests * _picture_bytes(workflow, name)
-        for name, plan in workflow.plans.items()
-    )
+        yield _gallery_room(costs, shown)
     if "merge_scores" in rules:
-        yield Room("tables", work.requests * _LINE, 3)
+        yield Room("tables", sum(requests.values()) * _LINE, 3)
+    total = sum(number * pictures[kind] for kind, number in requests.items())
     for format, output in workflow.exports.items():
         if output.made in doing:
-            pictures = work.pixels / (work.picture_pixels or 1)
-            single = format in ("folder", "imagefolder")
-            files = pictures if single else bytes_of_all / (workflow.config.export.file_mb * 10**6) + 1
+            single = sum(number * (2 if workflow.stage(kind).reads else 1) for kind, number in requests.items())
+            packed = total / (workflow.config.export.file_mb * 10**6) + 1
             name = "dataset" if format == "folder" else f"exports/{format}"
-            yield Room(f"{name} (all selected)", bytes_of_all, files + 4)
+            files = single if format in ("folder", "imagefolder") else packed
+            yield Room(f"{name} (all selected)", total, files + 4)
     rows = sum(shard.length for plan in workflow.row_plans.values() for shard in plan.shards.values())
     others = sum(rule.startswith("shard_") for rule in rules)
     jobs = sum(stage.told.jobs for stage in costs.stages)
     plots = 2 * len(workflow.figures) if "draw_plots" in rules else 0
-    yield Room("rows, logs", (rows if others else 0) + len(rules) * _LOGS, others + 2 * len(rules) + jobs + plots)
+    held = (rows if others else 0) + len(rules) * _LOGS
+    yield Room("rows, logs", held, others + 2 * len(rules) + jobs + plots)
 
 
-def _picture_bytes(workflow: Workflow, stage: str) -> float:
-    """Of a request's pictures, its source among them: as those of its stage that are there, else of as many pixels."""
-    known = _recorded_bytes(workflow, workflow.lineage.step(stage))
-    return known or work_of(workflow, stage, workflow.plans[stage].names).picture_pixels * _PIXEL
+def _pixels(costs: Costs, kind: str) -> float:
+    """Of a picture of a stage, on average; its source not counted."""
+    for stage in costs.stages:
+        if stage.told.step.stage == kind and stage.told.sized:
+            return stage.told.pixels / stage.told.sized
+    workflow = costs.workflow
+    work = work_of(workflow, kind, workflow.plans[kind].names)
+    return work.picture_pixels / (2 if workflow.stage(kind).reads else 1)
+
+
+def _picture_bytes(costs: Costs, kind: str) -> float:
+    """Of a request in a file of pictures: as those that are there, else of as many pixels, the source's among them."""
+    workflow = costs.workflow
+    known = _recorded_bytes(workflow, workflow.lineage.step(kind))
+    return known or _pixels(costs, kind) * (2 if workflow.stage(kind).reads else 1) * _PIXEL + _RECORD
 
 
 def _recorded_bytes(workflow: Workflow, step: Step) -> float | None:
     """Bytes of a request in the files of a step that are there, None where there is none."""
     total, records = 0, 0
-    for number, path in enumerate(workflow.results(*step.name.split("/")).glob("*/*.parquet")):
-        if number == _SAMPLE:
-            break
-        if manifest := read_manifest(path.with_suffix(".manifest")):
+    for path in itertools.islice(workflow.results(*step.name.split("/")).glob("*/*.parquet"), _SAMPLE):
+        if manifest := read_manifest(path.with_suffix(SUFFIX)):
             total, records = total + path.stat().st_size, records + manifest["records"]
     return total / records if records else None
 
 
-def _gallery_room(workflow: Workflow, shown: list[tuple[str, str]]) -> Room:
-    options, total, count = workflow.config.gallery, 0.0, 8.0  # the page's own files
-    for kind, plan in workflow.plans.items():
-        number = sum(stage == kind for stage, _ in shown)
-        if not number:
-            continue
-        work = work_of(workflow, kind, plan.names)
-        pictures = work.requests * (2 if workflow.stage(kind).reads else 1) * number / len(plan.names)
-        pixels = work.pixels / max(work.requests, 1) / (2 if workflow.stage(kind).reads else 1)
+def _gallery_room(costs: Costs, shown: list[tuple[str, str]]) -> Room:
+    """Of the shards' files that are to be made; a picture is shown small, and large where it is larger than that."""
+    workflow, total, count = costs.workflow, 0.0, 8.0  # the page's own files
+    options = workflow.config.gallery
+    for kind in workflow.plans:
+        shards = [shard for stage, shard in shown if stage == kind]
+        requests, pixels = sum(workflow.requests(kind, shard) for shard in shards), _pixels(costs, kind)
+        pictures = requests * (2 if workflow.stage(kind).reads else 1)
         small = pictures * min(pixels, options.thumbnail**2) * _WEBP_PIXEL
-        large = (
-            pictures * min(pixels, options.preview**2) * _WEBP_PIXEL
-            if options.preview and pixels > options.thumbnail**2
-            else 0
-        )
-        total += small + large + work.requests * number / len(plan.names) * _LINE
+        large = 0.0
+        if options.preview and pixels > options.thumbnail**2:
+            large = pictures * min(pixels, options.preview**2) * _WEBP_PIXEL
+        total += small + large + requests * _LINE
         # A file and a folder of each shard, and its packs.
-        count += 3 * number + small / THUMBNAIL_PACK + (number + large / PREVIEW_PACK if large else 0)
+        count += len(shards) * (4 if large else 3) + small / THUMBNAIL_PACK + large / PREVIEW_PACK
     return Room("gallery", total, count)
 
 
@@ -474,12 +484,14 @@ def _setting(stage: StageCosts) -> str:
 
 
 def _hint(workflow: Workflow, stage: StageCosts) -> str | None:
-    """The setting that would make starts a tenth, where they are more and there is more than one."""
+    """The setting that would make starts a tenth, where they are more and so many shards are there."""
     step, files = stage.told.step, [(file, new) for file, new in stage.told.files if new]
     if stage.share <= MUCH or len(files) < 2:
         return None
     shards = len(files) if step.metric is None else sum(len(file.inputs) for file, _ in files)
     number = shards_for(stage.pace.start, sum(new for _, new in files) * stage.pace.request / shards, MUCH)
+    if number >= shards:
+        return None
     if step.metric is None:
         number *= workflow.config.shards.size
     return f"`{_setting(stage)}: {number}` would make it {_percent(MUCH)} for {stage.told.name}"

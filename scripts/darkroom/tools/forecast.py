@@ -27,7 +27,11 @@ _BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "width", 
 
 @dataclass
 class StageForecast:
-    """A step's shards and requests. files: those that a job will make, each with the requests that it will make anew."""
+    """A step's shards and requests.
+
+    files: those that a job will make, each with the requests that it will make anew. sized, pixels: how many pictures of these files
+    have a known size, and what it is in all, without the sources of edits.
+    """
 
     step: Step
     shards: int = 0
@@ -35,11 +39,18 @@ class StageForecast:
     stale: int = 0
     to_make: int = 0
     carried: int = 0
+    sized: int = 0
+    pixels: int = 0
     files: list[tuple[File, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.step.name
+
+    def add_size(self, width: int | None, height: int | None) -> None:
+        """Count the size of a picture."""
+        if width and height:
+            self.sized, self.pixels = self.sized + 1, self.pixels + width * height
 
     @property
     def jobs(self) -> int:
@@ -122,6 +133,8 @@ def _image_shard(
             record["sha256"] = hashlib.sha256(sources.read(request.given).data).hexdigest()
         elif place not in failures and request.key not in have:
             new.add(request.key)
+        if place not in failures:
+            told.add_size(request.width, request.height)
         records.append(record)
     given = sum(r.given is not None and place not in failures for place, r in enumerate(requests))
     told.to_make += len(new)
@@ -171,6 +184,7 @@ def _score_group(
     """Count the images of a group of shards that are to be scored."""
     columns = ["key", "prompt", "sha256", "error"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
+    sizes = ["width", "height"]
     made = workflow.metric(step.metric or "").columns(step.stage)
     reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
@@ -178,11 +192,12 @@ def _score_group(
     known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
     new, sound = set(), 0
     for path in file.inputs:
-        records = planned.remade[path] if path in planned.remade else iter_records(path, columns)
+        records = planned.remade[path] if path in planned.remade else iter_records(path, [*columns, *sizes])
         for record in records:
             if record["error"] is not None:
                 continue
             sound += 1
+            told.add_size(record["width"], record["height"])
             about = {name: record[name] for name in columns if name in record}
             about["sha256"] = record["sha256"] or record["key"]
             if (key := score_key(recipe, about)) not in known:
