@@ -288,6 +288,7 @@ def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
     edits: 'null'
     seed: '7'
     strict: 'true'
+    retry_failed: 'true'
     generate: {steps: '40', width: '512.0', guidance: '2', true_cfg: '1.5', compile: 'false', cache: 'null', revision: ''}
     edit: {width: '64', height: 'null'}
     judge: {engine_args: {max_num_seqs: '16', quantization: fp8}, resources: {mem_mb: '4000', runtime: 2h}}
@@ -295,7 +296,7 @@ def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
     export: {name: '2024', formats: [folder], preferences: {margin: '0.1'}}
     """
     filled = load_config(config(given))
-    assert (filled.edits, filled.seed, filled.strict) == (None, 7, True)
+    assert (filled.edits, filled.seed, filled.strict, filled.retry_failed) == (None, 7, True, True)
     generate = {"steps": 40, "width": 512, "guidance": 2, "true_cfg": 1.5, "compile": False, "cache": None}
     assert filled.generate.model_dump(include=set(generate)) == generate and filled.generate.revision is None
     assert [type(getattr(filled.generate, key)) for key in ("steps", "width", "guidance")] == [int, int, int]

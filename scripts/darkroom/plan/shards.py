@@ -519,7 +519,10 @@ class _Builder:
     def _normal(
         self, row: dict[str, Any] | None, reason: str | None, targets: dict[str, Any], below: str
     ) -> tuple[dict[str, Any] | None, list[Reference], str | None]:
-        """The normal row, the images of this run that it starts from, and why there is none; neither is of no trial's rows."""
+        """(normal row, images of this run that it starts from, None), or (None, [], why it cannot be used).
+
+        (None, [], None) is an edit of a row that is no part of the trial.
+        """
         if row is None:
             return None, [], reason
         try:

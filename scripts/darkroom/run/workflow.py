@@ -179,7 +179,8 @@ class Workflow:
             f"{plan.rows_used:,} of {plan.rows_used + plan.left_out:,} rows of {self.rows_name(rows)}"
             for rows, plan in self.row_plans.items()
         ]
-        return f"a trial: {', '.join(told)}, drawn by a hash of their ids; the others are left out"
+        others = "; the others are left out" if any(plan.left_out for plan in self.row_plans.values()) else ""
+        return f"a trial: {', '.join(told)}, drawn by a hash of their ids{others}"
 
     def rejected_lines(self) -> Iterator[str]:
         """A line about the rejected rows of each of the user's files that has any, and about labels of no use."""
