@@ -165,12 +165,13 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder):
-    """The address of a web server of a folder."""
+def served(page, folder):
+    """The address of a web server of a folder; the page is left before it stops."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
+        page.goto("about:blank")
     finally:
         server.shutdown()
         server.server_close()
@@ -420,11 +421,11 @@ def test_the_link_to_an_original_leads_somewhere(page, everything):
     opened(page, path)
     assert (path.parent / link(2, True)).is_file()
     assert link(3, False) is None
-    with served(path.parent) as here:
+    with served(page, path.parent) as here:
         page.goto(here)
         page.wait_for_selector(".card img[src]")
         assert link(2, False) is None and not [url for url in page.wrong if "dataset" in url]
-    with served(path.parent.parent) as here:
+    with served(page, path.parent.parent) as here:
         page.goto(f"{here}gallery/index.html")
         page.wait_for_selector(".card img[src]")
         assert link(2, True).startswith("../dataset/images/")
@@ -484,7 +485,7 @@ def test_large_pictures_come_as_previews_over_a_web_server(page, tmp_path):
     path = make_gallery(kind, tmp_path)
     thumbnails, previews = ([*path.parent.glob(f"images/*/*-{what}*.js")] for what in "tp")
     assert thumbnails and previews
-    with served(path.parent) as address:
+    with served(page, path.parent) as address:
         page.goto(address)
         page.wait_for_selector(".card img[src]")
         page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
