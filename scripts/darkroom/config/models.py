@@ -431,7 +431,8 @@ class Judge(DeviceSection, ModelSource):
     )
     shards_per_job: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
         default="auto",
-        description="Image shards that one job scores, at most, for one start of the engine. A score file then covers these shards."
+        description="Image shards that one job scores, at most, for one start of the engine. A score file then covers these shards,"
+        " and waits for all of them."
         " `auto` takes so many that starts are a small part of the judge's time: it goes by `shards.size`, `samples_per_prompt` and the"
         " size of the model, by the speeds that are built in. `darkroom plan` says what part they are, and which number would lower it."
         " Another number asks nothing again.",
