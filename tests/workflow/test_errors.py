@@ -146,7 +146,7 @@ def test_labels_are_checked_before_any_work_and_decide_without_it(copy):
     told = f"labels.csv: 2 lines of no use: line 2: no image has the key {nobody}; line 4: label maybe is neither"
     jobs = dict.fromkeys(("merge_scores", "write_dataset", "draw_plots", "all"), 1)
     done = copy.snakemake("-n")
-    assert copy.jobs(done.stdout) == jobs and told in done.stderr
+    assert copy.jobs(done.stdout) == jobs and told in done.stdout
     done = copy.snakemake()
     assert done.stderr.count(told) == 2  # before the first job, and at the end
     table = pd.read_parquet(copy.results / "scores.parquet").set_index("key")

@@ -17,7 +17,7 @@ from darkroom.tools.forecast import forecast
 
 def forecast_of(run):
     """stage -> the numbers of the table that `plan` prints."""
-    text = run.darkroom("plan").stdout
+    text = run.darkroom("plan").stdout.partition("\n\n")[0]
     lines = [line.split() for line in text.splitlines() if re.match(r"(scores/judge/)?(images|edited) +\d", line)]
     return {
         line[0]: dict(zip(("shards", "missing", "stale", "to make", "carried"), map(int, line[1:6]), strict=True))
@@ -68,7 +68,7 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     copy.snakemake()
     for stage in costly.stages:  # the machine may be busier than it was
         found = sum(seconds(workflow, stage.told.step)) - took[stage.told.name]
-        assert stage.pace.jobs and stage.seconds / 2.5 < found < stage.seconds * 2.5
+        assert stage.pace.jobs and stage.seconds / 4 < found < stage.seconds * 4
     after = recorded(copy)
     for stage, numbers in planned.items():
         jobs, new, carried = (a - b for a, b in zip(after[stage], before[stage], strict=True))
