@@ -33,7 +33,8 @@ def status(page):
 
 
 def opened(page, path):
-    page.goto(path.as_uri())
+    """The whole gallery: a file, or the address of a server that has it."""
+    page.goto(path if isinstance(path, str) else path.as_uri())
     page.wait_for_selector(".card img[src]")
     page.wait_for_function("() => gallery.set.loaded === gallery.set.total")
     page.wait_for_timeout(400)
@@ -422,12 +423,10 @@ def test_the_link_to_an_original_leads_somewhere(page, everything):
     assert (path.parent / link(2, True)).is_file()
     assert link(3, False) is None
     with served(page, path.parent) as here:
-        page.goto(here)
-        page.wait_for_selector(".card img[src]")
+        opened(page, here)
         assert link(2, False) is None and not [url for url in page.wrong if "dataset" in url]
     with served(page, path.parent.parent) as here:
-        page.goto(f"{here}gallery/index.html")
-        page.wait_for_selector(".card img[src]")
+        opened(page, f"{here}gallery/index.html")
         assert link(2, True).startswith("../dataset/images/")
     page.wrong[:] = [told for told in page.wrong if not told.startswith("http://127.0.0.1")]
 

@@ -238,7 +238,7 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, reference, reque
     assert rules == {
         ("generate_images", "gpu"): 4,
         ("edit_images", "gpu"): 3,
-        ("score_images", "gpu"): 7,
+        ("score_images", "gpu"): 2,
         ("merge_scores", "cpu"): 1,
         ("write_dataset", "cpu"): 1,
         ("gallery_shard", "cpu"): 7,
@@ -306,7 +306,7 @@ def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batc
     assert checkout.finish(process) == 1
     until(lambda: not running(checkout), "the end of all jobs")
     said = checkout.said()
-    assert "error: interrupted," in said and "of 160" not in said
+    assert "error: interrupted," in said and "of 160 kept" not in said
     edits = of_rule("edit_images")
     assert len(edits) == 3 and all(job.partition == "cpu" for job in edits)
     (log,) = checkout.results.glob("logs/edit_images/*/*.log")

@@ -88,7 +88,9 @@ def test_a_run_is_watched_before_it_while_it_works_when_killed_and_to_its_end(tm
         assert stage["waiting"] == stage["shards"] > 0
         assert stage["done"] == stage["running"] == stage["failed"] == stage["images"] == 0
     assert done.stdout.splitlines()[-1].startswith("no run at work; ")
-    # Cancelled by Ctrl-C, as a terminal sends it: to the run and to its jobs, which keep the image in hand.
+    # Cancelled by Ctrl-C, as a terminal sends it: to the run and to its jobs, which keep the image in hand. (A shell's background
+    # processes ignore it.)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(run, "-j1")
     wait_for(lambda: list(run.results.glob(".darkroom/scratch/images/*/*/*.png")), process)
     os.killpg(process.pid, signal.SIGINT)
