@@ -66,6 +66,10 @@ def small_config(**changes: Any) -> dict[str, Any]:
     for section in ("generate", "edit"):
         config[section] |= {"steps": 2, "max_sequence_length": 20, "batch_size": 4}
     for key, value in changes.items():
+        if isinstance(value, dict) and value.get("family") not in (None, "flux", "flux-kontext", "auto"):
+            config[key] = {
+                name: kept for name, kept in config[key].items() if name not in ("steps", "max_sequence_length")
+            }
         config[key] = config[key] | value if isinstance(config.get(key), dict) else value
     return config
 

@@ -1,4 +1,4 @@
-"""What models of real sizes cost on a card: FLUX.1-dev and Qwen2.5-VL-7B with random weights (`gpu_models.py`).
+"""What models of real sizes cost on a card: FLUX.1-dev, FLUX.2-klein-4B, Qwen2.5-VL-7B with random weights (`gpu_models.py`).
 
     python tests/bench/bench_gpu.py --out FOLDER               every part, in order of worth
     python tests/bench/bench_gpu.py --parts generate,judge ...
@@ -8,7 +8,7 @@
 Each part is a process of its own, ended when its time is up, and each figure is appended to FOLDER/bench.jsonl when it is there:
 what was measured before a card is taken away stays. Figures are of the one process that the line stands for: seconds of a
 picture (or of what the line names) without the first, which warms up, and the most memory that PyTorch had on the card. The
-models lie in a folder (`--models`), best one in memory (/dev/shm; 34 GB for FLUX, 17 GB for the judge), since jobs read models
+models lie in a folder (`--models`), best one in memory (/dev/shm; 34 GB for FLUX, 16 for klein, 17 for the judge), since jobs read models
 from folders; the first parts write them there, straight from the card.
 
 `--tiny` takes tiny models of the same classes, on the CPU where there is no card: to see that the parts work. The table says so.
@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(REPOSITORY / "scripts"), str(Path(__file__).parent)) if path not in sys.path]
 
 LIMIT = 120  # seconds of a part
-NEED_GB = {"flux": 34, "judge": 17}
+NEED_GB = {"flux": 34, "klein": 16, "judge": 17}
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes", "vllm", "xgrammar")
 SILENT = "images: []\nedited: []\n"
 Record = dict[str, Any]
@@ -71,10 +71,14 @@ class Setting:
             out.flush()
             os.fsync(out.fileno())
 
+    def steps_of(self, model: str) -> int:
+        """Steps of a picture: those of klein are distilled to four."""
+        return min(self.steps, 4) if model == "klein" else self.steps
+
     def model(self, name: str) -> Path:
-        """The folder of flux or judge. Exits with a sentence where it is not there yet."""
+        """The folder of flux, klein or judge. Exits with a sentence where it is not there yet."""
         folder = self.models / name
-        if not (folder / ("model_index.json" if name == "flux" else "processor_config.json")).exists():
+        if not (folder / ("processor_config.json" if name == "judge" else "model_index.json")).exists():
             sys.exit(f"error: {folder}: no model; run the part weights-{name} first")
         return folder
 
@@ -114,7 +118,7 @@ def free() -> None:
 # ---------------------------------------------------------------------------------------------- what the parts work with
 
 
-def section_of(setting: Setting, name: str, **options: Any) -> Any:
+def section_of(setting: Setting, name: str, model: str = "flux", **options: Any) -> Any:
     """`generate`, `edit` or `judge` of a config with every default, for the models of the setting."""
     from darkroom.config.load import load_config
 
@@ -123,8 +127,7 @@ def section_of(setting: Setting, name: str, **options: Any) -> Any:
         section |= {"model": str(setting.model("judge")), "engine": "transformers", "max_tokens": 64}
         section |= {"max_pixels": setting.side**2}
     else:
-        section |= {"model": str(setting.model("flux")), "steps": setting.steps, "max_sequence_length": 512}
-        section |= {"family": "flux"} if name == "generate" else {"family": "flux-kontext"}
+        section |= {"model": str(setting.model(model)), "steps": setting.steps_of(model)}
         section |= {"width": setting.side, "height": setting.side} if name == "generate" else {}
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.jsonl")
@@ -180,8 +183,8 @@ class Opened:
         self.requests = whole
 
 
-def opened(setting: Setting, name: str, number: int, **options: Any) -> Opened:
-    section = section_of(setting, name, **options)
+def opened(setting: Setting, name: str, number: int, model: str = "flux", **options: Any) -> Opened:
+    section = section_of(setting, name, model, **options)
     import diffusers  # noqa: F401 (so that its import is not taken for loading)
     from darkroom.engines import open_engine
     from PIL import Image
@@ -257,7 +260,7 @@ def weights(name: str) -> Callable[[Setting], None]:
         import gpu_models
 
         size = gpu_models.TINY if setting.tiny else gpu_models.REAL
-        save = {"flux": gpu_models.save_flux, "judge": gpu_models.save_judge}[name]
+        save = {"flux": gpu_models.save_flux, "klein": gpu_models.save_klein, "judge": gpu_models.save_judge}[name]
         with metered(setting) as meter:
             number = save(setting.models / name, size, setting.device, setting.dtype)
         what = f"{number / 1e9:.2f}e9 parameters made on the {setting.device} and written"
@@ -293,13 +296,11 @@ def split(setting: Setting) -> None:
         "num_inference_steps": setting.steps,
         "guidance_scale": 3.5,
     }
-    places = [flux.places[request.prompt] for request in requests]
-    embeds, pooled = (part[places].to(flux.torch_device) for part in (flux.embeds, flux.pooled))
     latents = []
     with torch.no_grad():
         with metered(setting) as meter:
             for n, generator in enumerate(noise):
-                call = {"prompt_embeds": embeds[n : n + 1], "pooled_prompt_embeds": pooled[n : n + 1]}
+                call = flux.embeddings([requests[n].prompt])
                 latents.append(pipe(**call, **common, generator=generator, output_type="latent").images)
         add_pace(setting, "split", "denoise", meter.seconds / len(requests), meter.gib)
         arrays = []
@@ -335,42 +336,53 @@ def decoded(pipe: Any, latent: Any, side: int) -> Any:
     return pipe.image_processor.postprocess(picture, output_type="np")[0]
 
 
-def generate(setting: Setting) -> None:
-    """The job against the bare engine and the bare loop of diffusers, after one another in one process."""
-    import torch
-    from darkroom.make import make_shard
-    from diffusers import FluxPipeline
+def job(model: str) -> Callable[[Setting], None]:
+    """A part that measures the job against the bare engine and the bare loop of diffusers, after one another in one process."""
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        engine = opened(setting, "generate", setting.images)
-        bare_engine = pace(setting, "generate", "engine alone", engine)
-        del engine
-        free()
-        section = section_of(setting, "generate")
-        job = job_of(setting, section, folder)
-        with metered(setting) as meter:
-            counts = make_shard(requests_of(setting, section, setting.images), folder / "s.parquet", job, [], [])
-        working = counts["working"] / setting.images
-        add_pace(setting, "generate", "job, its work", working, meter.gib, images=setting.images)
-        setting.add("generate", what="job, all of it", unit="job", seconds=round(meter.seconds, 2), gib=meter.gib)
-        free()
-        with metered(setting) as meter:
-            pipe = FluxPipeline.from_pretrained(setting.model("flux"), dtype=getattr(torch, setting.dtype))
-            pipe = pipe.to(setting.device)
-        pipe.set_progress_bar_config(disable=True)
-        setting.add("load", what="diffusers, all at once", unit="job", seconds=round(meter.seconds, 2), gib=meter.gib)
-        common = {"width": setting.side, "height": setting.side, "guidance_scale": 3.5, "max_sequence_length": 512}
-        pipe("warm", num_inference_steps=2, **common)
-        with metered(setting) as meter:
-            for n in range(setting.images):
-                noise = torch.Generator("cpu").manual_seed(n)
-                made = pipe(f"a fox, number {n}", num_inference_steps=setting.steps, generator=noise, **common)
-                made.images[0].save(folder / f"{n}.png")
-        bare_loop = meter.seconds / setting.images
-        add_pace(setting, "generate", "bare diffusers loop", bare_loop, meter.gib, images=setting.images)
-        for what, seconds in (("bare diffusers loop", bare_loop), ("engine alone", bare_engine)):
-            setting.add("generate", what=f"job's work, times the {what}", ratio=round(working / seconds, 3))
+    def measure(setting: Setting) -> None:
+        import diffusers
+        import torch
+        from darkroom.engines import family
+        from darkroom.make import make_shard
+
+        # A picture of a few steps takes a tenth of the time: more of them, for the same error.
+        part, images = ("generate", setting.images) if model == "flux" else (model, 4 * setting.images)
+        steps = setting.steps_of(model)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            engine = opened(setting, "generate", images, model)
+            bare_engine = pace(setting, part, "engine alone", engine, steps=steps)
+            del engine
+            free()
+            section = section_of(setting, "generate", model)
+            job = job_of(setting, section, folder)
+            with metered(setting) as meter:
+                counts = make_shard(requests_of(setting, section, images), folder / "s.parquet", job, [], [])
+            working = counts["working"] / images
+            add_pace(setting, part, "job, its work", working, meter.gib, images=images, steps=steps)
+            setting.add(part, what="job, all of it", unit="job", seconds=round(meter.seconds, 2), gib=meter.gib)
+            free()
+            with metered(setting) as meter:
+                kind = getattr(diffusers, family(section.family).pipeline.name)
+                pipe = kind.from_pretrained(setting.model(model), dtype=getattr(torch, setting.dtype))
+                pipe = pipe.to(setting.device)
+            pipe.set_progress_bar_config(disable=True)
+            what = "diffusers, all at once"
+            setting.add("load", what=f"{what}, {model}", unit="job", seconds=round(meter.seconds, 2), gib=meter.gib)
+            common = {"width": setting.side, "height": setting.side, "max_sequence_length": 512}
+            common["guidance_scale"] = 3.5 if model == "flux" else 1.0
+            pipe(prompt="warm", num_inference_steps=2, **common)
+            with metered(setting) as meter:
+                for n in range(images):
+                    noise = torch.Generator("cpu").manual_seed(n)
+                    made = pipe(prompt=f"a fox, number {n}", num_inference_steps=steps, generator=noise, **common)
+                    made.images[0].save(folder / f"{n}.png")
+            bare_loop = meter.seconds / images
+            add_pace(setting, part, "bare diffusers loop", bare_loop, meter.gib, images=images, steps=steps)
+            for what, seconds in (("bare diffusers loop", bare_loop), ("engine alone", bare_engine)):
+                setting.add(part, what=f"job's work, times the {what}", ratio=round(working / seconds, 3))
+
+    return measure
 
 
 def batch(setting: Setting) -> None:
@@ -387,13 +399,18 @@ def edit(setting: Setting) -> None:
 
 
 def option(**options: Any) -> Callable[[Setting], None]:
-    """A part that measures an option of `generate` against none, in one process."""
+    """A part that measures an option of `generate` against none: against the engine alone of the part `generate`, if that was
+    measured in this folder, else in one process with it."""
     ((key, value),) = options.items()
     name = f"option-{key if value is True else value}"
 
     def measure(setting: Setting) -> None:
+        cases = {"none": {}, name.removeprefix("option-"): options}
         seconds = {}
-        for what, section in (("none", {}), (name.removeprefix("option-"), options)):
+        if plain := measured_plain(setting):
+            seconds["none"] = plain
+            del cases["none"]
+        for what, section in cases.items():
             engine = opened(setting, "generate", setting.images, **section)
             setting.add(
                 name, what=f"ready, {what}", unit="job", seconds=round(engine.load.seconds, 2), gib=engine.load.gib
@@ -410,6 +427,13 @@ def option(**options: Any) -> Callable[[Setting], None]:
         setting.add(name, what="none, times the option", ratio=round(plain / other, 3))
 
     return measure
+
+
+def measured_plain(setting: Setting) -> float | None:
+    """Seconds a picture of FLUX's engine alone in these steps and this size, of the results so far."""
+    wanted = {"part": "generate", "what": "engine alone", "steps": setting.steps, "side": setting.side}
+    found = [record["seconds"] for record in read(setting.results) if wanted.items() <= record.items()]
+    return found[-1] if found else None
 
 
 def trace(setting: Setting) -> None:
@@ -513,7 +537,9 @@ def judge(engine: str) -> Callable[[Setting], None]:
 PARTS: dict[str, tuple[Callable[[Setting], None], tuple[str, ...]]] = {
     "machine": (machine, ()),
     "weights-flux": (weights("flux"), ()),
-    "generate": (generate, ()),
+    "generate": (job("flux"), ()),
+    "weights-klein": (weights("klein"), ()),
+    "klein": (job("klein"), ()),
     "split": (split, ()),
     "batch": (batch, ()),
     "option-compile": (option(compile=True), ("card", "triton")),
@@ -640,11 +666,13 @@ def table(records: list[Record]) -> str:
 
 
 def step_seconds(records: list[Record]) -> float | None:
-    """Seconds of a step and megapixel in a job at batch 1, None where none was measured on a card."""
+    """Seconds of a step and megapixel of FLUX.1-dev in a job at batch 1, None where none was measured on a card."""
     found = [
         record["seconds"] / record["steps"] / (record["side"] ** 2 / 2**20)
         for record in records
-        if record.get("what") == "job, its work" and record["device"] == "cuda" and not record["tiny"]
+        if (record["part"], record.get("what")) == ("generate", "job, its work")
+        and record["device"] == "cuda"
+        and not record["tiny"]
     ]
     return max(found, default=None)
 

@@ -1,7 +1,8 @@
 """Checkpoints of the real architectures with random weights, made where they are wanted and saved as model folders.
 
-FLUX.1-dev (its transformer, both encoders, its VAE) and Qwen2.5-VL-7B, in their own sizes or tiny. The sizes are those of the
-`config.json` files of black-forest-labs/FLUX.1-dev and Qwen/Qwen2.5-VL-7B-Instruct on the hub. The tokenizers are those of the
+FLUX.1-dev (its transformer, both encoders, its VAE), FLUX.2-klein-4B and Qwen2.5-VL-7B, in their own sizes or tiny. The sizes are
+those of the `config.json` files of black-forest-labs/FLUX.1-dev, black-forest-labs/FLUX.2-klein-4B and
+Qwen/Qwen2.5-VL-7B-Instruct on the hub. The tokenizers are those of the
 embedded models: texts are padded or cut to the same lengths, so that the encoders have as much to do as with their own.
 
 Random weights cost what trained ones cost, since nothing that is computed depends on their values: but for a cache, which leaves
@@ -63,6 +64,27 @@ REAL: dict[str, dict[str, Any]] = {
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     },
+    "klein_transformer": {
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+    },
+    "klein_encoder": {
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    },
+    "klein_vae": {},
     "judge_text": {
         "vocab_size": 152064,
         "hidden_size": 3584,
@@ -99,6 +121,12 @@ TINY: dict[str, dict[str, Any]] = {
     "text_encoder_2": REAL["text_encoder_2"]
     | {"vocab_size": 140, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4},
     "vae": REAL["vae"] | {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    "klein_transformer": REAL["klein_transformer"]
+    | {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 192},
+    "klein_encoder": REAL["klein_encoder"]
+    | {"vocab_size": 1536, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 28}
+    | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
+    "klein_vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
     "judge_text": REAL["judge_text"]
     | {"vocab_size": 1536, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8192},
@@ -126,9 +154,15 @@ def made_there(device: str, dtype: str) -> Iterator[None]:
 
 def part(name: str, size: dict[str, dict[str, Any]]) -> Any:
     """A component, random; within `made_there`."""
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, Qwen3Config, Qwen3ForCausalLM, T5Config, T5EncoderModel
 
+    if name == "klein_transformer":
+        return Flux2Transformer2DModel(**size[name])
+    if name == "klein_encoder":
+        return Qwen3ForCausalLM(Qwen3Config(**size[name]))
+    if name == "klein_vae":
+        return AutoencoderKLFlux2(**size[name])
     if name == "transformer":
         return FluxTransformer2DModel(**size[name])
     if name == "vae":
@@ -183,6 +217,39 @@ def save_flux(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype:
     return number
 
 
+def save_klein(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype: str = "bfloat16") -> int:
+    """A folder like that of FLUX.2-klein-4B, one component after the other; returns its parameters."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    number = 0
+    classes = {}
+    for name in ("text_encoder", "vae", "transformer"):
+        with made_there(device, dtype):
+            model = part("klein_encoder" if name == "text_encoder" else f"klein_{name}", size)
+        number += sum(parameter.numel() for parameter in model.parameters())
+        model.save_pretrained(folder / name)
+        classes[name] = ["transformers" if name == "text_encoder" else "diffusers", type(model).__name__]
+        del model
+        _free(device)
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    copy_tokenizer(folder / "tokenizer")
+    classes |= {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    }
+    index = {"_class_name": "Flux2KleinPipeline", "is_distilled": True}
+    # Written last: a folder with it is whole.
+    (folder / "model_index.json").write_text(json.dumps(index | classes, indent=2))
+    return number
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """The embedded judge's tokenizer, with its chat template, as the tokenizer of a pipeline."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED / "shapes-judge" / name, folder)
+
+
 def save_judge(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype: str = "bfloat16") -> int:
     """A folder like that of Qwen2.5-VL-7B-Instruct; returns its parameters."""
     with made_there(device, dtype):
@@ -192,8 +259,7 @@ def save_judge(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype
     del model
     _free(device)
     own = EMBEDDED / "shapes-judge"
-    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(own / name, folder)
+    copy_tokenizer(folder)
     tokenizer = json.loads((folder / "tokenizer_config.json").read_bytes())
     longest = size["judge_text"]["max_position_embeddings"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": longest}))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from darkroom.config import extensions, home
-from darkroom.config.load import is_folder_name, load_config, read_config_file
-from darkroom.config.models import Config
+from darkroom.config.load import load_config, read_config_file
+from darkroom.config.models import Config, is_folder_name
 from darkroom.config.partitions import check_partitions
 from darkroom.config.values import sections_of
 from darkroom.errors import DarkroomError
@@ -100,7 +100,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("generate: {width: -64}", "generate.width: must be at least 16, got -64"),
         ("generate: {width: 9000}", "generate.width: must be at most 8192, got 9000"),
         ("generate: {width: wide}", "generate.width: expected a whole number or null, got 'wide'"),
-        ("generate: {steps: 1.5}", "generate.steps: expected a whole number, got 1.5"),
+        ("generate: {steps: 1.5}", "generate.steps: expected a whole number or null, got 1.5"),
         ("generate: {guidance: .nan}", "generate.guidance: expected a finite number, got nan"),
         ("generate: {guidance: -.inf}", "generate.guidance: expected a finite number, got -inf"),
         ("select: {images: {p_yes: .nan}}", "select.images.p_yes: expected a finite number, got nan"),
@@ -135,7 +135,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("prompts: fifo.jsonl", "prompts: not a file: fifo.jsonl"),
         ("results: rows.jsonl", "results: not a folder: rows.jsonl"),
         ("results: rows.jsonl/deeper", "results: not a folder: rows.jsonl"),
-        ("generate: {model: null}", "generate.model: must be given, for family flux needs one"),
+        ("generate: {model: null}", "generate.model: must be given, for family auto needs one"),
         ("generate: {model: ./gone}", "generate.model: no such folder: ./gone (a hub model is written owner/name)"),
         ("generate: {model: flux}", "generate.model: no such folder: flux (a hub model is written owner/name)"),
         ("generate: {model: ./rows.jsonl}", "generate.model: not a folder: ./rows.jsonl"),
@@ -256,7 +256,7 @@ def test_signs_that_are_no_variable_stay(folder):
     ("text", "message"),
     [
         ("generate: {width: '8'}", "generate.width: must be at least 16, got 8"),
-        ("generate: {steps: '1.5'}", "generate.steps: expected a whole number, got '1.5'"),
+        ("generate: {steps: '1.5'}", "generate.steps: expected a whole number or null, got '1.5'"),
         ("generate: {guidance: '.nan'}", "generate.guidance: expected a finite number, got nan"),
         ("strict: '1'", "strict: expected true or false, got '1'"),
         ("judge: {engine_args: {max_model_len: '.inf'}}", "judge.engine_args.max_model_len: expected a whole number"),
@@ -272,9 +272,9 @@ def test_signs_that_are_no_variable_stay(folder):
         ("extensions: [gone.py]", "extensions.0: no such file: gone.py"),
         ("extensions: [model]", "extensions.0: not a file: model"),
         ("extensions: [1]", "extensions.0: expected text, got 1"),
-        ("generate: {family: flux-kontext}", "generate.family: flux-kontext edits images; use flux or auto"),
-        ("edit: {family: flux}", "edit.family: flux makes images from text alone; use flux-kontext or auto"),
-        ("generate: {steps: '" + "[" * 5000 + "'}", "generate.steps: expected a whole number, got '[[["),
+        ("generate: {family: flux-kontext}", "generate.family: flux-kontext edits images; use flux, flux2-klein, "),
+        ("edit: {family: flux}", "edit.family: flux makes images from text alone; use flux-kontext, flux2-klein, "),
+        ("generate: {steps: '" + "[" * 5000 + "'}", "generate.steps: expected a whole number or null, got '[[["),
         ("{generate: {width: 1}, promts: x}", "unknown key promts; did you mean prompts?"),
     ],
 )

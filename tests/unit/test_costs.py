@@ -53,8 +53,8 @@ def test_before_the_first_job_of_fifty_thousand_rows_all_is_said_by_built_in_spe
     images, scores = found.stages
     shards, groups = images.told.jobs, scores.told.jobs
     assert shards == len(workflow.plans["images"].names) and images.told.to_make == scores.told.to_make == ROWS
-    # 28 steps of half a second; the start is a minute, 34 GB at 500 MB/s and two seconds of the job's own.
-    assert images.seconds == pytest.approx(ROWS * 14 + shards * (60 + 68 + 2))
+    # 28 steps of a quarter of a second; the start is a minute, 34 GB at 500 MB/s and two seconds of the job's own.
+    assert images.seconds == pytest.approx(ROWS * 7 + shards * (60 + 68 + 2))
     assert scores.seconds == pytest.approx(ROWS * 0.5 + groups * (60 + 16.6e9 / 500e6 + 2))
     assert found.gpu_hours == pytest.approx((images.seconds + scores.seconds) / 3600)
     assert 0 < scores.share < 0.1 and 0 < images.share < 0.1

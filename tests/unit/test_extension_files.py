@@ -8,9 +8,12 @@ from conftest import REPOSITORY
 from darkroom.config import extensions, models
 from darkroom.config.load import load_config
 from darkroom.config.reference import schema
+from darkroom.engines import FAMILIES, one_of
 from darkroom.errors import DarkroomError
 from darkroom.metrics.rubric import load_rubric
 from test_config import config, folder  # noqa: F401
+
+EDIT = [kind.name for kind in FAMILIES.values() if kind.edits]
 
 UPSCALE = """
 from darkroom.config.models import Section, allow_metric, allow_section
@@ -168,7 +171,7 @@ def test_a_stage_has_its_section_thresholds_and_preference(folder):  # noqa: F81
         ("invert: {strength: 2}", "invert.strength: must be at most 1, got 2"),
         (
             "invert: {family: flux}",
-            "invert.family: flux makes images from text alone; use flux-kontext, auto or invert",
+            f"invert.family: flux makes images from text alone; use {one_of([*EDIT, 'invert'])}",
         ),
         ("invert: {family: auto}", "invert.family: auto needs a model, and the section invert has none"),
         ("edit: {family: invert}", "edit.family: invert goes by strength, and the section edit has no such key"),

@@ -1,5 +1,6 @@
 """Families of models as data: what the rest of the library is told of them, and what an extension can bring."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from conftest import REPOSITORY
 from darkroom import engines
 from darkroom.config.load import load_config, used_sections
 from darkroom.config.models import Generate
-from darkroom.engines import FAMILIES, Family, family, register
+from darkroom.engines import FAMILIES, Family, family, one_of, register
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.models.hub import hub_models
@@ -21,6 +22,9 @@ from test_config import folder  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("folder")
 ROWS = {"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"model": "./model", "rubric": "rubric.yaml"}}
+MAKE = [kind.name for kind in FAMILIES.values() if kind.makes]
+EDIT = [kind.name for kind in FAMILIES.values() if kind.edits]
+ALL = one_of(list(FAMILIES), "and")
 CACHED = {"quantization": "int8", "cache": "taylorseer", "cache_interval": 3, "dtype": "float32"}
 
 
@@ -41,14 +45,6 @@ def key(section, recipe, source=None, **fields):
         ("generate", "flux", CACHED, "91832f0dd385", "aac2397c216d0db4ed3a659175c31c24"),
         ("edit", "flux-kontext", {}, "d10c4e25ed4f", "ed8414b92dd0322ca025924df58837c7"),
         ("edit", "flux-kontext", {"true_cfg": 4, "steps": 7}, "7301bceee461", "7140505eb1cef486d2488a0cbc464d45"),
-        ("generate", "auto", {}, "795e9b5ac39f", "de35ae810027310d56291c41d92d41b5"),
-        (
-            "edit",
-            "auto",
-            {"attention": "flash", "dtype": "bfloat16"},
-            "fcb9375cb288",
-            "e2b9a013e47bde22c8c40827f7e01c37",
-        ),
     ],
 )
 def test_recipes_and_keys_are_what_they_were_before_families_were_data(name, kind, options, recipe, wanted):
@@ -58,6 +54,55 @@ def test_recipes_and_keys_are_what_they_were_before_families_were_data(name, kin
     assert digest(made, 12) == recipe
     fields = {"negative_prompt": "blurry", "width": 64, "seed": 3}
     assert key(section, made, "source" if name == "edit" else None, **fields) == wanted
+
+
+def test_a_family_is_found_by_the_name_of_a_model_or_by_its_files(tmp_path):
+    """The recipe is that of the family named, so that nothing is made again where it is named later."""
+    plain = load_config(ROWS)
+    assert (plain.generate.family, plain.edit.family) == ("flux", "flux-kontext")
+    assert (plain.generate.steps, plain.generate.guidance, plain.edit.guidance) == (28, 3.5, 2.5)
+    assert image_recipe(plain.generate) == image_recipe(loaded("generate", "flux").generate)
+    for name, model, stage, family_name, settings in (
+        ("klein", "black-forest-labs/FLUX.2-klein-4B", "edit", "flux2-klein", {"steps": 4, "guidance": None}),
+        (
+            "base",
+            "black-forest-labs/FLUX.2-klein-base-4B",
+            "generate",
+            "flux2-klein-base",
+            {"steps": 50, "guidance": 4},
+        ),
+        ("z", "tongyi-mai/z-image-turbo", "generate", "z-image-turbo", {"steps": 9, "guidance": None}),
+        ("xl", "stabilityai/sdxl-turbo", "generate", "sdxl-turbo", {"steps": 1, "guidance": 0, "width": 512}),
+        ("q", "Qwen/Qwen-Image-Edit-2511", "edit", "qwen-image-edit-plus", {"true_cfg": 4, "guidance": None}),
+        ("other", "nobody/knows", "generate", "auto", {"steps": None, "guidance": None}),
+    ):
+        section = load_config(ROWS | {stage: {"model": model}}).section(stage)
+        assert section.family == family_name, name
+        assert {key: getattr(section, key) for key in settings} == settings, name
+    for index, name, found in (
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, "k4", "flux2-klein"),
+        ({"_class_name": "Flux2KleinPipeline"}, "k4", "flux2-klein-base"),
+        ({"_class_name": "ZImagePipeline"}, "Z-Turbo", "z-image-turbo"),
+        ({"_class_name": "ZImagePipeline"}, "mine", "z-image"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "mine", "sdxl"),
+        ({"_class_name": "SomethingPipeline"}, "mine", "auto"),
+        ([], "mine", "auto"),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "model_index.json").write_text(json.dumps(index))
+        filled = load_config(ROWS | {"generate": {"model": str(tmp_path / name)}})
+        assert filled.generate.family == found
+        assert load_config(filled.model_dump()) == filled
+
+
+def test_a_setting_without_effect_on_the_family_is_refused():
+    with pytest.raises(DarkroomError) as error:
+        load_config(ROWS | {"generate": {"model": "black-forest-labs/FLUX.2-klein-4B", "guidance": 3.5}})
+    assert str(error.value) == (
+        "config: generate.guidance: has no effect on a model of the family flux2-klein; leave it out"
+    )
+    with pytest.raises(DarkroomError, match=r"^config: edit\.family: flux makes images from text alone; use "):
+        load_config(ROWS | {"edit": {"model": "black-forest-labs/FLUX.1-dev"}})
 
 
 def test_families_are_told_without_anything_heavy():
@@ -78,9 +123,9 @@ def test_the_loop_over_batches_needs_no_torch():
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("generate", "flux-kontext", "generate.family: flux-kontext edits images; use flux or auto"),
-        ("edit", "flux", "edit.family: flux makes images from text alone; use flux-kontext or auto"),
-        ("edit", "sd", "edit.family: expected one of flux, flux-kontext, auto, got 'sd'"),
+        ("generate", "flux-kontext", f"generate.family: flux-kontext edits images; use {one_of(MAKE)}"),
+        ("edit", "flux", f"edit.family: flux makes images from text alone; use {one_of(EDIT)}"),
+        ("edit", "sd", f"edit.family: expected one of {', '.join(FAMILIES)}, got 'sd'"),
     ],
 )
 def test_a_family_that_cannot_serve_is_one_line(name, kind, message):
@@ -118,17 +163,18 @@ def test_only_what_a_family_says_decides_its_pixels(flat_colour):
     plain = key(section, recipe, seed=1)
     assert key(section, recipe, seed=1, prompt="b", steps=3, guidance=1, negative_prompt="c") == plain
     assert len({plain, key(section, recipe, seed=2), key(section, recipe, seed=1, width=32)}) == 3
-    assert image_recipe(loaded("generate", "flat-colour", steps=3, dtype="float16").generate) == recipe
+    assert image_recipe(loaded("generate", "flat-colour", dtype="float16").generate) == recipe
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"quantization": "int8"}, "quantization: works with the families flux, flux-kontext and auto"),
+        ({"quantization": "int8"}, f"quantization: works with the families {ALL}"),
         ({"cache": "taylorseer"}, "cache: works with the families flux and flux-kontext"),
-        ({"compile": True}, "compile: works with the families flux, flux-kontext and auto"),
-        ({"attention": "sage"}, "attention: works with the families flux, flux-kontext and auto"),
-        ({"offload": "model"}, "offload: works with the families flux, flux-kontext and auto"),
+        ({"compile": True}, f"compile: works with the families {ALL}"),
+        ({"attention": "sage"}, f"attention: works with the families {ALL}"),
+        ({"offload": "model"}, f"offload: works with the families {ALL}"),
+        ({"steps": 3}, "steps: has no effect on a model of the family flat-colour; leave it out"),
         ({"device": "cuda"}, "device: family flat-colour uses no GPU of the job's; leave it out"),
     ],
 )

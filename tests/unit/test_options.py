@@ -20,9 +20,9 @@ def load(generate="{}", edit="{}", judge="{}"):
 
 @pytest.fixture
 def hub(folder):  # noqa: F811
-    base = "model: black-forest-labs/FLUX.1-dev"
+    models = {"generate": "FLUX.1-dev", "edit": "FLUX.1-Kontext-dev", "judge": "FLUX.1-dev"}
     return lambda **of: load(
-        **{name: f"{{{base}, {of[name]}}}" if of.get(name) else f"{{{base}}}" for name in ("generate", "edit", "judge")}
+        **{name: f"{{model: black-forest-labs/{model}, {of.get(name, '')}}}" for name, model in models.items()}
     )
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
         ("generate", "offload: sequential, quantization: int8", "generate.offload: sequential cannot move quantized"),
         ("generate", "offload: sequential, compile: true", "generate.offload: sequential moves weights within"),
         ("generate", "offload: model, compile: true, quantization: int8", "generate.offload: compiled code holds on"),
-        ("generate", "family: auto, cache: taylorseer", "generate.cache: works with the families flux and"),
+        ("generate", "family: sdxl, cache: taylorseer", "generate.cache: works with the families flux and"),
         ("edit", "true_cfg: 2, cache: taylorseer", "edit.cache: FLUX Kontext's pipeline does not tell a cache"),
         ("edit", "batch_size: 2, cache: first_block", "edit.cache: first_block decides by a mean over the whole batch"),
         ("judge", "engine_args: {model: x}", "judge.engine_args.model: use judge.model"),

@@ -8,7 +8,7 @@ from darkroom.rows.read import parse_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SECTION = Generate(width=64, height=48, steps=4)
+SECTION = Generate(family="flux", width=64, height=48, steps=4, guidance=3.5, true_cfg=1)
 RECIPE = {"version": 1, "family": "flux", "model": "m@1", "dtype": "float32", "max_sequence_length": 8}
 
 

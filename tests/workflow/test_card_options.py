@@ -112,7 +112,9 @@ def test_shards_repeat_have_keys_of_their_own_and_replay_by_their_record(tmp_pat
 
 def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(tmp_path):
     build_stable_diffusion(tmp_path / "sd")
-    section = filled({"model": str(tmp_path / "sd"), "family": "auto", "quantization": "int8"}, "generate", tmp_path)
+    section = filled(
+        {"model": str(tmp_path / "sd"), "quantization": "int8", "max_sequence_length": None}, "generate", tmp_path
+    )
     engine = open_engine(section, "generate")
     kinds = {type(p).__name__ for part in (engine.pipe.unet, engine.pipe.text_encoder) for p in part.parameters()}
     assert kinds == {"Parameter", "Int8Tensor"}

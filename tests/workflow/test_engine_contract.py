@@ -54,7 +54,7 @@ class TestAuto(Diffusion):
         build_stable_diffusion(self.folder)
 
     def open(self, folder: Path) -> Engine:
-        section = {"model": str(self.folder), "family": "auto", "batch_size": 4}
+        section = {"model": str(self.folder), "family": "auto", "batch_size": 4, "max_sequence_length": None}
         return open_engine(filled(section, "generate", folder), "generate")
 
 

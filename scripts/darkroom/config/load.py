@@ -3,7 +3,6 @@
 import glob
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
-from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model
+from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model, is_folder_name
 from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import Unusable, expanded, explain, read_value
-from darkroom.engines import family
+from darkroom.engines import FAMILIES
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import ROWS, STAGES, used_stages
 
@@ -79,7 +78,12 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
         raise DarkroomError("config: " + explain(error, model)) from None
     results = os.path.normpath(checked.results)  # as Path has it: rules and library name the same files
     checked = checked.model_copy(update={"extensions": found, "results": results})
-    return _with_files(_with_families(checked), folders)
+    for stage in STAGES.values():
+        try:
+            checked.section(stage.section)
+        except DarkroomError as error:
+            raise DarkroomError(f"stage {stage.name}: {error}") from None
+    return _with_families(_with_files(checked, folders))
 
 
 def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
@@ -117,27 +121,20 @@ def _check_values(value: dict[Any, Any], where: str) -> None:
             raise DarkroomError(f"config: {where}{key}: expected a finite number, got {item}")
 
 
-def is_folder_name(model: str) -> bool:
-    """Whether `model` names a folder rather than owner/name on the hub."""
-    return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
-
-
-def model_folder(section: ModelSource) -> str | None:
-    """The folder that a section's model lies in, None for a model of the hub."""
-    if isinstance(section, ModelSection) and section.local_dir:
-        return section.local_dir
-    return section.model_name if is_folder_name(section.model_name) else None
-
-
 def used_sections(config: Config) -> dict[str, ModelSource]:
     """Name -> section of each model that a run with this config loads, in the order they run."""
     sections = {stage.section: config.section(stage.section) for stage in used_stages(config)}
     used: dict[str, ModelSource] = {
         name: section
         for name, section in sections.items()
-        if isinstance(section, ModelSection) and family(section.family).loads_model
+        if isinstance(section, ModelSection) and _loads_model(section)
     }
     return used | {"judge": config.judge}
+
+
+def _loads_model(section: ModelSection) -> bool:
+    kind = FAMILIES.get(section.family)  # one that is not there is refused with the others (`_with_families`)
+    return kind is not None and kind.loads_model and section.model is not None
 
 
 def _exists(path: Path) -> bool:
@@ -187,11 +184,7 @@ def _with_families(config: Config) -> Config:
     for stage in STAGES.values():
         name = stage.section
         try:
-            section = config.section(name)
-        except DarkroomError as error:
-            raise DarkroomError(f"stage {stage.name}: {error}") from None
-        try:
-            section = with_family(section, name)
+            section = with_family(config.section(name), name)
         except DarkroomError as error:
             raise DarkroomError(f"config: {error}") from None
         if reason := refusal(section, section.device):

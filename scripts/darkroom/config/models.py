@@ -4,6 +4,7 @@ The checks, the JSON schema for editors and the tables of config/README.md (`dar
 models. Extensions add sections and metrics with `allow_section` and `allow_metric`.
 """
 
+import os
 import re
 from dataclasses import dataclass, fields
 from functools import cache
@@ -174,14 +175,21 @@ Pixels = Annotated[
     ),
 ]
 Guidance = Annotated[
-    float, Field(ge=0, le=100, description="Guidance that the model was distilled with (guidance_scale)."), AS_GIVEN
+    float | None,
+    Field(
+        ge=0,
+        le=100,
+        description="Guidance (guidance_scale): of FLUX.1 the one it was distilled with, of others classifier-free. Null is what the"
+        " model's card says. Refused where the model takes none.",
+    ),
+    AS_GIVEN,
 ]
 Family = Annotated[
     str,
     Field(
-        examples=["flux", "flux-kontext", "auto"],
-        description="`flux`, `flux-kontext` (edits), or `auto`: any other diffusers pipeline that takes a list of prompts and a"
-        " list of generators. Or a family that an extension brings.",
+        examples=["auto", "flux", "flux-kontext", "flux2-klein"],
+        description="What kind of model it is; `auto` finds it by the files of a folder, or by the name of a hub model that is known."
+        " Any other pipeline of diffusers is run image by image, with what the config states. Or a family that an extension brings.",
     ),
 ]
 Resources = Annotated[
@@ -227,14 +235,14 @@ class Shards(Section):
 class Sampling:
     """What a section says of pictures whose rows leave it open; the defaults are for sections that do not say it.
 
-    width and height in pixels; None keeps the source's.
+    width and height in pixels; None keeps the source's. The others are None where they have no effect, or are left to the model.
     """
 
     width: int | None = None
     height: int | None = None
-    steps: int = 1
-    guidance: float = 0
-    true_cfg: float = 1
+    steps: int | None = 1
+    guidance: float | None = 0
+    true_cfg: float | None = 1
 
 
 @dataclass(frozen=True)
@@ -301,20 +309,23 @@ class ModelSection(StageSection, ModelSource):
     dtype: Dtype = "auto"
     width: Pixels
     height: Pixels
-    steps: int = Field(default=28, ge=1, le=1000, description="Denoising steps.")
-    guidance: Guidance
-    true_cfg: Annotated[float, AS_GIVEN] = Field(
-        default=1,
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="Denoising steps. Null is what the model's card says; of FLUX.1 28."
+    )
+    guidance: Guidance = None
+    true_cfg: Annotated[float | None, AS_GIVEN] = Field(
+        default=None,
         ge=1,
         le=100,
-        description="Classifier-free guidance (true_cfg_scale); above 1 doubles the time, and only then FLUX reads a negative"
-        " prompt.",
+        description="Classifier-free guidance of FLUX.1 and Qwen-Image (true_cfg_scale); above 1 doubles the time, and only then a"
+        " negative prompt is read. Null is what the model's card says.",
     )
-    max_sequence_length: int = Field(
-        default=512,
+    max_sequence_length: int | None = Field(
+        default=None,
         ge=1,
         le=4096,
-        description="Tokens of a prompt that are read; longer ones are cut, and the job's log says how many.",
+        description="Tokens of a prompt that are read; longer ones are cut, and the job's log says how many. Null is what the"
+        " model's pipeline takes, 512 mostly.",
     )
     offload: Literal["none", "model", "sequential"] = Field(
         default="none",
@@ -362,20 +373,30 @@ class ModelSection(StageSection, ModelSource):
     )
 
 
+def is_folder_name(model: str) -> bool:
+    """Whether `model` names a folder rather than owner/name on the hub."""
+    return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
+
+
+def model_folder(section: ModelSource) -> str | None:
+    """The folder that a section's model lies in, None for a model of the hub."""
+    if isinstance(section, ModelSection) and section.local_dir:
+        return section.local_dir
+    return section.model_name if is_folder_name(section.model_name) else None
+
+
 class Generate(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-dev"
-    family: Family = "flux"
+    family: Family = "auto"
     width: Pixels = 1024
     height: Pixels = 1024
-    guidance: Guidance = 3.5
 
 
 class Edit(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-Kontext-dev"
-    family: Family = "flux-kontext"
+    family: Family = "auto"
     width: Pixels = None
     height: Pixels = None
-    guidance: Guidance = 2.5
 
 
 class Judge(DeviceSection, ModelSource):

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-from darkroom.config.models import Judge, ModelSection, Options, StageSection
-from darkroom.engines import FAMILIES, family, one_of
+from darkroom.config.models import Judge, ModelSection, Options, StageSection, model_folder
+from darkroom.engines import DEFAULTS, FAMILIES, family, one_of, recognised
 from darkroom.errors import DarkroomError
 
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
@@ -98,9 +98,22 @@ def with_family(section: StageSection, name: str) -> StageSection:
     reads the section does what is right without a look at the family.
     """
     kind = family(section.family, f"{name}.family")
+    if kind.name == "auto" and isinstance(section, ModelSection) and section.model is not None:
+        found = recognised(section.model_name, model_folder(section), name)
+        kind = family(found) if found else kind
     if reason := kind.refusal(name):
         raise DarkroomError(f"{name}.{reason}")
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"family": kind.name}
+    for key, value in kind.defaults.items():
+        if key not in type(section).model_fields:
+            continue
+        stated = key in section.model_fields_set and getattr(section, key) is not None
+        if key in DEFAULTS and not kind.reaches(key):
+            if stated:
+                raise DarkroomError(f"{name}.{key}: has no effect on a model of the family {kind.name}; leave it out")
+            changes[key] = None
+        elif not stated:
+            changes[key] = value
     if not kind.local:
         if section.device == "cuda":
             raise DarkroomError(f"{name}.device: family {kind.name} uses no GPU of the job's; leave it out")

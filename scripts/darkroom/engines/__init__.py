@@ -6,19 +6,24 @@ imported here: the config, plans and keys need families where no engine is insta
 """
 
 import importlib
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom.errors import DarkroomError
 
 if TYPE_CHECKING:
-    from darkroom.config.models import StageSection
+    from darkroom.config.models import Sampling, StageSection
     from darkroom.engines.base import Engine
     from darkroom.plan.requests import Request
 
 # Fields of a request, besides the negative prompt and the source, that can decide a pixel.
 SETTINGS = frozenset({"prompt", "seed", "width", "height", "steps", "guidance", "true_cfg"})
+# Keys of a section that a family may leave without effect, with what they are where neither the config nor the family says it.
+DEFAULTS: dict[str, Any] = {"steps": 28, "guidance": 3.5, "true_cfg": 1, "max_sequence_length": 512}
 
 
 def _always(request: "Request") -> bool:
@@ -27,6 +32,47 @@ def _always(request: "Request") -> bool:
 
 def _never(section: "StageSection") -> None:
     return None
+
+
+def one_pass(request: "Request | Sampling") -> bool:
+    """For models without classifier-free guidance."""
+    return False
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a pipeline of diffusers is called; `darkroom.engines.diffusion:PipelineEngine` works by it.
+
+    name: its class.
+    embeds: the arguments of its call that take what its `encode_prompt` returns, in that order; None passes over a value. Those of
+        the negative prompt begin with `negative_`. Empty: prompts are encoded within the call.
+    encode: further arguments of `encode_prompt`.
+    encoders: the components that prompts alone need; they are freed before the others are loaded.
+    tokenizer: the component that tells how long a prompt is.
+    arguments: fields of a request -> arguments of the call.
+    negative: what a request without a negative prompt is guided away from; None: from zeros in place of an encoded text, where
+        the checkpoint's `force_zeros_for_empty_prompt` is set.
+    always: further arguments of the call.
+    grid: how many latents a side of the picture's grid has, beside the VAE's own factor.
+    source: further arguments of the call where it edits, (width, height) -> arguments.
+    shares: whether requests of one call have embeddings of one length, and so can share it.
+    edits_share: whether edits can share a call: the images of a call are its requests' sources, one each.
+    most_pixels: larger sources are worked on at this area.
+    """
+
+    name: str
+    embeds: tuple[str | None, ...] = ()
+    encode: Mapping[str, Any] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
+    tokenizer: str = "tokenizer"
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    negative: str | None = ""
+    always: Mapping[str, Any] = field(default_factory=dict)
+    grid: int = 2
+    source: Callable[[int, int], dict[str, Any]] | None = None
+    shares: bool = True
+    edits_share: bool = False
+    most_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +91,12 @@ class Family:
     settings: fields of a request that decide a pixel, of `SETTINGS`; the negative prompt and the source are apart.
     recipe_keys: keys of the section, besides `settings`, that decide a pixel.
     reads_negative: whether the negative prompt of a request decides a pixel.
+    guided: whether a request takes a second pass in each step (classifier-free guidance).
+    defaults: keys of the section -> what they are where the config is silent, as the models' cards have it.
+    pipeline: how its pipeline is called, where it is one of diffusers.
+    pipelines: classes of pipelines in whose checkpoints the family is found, the one of `pipeline` besides.
+    marks: fields of model_index.json that tell it from others of the same class.
+    named: a regular expression for names of models that does so, where the files cannot.
     options: of attention, compile and offload, those that have an effect.
     caches: values of `cache` that have an effect.
     quantized: components that `quantization` is for; none: it has no effect.
@@ -64,6 +116,12 @@ class Family:
     settings: frozenset[str] = SETTINGS
     recipe_keys: tuple[str, ...] = ()
     reads_negative: Callable[["Request"], bool] = _always
+    guided: Callable[["Request | Sampling"], bool] = one_pass
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    pipeline: Pipeline | None = None
+    pipelines: tuple[str, ...] = ()
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    named: str = ""
     options: frozenset[str] = frozenset()
     caches: frozenset[str] = frozenset()
     quantized: tuple[str, ...] = ()
@@ -87,6 +145,19 @@ class Family:
         if option == "cache":
             return value in self.caches
         return bool(self.quantized) if option == "quantization" else option in self.options
+
+    def reaches(self, key: str) -> bool:
+        """Whether a key of `DEFAULTS` has an effect."""
+        return key in self.settings or key in self.recipe_keys
+
+    def recognises(self, index: Mapping[str, Any], model: str) -> bool:
+        """Whether a checkpoint is of this family; index: its model_index.json, model: how the config names it."""
+        names = self.pipelines + ((self.pipeline.name,) if self.pipeline else ())
+        return (
+            index.get("_class_name") in names
+            and all(index.get(key, False) == value for key, value in self.marks.items())
+            and re.search(self.named, model, re.IGNORECASE) is not None
+        )
 
     def refusal(self, stage: str) -> str | None:
         """Why this family cannot serve `generate` or `edit`, "key: reason", or None."""
@@ -128,6 +199,26 @@ def family(name: str, where: str = "family") -> Family:
     return FAMILIES[name]
 
 
+def recognised(model: str, folder: str | None, stage: str) -> str | None:
+    """The name of the family that a model is of, None where nothing tells.
+
+    model: as the config names it; folder: where its files are, None for one of the hub, which is known by its name; stage:
+    `generate` or `edit`, for a checkpoint can be of a family for each.
+    """
+    for kind in FAMILIES.values():
+        if folder is None and model.lower() in map(str.lower, kind.licences):
+            return kind.name if kind.name != "auto" else None
+    if folder is None:
+        return None
+    try:
+        index = json.loads(Path(folder, "model_index.json").read_bytes())
+    except (OSError, ValueError):
+        return None  # loading the model says what is wrong with it
+    found = [kind for kind in FAMILIES.values() if isinstance(index, dict) and kind.recognises(index, model)]
+    able = [kind for kind in found if kind.refusal(stage) is None]
+    return (able or found)[0].name if found else None
+
+
 def open_engine(section: "StageSection", name: str) -> "Engine":
     """The engine of `generate` or `edit` of the config; name: which of the two.
 
@@ -149,59 +240,241 @@ def _load(name: str, of: str) -> Any:
 # ------------------------------------------------------------------------------------ families that diffusers runs
 
 FLUX_DEV = "flux-1-dev-non-commercial-license"
+FLUX_2 = "flux-non-commercial-license"
+STABILITY = "stabilityai-ai-community"
 _OWNER = "black-forest-labs"
 
 
-def _guided(request: "Request") -> bool:
-    """FLUX reads a negative prompt only with true classifier-free guidance."""
-    return request.true_cfg > 1
+def _true_cfg(request: "Request | Sampling") -> bool:
+    return (request.true_cfg or 1) > 1
+
+
+def _above_one(request: "Request | Sampling") -> bool:
+    return (request.guidance or 0) > 1
+
+
+def _above_zero(request: "Request | Sampling") -> bool:
+    return (request.guidance or 0) > 0
 
 
 def _kontext_conflict(section: "StageSection") -> str | None:
-    if section.options.cache and section.sampling.true_cfg > 1:
+    if section.options.cache and _true_cfg(section.sampling):
         return "cache: FLUX Kontext's pipeline does not tell a cache the two passes of true_cfg apart; use true_cfg: 1"
     return None
 
 
-_DIFFUSERS: dict[str, Any] = {
-    "recipe_keys": ("dtype", "max_sequence_length"),
-    "options": frozenset({"attention", "compile", "offload"}),
-    "packages": ("torch", "diffusers", "transformers"),
+def _diffusers(name: str, pipeline: Pipeline, licences: Mapping[str, str], **more: Any) -> Family:
+    """A family whose pictures `PipelineEngine` makes."""
+    guided = more.pop("guided", one_pass)
+    fields: dict[str, Any] = {
+        "open": "darkroom.engines.diffusion:PipelineEngine",
+        "makes": True,
+        "recipe_keys": ("dtype", "max_sequence_length"),
+        "options": frozenset({"attention", "compile", "offload"}),
+        "packages": ("torch", "diffusers", "transformers"),
+        "quantized": ("transformer", "text_encoder"),
+        "guided": guided,
+        "reads_negative": guided,
+        "settings": SETTINGS - {"true_cfg"},
+    }
+    fields["defaults"] = DEFAULTS | more.pop("defaults", {})
+    return Family(name=name, pipeline=pipeline, licences=licences, **fields | more)
+
+
+_FLUX_CALL: dict[str, Any] = {
+    "embeds": ("prompt_embeds", "pooled_prompt_embeds", None),
+    "encode": {"prompt_2": None},
+    "encoders": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    "tokenizer": "tokenizer_2",
+    "arguments": {"guidance": "guidance_scale", "true_cfg": "true_cfg_scale"},
 }
-_FLUX = _DIFFUSERS | {
-    "reads_negative": _guided,
+_FLUX: dict[str, Any] = {
+    "guided": _true_cfg,
+    "settings": SETTINGS,
     "caches": frozenset({"first_block", "taylorseer"}),
     "quantized": ("transformer", "text_encoder_2"),  # CLIP is a hundredth of T5
 }
+# Its own area, which Kontext was trained at; it would rescale the result to a megapixel and the source to one of its own sizes.
+_KONTEXT = Pipeline(
+    "FluxKontextPipeline",
+    source=lambda width, height: {"max_area": width * height, "_auto_resize": False},
+    edits_share=True,
+    most_pixels=1024**2,
+    **_FLUX_CALL,
+)
+# A list of images is one request's references.
+_KLEIN = Pipeline("Flux2KleinPipeline", embeds=("prompt_embeds", None), arguments={"guidance": "guidance_scale"})
+_QWEN: dict[str, Any] = {"arguments": {"true_cfg": "true_cfg_scale"}, "negative": " ", "shares": False}
+_Z_IMAGE = Pipeline(
+    "ZImagePipeline",
+    embeds=("prompt_embeds", None),
+    encode={"do_classifier_free_guidance": False},
+    arguments={"guidance": "guidance_scale"},
+    shares=False,
+)
+_SD3 = Pipeline(
+    "StableDiffusion3Pipeline",
+    embeds=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    encode={"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
+    encoders=tuple(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
+    tokenizer="tokenizer_3",
+    arguments={"guidance": "guidance_scale"},
+)
+_SDXL = Pipeline(
+    "StableDiffusionXLPipeline",
+    embeds=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    encode={"do_classifier_free_guidance": False},
+    encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    arguments={"guidance": "guidance_scale"},
+    negative=None,
+    grid=1,
+)
 
-register(
-    Family(
-        name="flux",
-        open="darkroom.engines.diffusion:FluxEngine",
-        makes=True,
-        licences={f"{_OWNER}/FLUX.1-schnell": "apache-2.0"}
+for _family in (
+    _diffusers(
+        "flux",
+        Pipeline("FluxPipeline", **_FLUX_CALL),
+        {f"{_OWNER}/FLUX.1-schnell": "apache-2.0"}
         | {f"{_OWNER}/FLUX.1-{name}": FLUX_DEV for name in ("dev", "Krea-dev")},
         **_FLUX,
-    )
-)
-register(
-    Family(
-        name="flux-kontext",
-        open="darkroom.engines.diffusion:KontextEngine",
+    ),
+    _diffusers(
+        "flux-kontext",
+        _KONTEXT,
+        {f"{_OWNER}/FLUX.1-Kontext-dev": FLUX_DEV},
+        makes=False,
         edits=True,
         conflict=_kontext_conflict,
-        licences={f"{_OWNER}/FLUX.1-Kontext-dev": FLUX_DEV},
+        pipelines=("FluxPipeline",),  # weights of the same shape
+        defaults={"guidance": 2.5},
         **_FLUX,
-    )
-)
-register(
-    Family(
-        name="auto",
-        open="darkroom.engines.diffusion:AutoEngine",
-        makes=True,
+    ),
+    _diffusers(
+        "flux2-klein",
+        _KLEIN,
+        {f"{_OWNER}/FLUX.2-klein-4B": "apache-2.0", f"{_OWNER}/FLUX.2-klein-9B": FLUX_2},
         edits=True,
+        settings=SETTINGS - {"guidance", "true_cfg"},
+        marks={"is_distilled": True},
+        defaults={"steps": 4, "guidance": 1},
+    ),
+    _diffusers(
+        "flux2-klein-base",
+        _KLEIN,
+        {f"{_OWNER}/FLUX.2-klein-base-4B": "apache-2.0", f"{_OWNER}/FLUX.2-klein-base-9B": FLUX_2},
+        edits=True,
+        guided=_above_one,
+        reads_negative=one_pass,
+        marks={"is_distilled": False},
+        defaults={"steps": 50, "guidance": 4},
+    ),
+    _diffusers(
+        "qwen-image",
+        Pipeline("QwenImagePipeline", embeds=("prompt_embeds", "prompt_embeds_mask"), **_QWEN),
+        dict.fromkeys(("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"), "apache-2.0"),
+        guided=_true_cfg,
+        settings=SETTINGS - {"guidance"},
+        defaults={"steps": 50, "true_cfg": 4},
+    ),
+    # Prompts are encoded together with the pictures that they are about.
+    *(
+        _diffusers(
+            name,
+            Pipeline(kind, **_QWEN),
+            dict.fromkeys(models, "apache-2.0"),
+            makes=False,
+            edits=True,
+            guided=_true_cfg,
+            settings=SETTINGS - {"guidance"},
+            defaults={"steps": steps, "true_cfg": 4},
+        )
+        for name, kind, steps, models in (
+            ("qwen-image-edit", "QwenImageEditPipeline", 50, ("Qwen/Qwen-Image-Edit",)),
+            (
+                "qwen-image-edit-plus",
+                "QwenImageEditPlusPipeline",
+                40,
+                ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
+            ),
+        )
+    ),
+    _diffusers(
+        "z-image-turbo",
+        _Z_IMAGE,
+        {"Tongyi-MAI/Z-Image-Turbo": "apache-2.0"},
+        settings=SETTINGS - {"guidance", "true_cfg"},
+        named="turbo",
+        defaults={"steps": 9, "guidance": 0},
+    ),
+    _diffusers(
+        "z-image",
+        _Z_IMAGE,
+        {"Tongyi-MAI/Z-Image": "apache-2.0"},
+        guided=_above_zero,
+        defaults={"steps": 50, "guidance": 4},
+    ),
+    *(
+        _diffusers(
+            name,
+            _SD3,
+            dict.fromkeys(models, STABILITY),
+            guided=_above_one,
+            named=named,
+            defaults={"max_sequence_length": 256} | defaults,
+            quantized=("transformer", "text_encoder_3"),
+        )
+        for name, named, defaults, models in (
+            (
+                "sd3-turbo",
+                "turbo",
+                {"steps": 4, "guidance": 0},
+                ("stabilityai/stable-diffusion-3.5-large-turbo",),
+            ),
+            (
+                "sd3",
+                "",
+                {"steps": 40, "guidance": 4.5},
+                ("stabilityai/stable-diffusion-3.5-large", "stabilityai/stable-diffusion-3.5-medium"),
+            ),
+        )
+    ),
+    *(
+        _diffusers(
+            name,
+            _SDXL,
+            licences,
+            guided=_above_one,
+            named=named,
+            recipe_keys=("dtype",),
+            defaults=defaults,
+            quantized=("unet",),
+        )
+        for name, named, defaults, licences in (
+            (
+                "sdxl-turbo",
+                "turbo",
+                {"steps": 1, "guidance": 0, "width": 512, "height": 512},
+                {"stabilityai/sdxl-turbo": "sai-nc-community"},
+            ),
+            (
+                "sdxl",
+                "",
+                {"steps": 40, "guidance": 5},
+                {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
+            ),
+        )
+    ),
+    _diffusers(
+        "auto",
+        Pipeline(""),
+        {f"{_OWNER}/FLUX.1-{name}-dev": FLUX_DEV for name in ("Fill", "Depth", "Canny", "Redux")},
+        open="darkroom.engines.diffusion:AutoEngine",
+        edits=True,
+        settings=SETTINGS,
+        guided=_true_cfg,
+        reads_negative=_always,
         quantized=("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3"),
-        licences={f"{_OWNER}/FLUX.1-{name}-dev": FLUX_DEV for name in ("Fill", "Depth", "Canny", "Redux")},
-        **_DIFFUSERS,
-    )
-)
+        defaults=dict.fromkeys(("steps", "guidance", "max_sequence_length")),
+    ),
+):
+    register(_family)

@@ -1,4 +1,4 @@
-"""Make images with diffusers: FLUX, FLUX Kontext, and any other pipeline that takes prompts and generators as lists.
+"""Make images with diffusers: the families that are known, as their entries say, and any other pipeline one by one.
 
 All that needs torch is in here and in `darkroom.engines.fitting`.
 """
@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,11 @@ from PIL import Image
 
 from darkroom.config import options
 from darkroom.config.models import ModelSection
-from darkroom.engines import fitting
+from darkroom.engines import family, fitting, recognised
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.jobs.runtime import say
 from darkroom.plan.requests import Request
-
-KONTEXT_AREA = 1024**2  # pixels; the area Kontext was trained at, larger sources are worked on at this size
 
 
 def resolve_device(wanted: str, section: str) -> torch.device:
@@ -56,6 +54,7 @@ class DiffusionEngine(Engine):
     """
 
     multiple: int  # the model's grid: sides worked at are multiples of so many pixels
+    shares = True  # whether requests can share a call
 
     def __init__(self, section: ModelSection, name: str):
         self.section, self.name = section, name
@@ -130,7 +129,17 @@ class DiffusionEngine(Engine):
         return arrays
 
     def run(self, requests: list[Request], size: tuple[int, int], sources: list[Image.Image] | None) -> np.ndarray:
-        """One call: float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: images of `size`."""
+        """float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: images of `size`."""
+        if self.shares:
+            return self.call(requests, size, sources)
+        made = [
+            self.call([request], size, None if sources is None else [sources[place]])
+            for place, request in enumerate(requests)
+        ]
+        return np.concatenate(made)
+
+    def call(self, requests: list[Request], size: tuple[int, int], sources: list[Image.Image] | None) -> np.ndarray:
+        """One call of the pipeline, as `run`: of requests of one `batch_key`, of one alone where they cannot share it."""
         raise NotImplementedError
 
     def generators(self, requests: list[Request]) -> list[torch.Generator]:
@@ -138,150 +147,227 @@ class DiffusionEngine(Engine):
         return [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
 
 
-class FluxEngine(DiffusionEngine):
-    """FLUX in two halves: all prompts are encoded, the encoders freed, then denoised."""
+class PipelineEngine(DiffusionEngine):
+    """A pipeline of diffusers as its family says it is called (`darkroom.engines.Pipeline`).
 
-    pipeline: ClassVar[str] = "FluxPipeline"
+    In two halves where the pipeline takes encoded prompts: all prompts are encoded, the encoders freed, then the others loaded.
+    """
 
     def __init__(self, section: ModelSection, name: str):
         super().__init__(section, name)
         import diffusers  # not above: the judge takes `resolve_device` from here, where there is no diffusers
 
-        self.pipeline_class = getattr(diffusers, self.pipeline)
-        self.multiple = 2 * self._vae_scale()
+        kind = family(section.family)
+        assert kind.pipeline is not None, "a family that this engine serves has one"
+        self.kind, self.how = kind, kind.pipeline
+        if not hasattr(diffusers, self.how.name):
+            raise DarkroomError(
+                f"{name}.family: {kind.name} needs {self.how.name}, which diffusers {diffusers.__version__} has not"
+            )
+        self.pipeline_class = getattr(diffusers, self.how.name)
+        self.multiple = self.how.grid * self._vae_scale()
+        self.shares = self.how.edits_share if self.edits else self.how.shares
 
     def _vae_scale(self) -> int:
         """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
         try:
-            config = Path(self.section.local_dir or self.section.model_name, "vae", "config.json")
-            return 2 ** (len(json.loads(config.read_bytes())["block_out_channels"]) - 1)
+            config = json.loads(
+                Path(self.section.local_dir or self.section.model_name, "vae", "config.json").read_bytes()
+            )
+            halved = config.get("temperal_downsample")  # of the VAE of Qwen-Image, so spelt
+            return 2 ** (len(config["block_out_channels"]) - 1 if halved is None else len(halved))
         except (OSError, ValueError, KeyError):
             return 8  # loading the model says what is wrong with it
 
-    def prepare(self, requests: Sequence[Request]) -> None:
-        texts = {request.prompt for request in requests}
-        texts |= {request.negative_prompt or "" for request in requests if request.true_cfg > 1}
-        self._encode(sorted(texts))
-        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        self.pipe = self.load(self.pipeline_class, **nothing)
-        say(f"{self.name}: transformer and VAE on {device_name(self.torch_device)} as {self.dtype}")
+    def work_size(self, width: int, height: int) -> tuple[int, int]:
+        most = self.how.most_pixels
+        if most is None or width * height <= most:
+            return super().work_size(width, height)
+        scale = (most / (width * height)) ** 0.5
+        width, height = int(width * scale), int(height * scale)
+        return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
 
-    def _encode(self, texts: list[str]) -> None:
+    def prepare(self, requests: Sequence[Request]) -> None:
+        without = {}
+        if self.how.embeds:
+            texts: set[str | None] = {request.prompt for request in requests}
+            texts |= {self._negative(request) for request in requests if self.kind.guided(request)}
+            self._encode(sorted(texts, key=lambda text: (text is not None, text)))
+            without = dict.fromkeys(self.how.encoders)
+        self.pipe = self.load(self.pipeline_class, **without)
+        parts = "transformer and VAE" if without else self.how.name
+        say(f"{self.name}: {parts} on {device_name(self.torch_device)} as {self.dtype}")
+
+    def _negative(self, request: Request) -> str | None:
+        """What a request is guided away from; None: zeros in place of an encoded text."""
+        given = request.negative_prompt if self.kind.reads_negative(request) else None
+        return self.how.negative if given is None else given
+
+    def _encode(self, texts: list[str | None]) -> None:
         """Encode each text by itself: in a batch, its neighbours could change the last bits of its embedding."""
-        pipe = self.load(self.pipeline_class, transformer=None, vae=None)
-        self.places = {text: place for place, text in enumerate(texts)}
-        spooled: tuple[torch.Tensor, torch.Tensor] | None = None
-        length = self.section.max_sequence_length
+        # What a checkpoint lacks of the encoders it is made without (Stable Diffusion 3 runs without T5).
+        rest = [part for part in ("transformer", "unet", "vae") if part in components(self.pipeline_class)]
+        pipe = self.load(self.pipeline_class, **dict.fromkeys(rest))
+        takes = inspect.signature(pipe.encode_prompt).parameters
+        how = dict(self.how.encode)
+        if "max_sequence_length" in takes:
+            how["max_sequence_length"] = self.section.max_sequence_length
+        zeros = getattr(pipe.config, "force_zeros_for_empty_prompt", False)
+        self.encoded = Spool()
         cut = 0
         with torch.no_grad():
-            for place, text in enumerate(texts):
-                cut += len(pipe.tokenizer_2(text, truncation=False).input_ids) > length
-                embeds, pooled, _ = pipe.encode_prompt(
-                    prompt=text, prompt_2=None, device=self.torch_device, max_sequence_length=length
-                )
-                if spooled is None:
-                    spooled = (
-                        self._spool(len(texts), *embeds.shape[1:]),
-                        torch.empty(len(texts), pooled.shape[1], dtype=self.torch_dtype),
-                    )
-                spooled[0][place], spooled[1][place] = embeds[0].cpu(), pooled[0].cpu()
-        if spooled is not None:
-            self.embeds, self.pooled = spooled
+            for text in texts:
+                cut += text is not None and self._is_cut(pipe, text)
+                made = pipe.encode_prompt(prompt=text or "", device=self.torch_device, **how)
+                kept = [value for name, value in zip(self.how.embeds, made, strict=True) if name]
+                self.encoded.lists = [isinstance(value, list) for value in kept]
+                kept = [value[0] if isinstance(value, list) else value for value in kept]
+                if text is None and zeros:
+                    kept = [torch.zeros_like(value) for value in kept]
+                self.encoded.add(text, kept)
         say(f"{self.name}: {len(texts)} prompts encoded")
         if cut:
-            say(f"{self.name}: {cut} prompts are longer than max_sequence_length {length} tokens and were cut")
+            length = self.section.max_sequence_length
+            limit = f"max_sequence_length {length} tokens" if length else "the model's encoder reads"
+            say(f"{self.name}: {cut} prompts are longer than {limit} and were cut")
         del pipe
         gc.collect()
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _spool(self, *shape: int) -> torch.Tensor:
-        """A tensor in a file, for the embeddings of a shard can take gigabytes (4 MB a prompt for T5-XXL at 512 tokens).
+    def _is_cut(self, pipe: Any, text: str) -> bool:
+        tokenizer = getattr(pipe, self.how.tokenizer, None)
+        if tokenizer is None:
+            return False
+        most = self.section.max_sequence_length or tokenizer.model_max_length
+        return len(tokenizer(text, truncation=False).input_ids) > most
 
-        The file has no name, so that a job that is killed leaves nothing behind.
-        """
-        size = math.prod(shape)
-        with tempfile.NamedTemporaryFile(prefix="darkroom-prompts-") as file:
-            # Claim the space now: on a full disk a write through the mapping would kill the job without a word.
-            os.posix_fallocate(file.fileno(), 0, size * self.torch_dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=size, dtype=self.torch_dtype).view(shape)
+    def embeddings(self, texts: list[str | None], prefix: str = "") -> dict[str, Any]:
+        """The arguments of the call that hold encoded texts."""
+        names = [name for name in self.how.embeds if name]
+        found = [self.encoded.get(text, self.torch_device) for text in texts]
+        together = {}
+        for place, name in enumerate(names):
+            values = [one[place] for one in found]
+            if values[0] is not None:
+                together[prefix + name] = values if self.encoded.lists[place] else torch.cat(values)
+        return together
 
-    def _embeddings(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        places = [self.places[text] for text in texts]
-        return self.embeds[places].to(self.torch_device), self.pooled[places].to(self.torch_device)
-
-    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+    def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
-        embeds, pooled = self._embeddings([request.prompt for request in requests])
-        call: dict[str, Any] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-        if first.true_cfg > 1:
-            negative, negative_pooled = self._embeddings([request.negative_prompt or "" for request in requests])
-            call |= {"negative_prompt_embeds": negative, "negative_pooled_prompt_embeds": negative_pooled}
-            call["true_cfg_scale"] = first.true_cfg
+        arguments: dict[str, Any] = dict(self.how.always)
+        for name, argument in self.how.arguments.items():
+            arguments[argument] = getattr(first, name) if name in self.kind.settings else self.kind.defaults[name]
+        guided = self.kind.guided(first)
+        if self.how.embeds:
+            arguments |= self.embeddings([request.prompt for request in requests])
+            if guided:
+                arguments |= self.embeddings([self._negative(request) for request in requests], "negative_")
+        else:
+            arguments["prompt"] = [request.prompt for request in requests]
+            if guided:
+                arguments["negative_prompt"] = [self._negative(request) for request in requests]
         if sources is not None:
-            # Kontext would rescale the output to a megapixel and the source to one of its own sizes.
-            call |= {"image": sources, "max_area": width * height, "_auto_resize": False}
+            arguments["image"] = sources
+            arguments |= self.how.source(width, height) if self.how.source else {}
+        if "max_sequence_length" in self.kind.recipe_keys:
+            arguments["max_sequence_length"] = self.section.max_sequence_length
         with fitting.call(self.pipe, self.section):
             return self.pipe(
-                **call,
+                **arguments,
                 width=width,
                 height=height,
                 num_inference_steps=first.steps,
-                guidance_scale=first.guidance,
                 generator=self.generators(requests),
                 output_type="np",
             ).images
 
 
-class KontextEngine(FluxEngine):
-    """FLUX Kontext, which edits."""
+def components(pipeline: Any) -> set[str]:
+    """The components that a pipeline's class is made of."""
+    return set(inspect.signature(pipeline.__init__).parameters)
 
-    pipeline: ClassVar[str] = "FluxKontextPipeline"
 
-    def work_size(self, width: int, height: int) -> tuple[int, int]:
-        if width * height <= KONTEXT_AREA:
-            return super().work_size(width, height)
-        scale = (KONTEXT_AREA / (width * height)) ** 0.5
-        width, height = int(width * scale), int(height * scale)
-        return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
+class Spool:
+    """Encoded texts in a file, for those of a shard can take gigabytes (4 MB a prompt for T5-XXL at 512 tokens).
+
+    The file has no name, so that a job that is killed leaves nothing behind.
+    lists: whether the pipeline takes a value as a list of tensors, one a text, not as a batch.
+    """
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile(prefix="darkroom-prompts-")  # noqa: SIM115 (open as long as the engine)
+        self.places: dict[str | None, list[tuple[int, torch.Size, torch.dtype] | None]] = {}
+        self.lists: list[bool] = []
+
+    def add(self, text: str | None, values: list[torch.Tensor | None]) -> None:
+        """values: what encodes one text; None stays None."""
+        places: list[tuple[int, torch.Size, torch.dtype] | None] = []
+        for value in values:
+            if value is None:
+                places.append(None)
+                continue
+            raw = value.detach().cpu().contiguous()
+            places.append((self.file.tell(), raw.shape, raw.dtype))
+            self.file.write(raw.view(torch.uint8).numpy().data)
+        self.file.flush()
+        self.places[text] = places
+
+    def get(self, text: str | None, device: torch.device) -> list[torch.Tensor | None]:
+        found: list[torch.Tensor | None] = []
+        for place in self.places[text]:
+            if place is None:
+                found.append(None)
+                continue
+            start, shape, dtype = place
+            raw = os.pread(self.file.fileno(), math.prod(shape) * dtype.itemsize, start)
+            found.append(torch.frombuffer(bytearray(raw), dtype=dtype).view(shape).to(device))
+        return found
 
 
 class AutoEngine(DiffusionEngine):
-    """Any diffusers pipeline that takes a list of prompts and a list of generators."""
+    """Any other pipeline of diffusers that takes a prompt and a generator: what the config does not state is not passed."""
 
     def __init__(self, section: ModelSection, name: str):
         super().__init__(section, name)
         from diffusers import DiffusionPipeline
 
         self.pipe = self.load(DiffusionPipeline)
+        kind = type(self.pipe).__name__
+        if found := recognised(section.model_name, section.local_dir or section.model_name, name):
+            raise DarkroomError(f"{name}.family: {kind} is of the family {found}; set {name}.family: {found}")
         self.takes = set(inspect.signature(self.pipe.__call__).parameters)
-        needs = ["prompt", "generator"] + (["image"] if self.edits else [])
-        if missing := [part for part in needs if part not in self.takes]:
-            raise DarkroomError(f"{name}.model: {type(self.pipe).__name__} takes no {missing[0]}; use another model")
+        stated = {"prompt", "generator"} | ({"image"} if self.edits else {"width", "height"})
+        stated |= {key for key in ("steps", "guidance", "max_sequence_length") if getattr(section, key) is not None}
+        arguments = _ARGUMENTS | {key: key for key in stated if key not in _ARGUMENTS}
+        if missing := sorted(key for key in stated if arguments[key] not in self.takes):
+            raise DarkroomError(f"{name}.model: {kind} takes no {missing[0]}; leave it out, or use another model")
+        self.shares = False  # nobody has looked at how it does
         self.multiple = math.lcm(
             8, getattr(self.pipe, "vae_scale_factor", 8) * 2
         )  # pipelines refuse what 8 does not divide
-        say(f"{name}: {type(self.pipe).__name__} on {device_name(self.torch_device)} as {self.dtype}")
+        say(f"{name}: {kind} on {device_name(self.torch_device)} as {self.dtype}")
+        say(
+            f"{name}: {kind} is of no family known here: made one by one, with what the config states and the pipeline's defaults"
+        )
 
-    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
-        first, (width, height) = requests[0], size
-        call: dict[str, Any] = {
-            "width": width,
-            "height": height,
-            "num_inference_steps": first.steps,
-            "guidance_scale": first.guidance,
-            "max_sequence_length": self.section.max_sequence_length,
-        }
-        if first.negative_prompt is not None:
-            call["negative_prompt"] = [request.negative_prompt for request in requests]
-        if first.true_cfg > 1:
-            call["true_cfg_scale"] = first.true_cfg
-        call = {name: value for name, value in call.items() if name in self.takes}
+    def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
+        first = requests[0]
+        arguments: dict[str, Any] = {"width": size[0], "height": size[1], "negative_prompt": first.negative_prompt}
+        arguments |= {"num_inference_steps": first.steps, "guidance_scale": first.guidance}
+        arguments |= {"max_sequence_length": self.section.max_sequence_length}
+        if (first.true_cfg or 1) > 1:
+            arguments["true_cfg_scale"] = first.true_cfg
+        arguments = {name: value for name, value in arguments.items() if name in self.takes and value is not None}
         if sources is not None:
-            call["image"] = sources
-        prompts = [request.prompt for request in requests]
+            arguments["image"] = sources[0]
         with fitting.call(self.pipe, self.section):
-            return self.pipe(prompt=prompts, generator=self.generators(requests), output_type="np", **call).images
+            return self.pipe(
+                prompt=first.prompt, generator=self.generators(requests)[0], output_type="np", **arguments
+            ).images
+
+
+_ARGUMENTS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 
 def finish_image(array: np.ndarray, size: tuple[int, int], edited: bool) -> Image.Image | Failure:

@@ -78,7 +78,7 @@ def work(
     sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
     engine = (open_engine or engines.open_engine)(local_section(job.section, job.model), job.name)
     say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section.batch_size}")
-    batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts)
+    batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts, job.family.guided)
     if batches:
         engine.prepare([request for batch, _ in batches for request in batch])
     yield 0, {}
@@ -109,10 +109,12 @@ def work_apart(
     yield from work(ShardJob(**packed_job | {"section": section}), todo, sizes, part, parts)
 
 
-def share(batches: list[Batch], part: int, parts: int) -> list[Batch]:
+def share(
+    batches: list[Batch], part: int, parts: int, guided: Callable[[Request], bool] = engines.one_pass
+) -> list[Batch]:
     """One of the parts into which batches are cut: neighbours, for they share prompts, and about as much work in each."""
     costs = [
-        sum(width * height * (r.steps or 1) * (2 if r.true_cfg > 1 else 1) for r in batch)
+        sum(width * height * (r.steps or 1) * (2 if guided(r) else 1) for r in batch)
         for batch, (width, height) in batches
     ]
     total, before, own = sum(costs), 0, []

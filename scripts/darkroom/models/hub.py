@@ -22,8 +22,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from darkroom.config.load import model_folder, used_sections
-from darkroom.config.models import Config, Judge, StageSection
+from darkroom.config.load import used_sections
+from darkroom.config.models import Config, Judge, StageSection, model_folder
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.identity import digest

@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from darkroom.config.load import model_folder
-from darkroom.config.models import ModelSource
+from darkroom.config.models import ModelSource, model_folder
 from darkroom.identity import digest
 
 _WHOLE_FILE = 16 * 2**20

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from darkroom.config.load import is_folder_name, model_folder
-from darkroom.config.models import Config, ModelSection, ModelSource
-from darkroom.engines import FAMILIES, FLUX_DEV
+from darkroom.config.models import Config, ModelSection, ModelSource, is_folder_name, model_folder
+from darkroom.engines import FAMILIES, FLUX_2, FLUX_DEV, STABILITY
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import used_stages
 
@@ -27,7 +26,12 @@ _LIMITS = {
         'section 2(d): "You may not use the Output to train, fine-tune or distill a model that is competitive with the'
         ' FLUX.1 [dev] Model or the FLUX.1 Kontext [dev] Model"',
     ),
-    "stabilityai-ai-community": (
+    FLUX_2: (
+        f"{HUB}/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
+        'section 2(d): "You may not use the Output to train, fine-tune, or distill a model that is competitive with a FLUX [dev]'
+        ' Model"',
+    ),
+    STABILITY: (
         "https://stability.ai/community-license-agreement",
         'section IV(b): "You will not use [...] any output or results of the Stability AI Materials or Derivative Works,'
         ' to create or improve any foundational generative AI model"',

@@ -28,8 +28,8 @@ class Request:
     width: int | None
     height: int | None
     steps: int | None
-    guidance: float
-    true_cfg: float
+    guidance: float | None
+    true_cfg: float | None
     source: dict[str, Any] | None
     given: dict[str, Any] | None
     user_row: dict[str, Any]
@@ -78,14 +78,18 @@ def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) ->
                     width=options.get("width", sampling.width),
                     height=options.get("height", sampling.height),
                     steps=options.get("steps", sampling.steps),
-                    guidance=float(options.get("guidance", sampling.guidance)),
-                    true_cfg=float(sampling.true_cfg),
+                    guidance=_number(options.get("guidance", sampling.guidance)),
+                    true_cfg=_number(sampling.true_cfg),
                     source=entry.get("source"),
                     given=given,
                     user_row={name: value for name, value in row["row"].items() if name not in row.get("read", ())},
                 )
             )
     return requests
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _after(request: Request, sampling: Sampling) -> Request:
@@ -97,8 +101,8 @@ def _after(request: Request, sampling: Sampling) -> Request:
         height=None,
         negative_prompt=None,
         steps=sampling.steps,
-        guidance=float(sampling.guidance),
-        true_cfg=float(sampling.true_cfg),
+        guidance=_number(sampling.guidance),
+        true_cfg=_number(sampling.true_cfg),
     )
 
 

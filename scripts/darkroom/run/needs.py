@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.config.models import Config, DeviceSection, Judge, ModelSource, StageSection
 from darkroom.config.options import judge_host_bytes
+from darkroom.engines import DEFAULTS, family
 from darkroom.metrics.rubric import JUDGE
 from darkroom.models.hub import marker_bytes
 from darkroom.models.identity import model_bytes
@@ -36,8 +37,10 @@ from darkroom.run.lineage import Step
 if TYPE_CHECKING:
     from darkroom.run.workflow import Workflow
 
-# Of a step and megapixel, and of the questions about a megapixel; `make bench-gpu` measures them.
-STEP_SECONDS, QUESTION_SECONDS = 0.5, 0.5
+# Of a step and megapixel, and of the questions about a megapixel; `make bench-gpu` measures them. A step of FLUX.1-dev takes 0.18 on an
+# H200 (docs/cards.md) and 0.24 on an H100 (28 steps in 6.71 s by xDiT's docs/performance/flux.md); no question was measured.
+STEP_SECONDS, QUESTION_SECONDS = 0.25, 0.5
+SLOWER_CARD = 2  # times as long as that, a job that makes images may take
 # Until an engine answers: imports, warm-up, kernels and graphs, on a host with a card and without one; and its weights, as fast as a
 # disk of the cluster gives them. What a job asks for allows for much slower ones.
 START_SECONDS, CPU_START_SECONDS, READ_BYTES_PER_SECOND = 60, 15, 500 * 10**6
@@ -89,7 +92,8 @@ class Work:
 
 def image_seconds(section: StageSection, work: Work) -> float:
     """Seconds to make images once the engine is there, at the built-in speed: the GPUs share them."""
-    passes = section.sampling.steps * (2 if section.sampling.true_cfg > 1 else 1)
+    passes = section.sampling.steps or DEFAULTS["steps"]
+    passes *= 2 if family(section.family).guided(section.sampling) else 1
     passes *= OFFLOAD_TIME[section.options.offload]
     share = -(-work.requests // max(gpus_of(section), 1))
     return share * passes * STEP_SECONDS * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
@@ -156,7 +160,7 @@ def image_needs(section: StageSection, work: Work, model: int, attempt: int) -> 
     Each GPU has a process and a copy of the weights, which pass through host memory, or stay there where they are offloaded.
     """
     workers = max(gpus_of(section), 1)
-    return _model_needs(model, 1.3 * model * workers, workers, image_seconds(section, work), attempt)
+    return _model_needs(model, 1.3 * model * workers, workers, SLOWER_CARD * image_seconds(section, work), attempt)
 
 
 def judge_needs(section: Judge, work: Work, model: int, attempt: int) -> Needs:
