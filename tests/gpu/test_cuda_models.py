@@ -84,21 +84,26 @@ def limit():
 
 
 def peak(action) -> int:
-    """The bytes that the allocator takes from the card at the most."""
+    """The bytes that tensors take at the most; the allocator takes more from the card, and gives it back where that runs short."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     action()
-    return torch.cuda.max_memory_reserved()
+    return torch.cuda.max_memory_allocated()
 
 
 @pytest.mark.needs("card")
 def test_where_the_card_s_memory_runs_out_at_8_it_goes_on_with_4(tmp_path, limit, capsys):
     hungry = Hungry()
     engine, requests = hungry.hungry(tmp_path)
-    four, eight = (peak(lambda n=n: hungry.make(engine, requests[:n])) for n in (4, 8))
-    assert engine.batch_limit == 8 and eight > 1.4 * four
-    limit((four + eight) / 2)
-    assert len(hungry.pixels(engine, requests)) == 8 and engine.batch_limit == 4
+    eight = peak(lambda: hungry.make(engine, requests))
+    # How much less still suffices depends on the card: short of memory, convolutions make do with less workspace.
+    for part in range(19, 9, -1):
+        limit(eight * part / 20)
+        made = hungry.pixels(engine, requests)
+        assert len(made) == 8
+        if engine.batch_limit < 8:
+            break
+    assert engine.batch_limit == 4
     assert "out of memory with 8 images at once; going on with 4" in capsys.readouterr().out
 
 
@@ -106,7 +111,7 @@ def test_where_the_card_s_memory_runs_out_at_8_it_goes_on_with_4(tmp_path, limit
 def test_where_it_does_not_suffice_for_one_picture_the_job_ends_in_a_sentence(tmp_path, limit):
     hungry = Hungry()
     engine, requests = hungry.hungry(tmp_path)
-    weights = torch.cuda.memory_reserved()
+    weights = torch.cuda.memory_allocated()
     one = peak(lambda: hungry.make(engine, requests[:1]))
     limit((weights + one) / 2)
     sentence = r"^generate: out of memory with a single image of 1024 x 1024 pixels; use a larger GPU"
