@@ -105,6 +105,11 @@ def test_what_is_no_config_is_one_line(tmp_path, content, settings, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_config_in_json_may_be_indented_by_tabs(tmp_path):
+    (tmp_path / "c.json").write_text('{\n\t"prompts": "a.jsonl",\n\t"seed": 1\n}\n')
+    assert read_config([tmp_path / "c.json"], []) == (load_configfile(tmp_path / "c.json"), False)
+
+
 def test_every_command_has_its_help_and_stands_in_the_usage(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -68,6 +68,33 @@ def test_the_demonstration_says_that_it_is_one(run):
     assert "this is the demonstration" not in run.snakemake("-n").stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--configfile", "none.yaml"], "none.yaml: No such file or directory"),
+        (["--configfile", "broken.yaml"], "broken.yaml, line 2: not valid YAML: expected ',' or ']', but got ':'"),
+        (["--configfile", "broken.yaml/.."], "broken.yaml/..: Not a directory"),
+        (
+            ["--configfile", "good.json", "list.yaml"],
+            "list.yaml: expected keys with values, such as `prompts: rows.jsonl`",
+        ),
+        (["--configfile", "."], ".: Is a directory"),
+        (["--config", "seed=1", "strict"], "--config strict: expected KEY=VALUE"),
+        (["-C", "1x=2"], "--config 1x=2: '1x' is no key of the config"),
+        (["--configfile", "good.json"], "config: unknown key promts; did you mean prompts?"),  # Snakemake took it
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path, arguments, message):
+    """Snakemake reads it before the Snakefile; the profile of every run speaks first."""
+    (tmp_path / "broken.yaml").write_text("prompts: [a.jsonl\nseed: 1\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "good.json").write_text('{\n\t"promts": "a.jsonl"\n}\n')
+    command = ["--snakefile", str(REPOSITORY / "Snakefile"), "-n", *arguments]
+    done = warm.run(command, tmp_path, environment(), 600)
+    told = [line for line in done.stderr.splitlines() if not line.startswith(("Using ", "Config file "))]
+    assert (done.returncode, told) == (1, [f"error: {message}"]) and "Traceback" not in done.stdout
+
+
 def test_a_wrong_limit_of_a_partition_is_one_line_before_anything_is_submitted(run):
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}])
     path = run.folder / "partitions.yaml"

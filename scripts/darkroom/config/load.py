@@ -1,6 +1,7 @@
 """Read a config, check it against the models and find the files that it names."""
 
 import glob
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -43,9 +44,9 @@ def names_rows(config: Mapping[str, Any], has_file: bool, needs_file: bool = Tru
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """What a config file says, unchecked. Raises DarkroomError, one line with file and line, where it is no YAML."""
+    """What a config file says, unchecked. Raises DarkroomError, one line with file and line, where it is neither JSON nor YAML."""
     try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        given = _json_or_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DarkroomError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -59,6 +60,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise DarkroomError(f"{path}: expected keys with values, such as `prompts: rows.jsonl`")
     return given
+
+
+def _json_or_yaml(text: str) -> Any:
+    try:
+        return json.loads(text)  # which may be indented by tabs, as YAML may not
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = None) -> Config:

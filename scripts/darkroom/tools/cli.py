@@ -6,6 +6,7 @@ What it works with is imported inside it, so that `--help` and `watch` start at 
 
 import argparse
 import json
+import re
 import signal
 import sys
 from collections import Counter
@@ -239,9 +240,7 @@ def read_config(files: list[Path], settings: list[str]) -> tuple[dict[str, Any],
     for file in files:
         _merge(config, read_config_file(file))
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise DarkroomError(f"--config {setting}: expected KEY=VALUE")
+        key, value = _setting(setting)
         try:
             _merge(config, {key: yaml.safe_load(value)})
         except yaml.YAMLError as error:
@@ -252,6 +251,33 @@ def read_config(files: list[Path], settings: list[str]) -> tuple[dict[str, Any],
     if not demonstration.exists():
         raise DarkroomError("name the config: --configfile FILE")
     return _merge(read_config_file(demonstration), config), True
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """Key and value of a setting of --config. Raises DarkroomError where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise DarkroomError(f"--config {text}: expected KEY=VALUE")
+    return key, value
+
+
+def stop_at_unreadable(arguments: list[str]) -> None:
+    """End the process with one line where the command line of Snakemake names a config that cannot be read.
+
+    Snakemake reads it before the Snakefile, and would end in a traceback. The profile that every run reads calls this before.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_config(parser)
+    given, _ = parser.parse_known_args(arguments)
+    try:
+        for file in given.configfile:
+            read_config_file(file)
+        for setting in given.config:
+            key, _ = _setting(setting)
+            if not re.fullmatch(r"[A-Za-z_][\w-]*\w", key):  # what Snakemake takes
+                raise DarkroomError(f"--config {setting}: {key!r} is no key of the config")
+    except DarkroomError as error:
+        sys.exit(f"error: {error}")
 
 
 def _merge(config: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -269,6 +295,29 @@ def _count(text: str) -> int:
     return number
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a config as Snakemake does."""
+    parser.add_argument(
+        "--configfile",
+        "--configfiles",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="the config; of several, each is merged over those before it (default: config/config.yaml)",
+    )
+    parser.add_argument(
+        "--config",
+        "-C",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keys that are merged over the config, values in YAML",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="darkroom", description="What there is to do for a set of images, what is being done, and what was done."
@@ -280,25 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         text = (run.__doc__ or "").rstrip(".")
         command = commands.add_parser(run.__name__, help=text[0].lower() + text[1:], description=f"{text}.")
         command.set_defaults(run=run)
-        command.add_argument(
-            "--configfile",
-            "--configfiles",
-            type=Path,
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="FILE",
-            help="the config; of several, each is merged over those before it (default: config/config.yaml)",
-        )
-        command.add_argument(
-            "--config",
-            "-C",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="KEY=VALUE",
-            help="keys that are merged over the config, values in YAML",
-        )
+        _add_config(command)
         return command
 
     command = add(plan)
