@@ -4,6 +4,7 @@ import json
 
 import pytest
 from darkroom.errors import RowError
+from darkroom.rows.fields import Fields
 from darkroom.rows.formats import read_rows
 from darkroom.rows.read import content_id, further_fields, parse_row, row_id
 from hypothesis import given, settings
@@ -112,6 +113,15 @@ def test_content_ids_follow_content_and_occurrence_alone():
         content_id(row, 0) == content_id(dict(reversed(row.items())), 0) == content_id(json.loads(json.dumps(row)), 0)
     )
     assert len({content_id(row, 0), content_id(row, 1), content_id(row | {"note": 1}, 0)}) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, -1.0])
+def test_a_seed_of_minus_one_is_none(seed):
+    assert parse_row({"prompt": "a", "seed": seed}, "prompts")["options"] == {}
+    assert parse_row({"prompt": "a", "Seed": seed}, "prompts", Fields.of({"seed": "Seed"}, "prompts"))["options"] == {}
+    for other in (-2, -1.5, "-1"):
+        with pytest.raises(RowError, match="seed: expected a whole number from 0"):
+            parse_row({"prompt": "a", "seed": other}, "prompts")
 
 
 def test_ids_are_text():

@@ -50,7 +50,7 @@ from darkroom.rows.read import content_id, parse_row, row_id
 if TYPE_CHECKING:
     import numpy as np
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
 GREATEST = 4  # a shard is cut by force at this many times the average size
 _KEPT_ROWS = 3  # rows files of earlier plans kept, for jobs that still read them

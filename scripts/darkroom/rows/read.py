@@ -27,6 +27,7 @@ from darkroom.rows.formats import type_name
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ITEMS = 1_000
 MAX_SIDE = 8192  # pixels
+ANY_SEED = -1  # as many tools write a seed that is not given
 
 # Fields that mean something here; all others are the user's own and are carried through to every table.
 KNOWN_FIELDS = frozenset(
@@ -188,6 +189,8 @@ def _options(row: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, float) and value.is_integer():
             value = int(value)
+        if name == "seed" and value == ANY_SEED:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= greatest:
             raise RowError(f"{name}: expected a whole number from {least} to {greatest}, got {_show(value)}")
         options[name] = value
