@@ -22,6 +22,7 @@ with job(snakemake.log[0]):
         Path(output.table),
         workflow.tables_meta(),
         labels,
+        workflow.config.export.prefix,
     )
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
     write_manifest(Path(output.manifest), workflow.tables.manifest())

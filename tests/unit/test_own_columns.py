@@ -4,6 +4,7 @@ import csv
 import datetime
 import decimal
 import json
+import tarfile
 
 import pandas as pd
 import pyarrow as pa
@@ -15,9 +16,12 @@ from darkroom.exports.base import Names
 from darkroom.exports.webdataset import first_samples
 from darkroom.exports.write import write_export
 from darkroom.plan.shards import make_plan
-from darkroom.rows.fields import Fields, merge_names
+from darkroom.rows.fields import Fields, NameOrder, merge_names
 from darkroom.rows.formats import read_rows
-from darkroom.tables.fields import FieldTypes, leaves, shaped, tabled
+from darkroom.tables.fields import FieldTypes, leaves, shaped
+from darkroom.tables.merge import merge_scores
+from darkroom.tables.read import Table
+from darkroom.views.report import read_table
 from test_exports import build
 
 NESTED = [{"a": {"b": 1}}, {"c": [1.5, 2]}, {}, None]
@@ -124,8 +128,8 @@ def test_datasets_reads_the_users_columns_as_they_were_given(built, tmp_path, by
 
 
 def kept(folder):
-    table = pq.read_table(folder / "scores.parquet", columns=["kind", "key", "selected"]).to_pylist()
-    return {line["key"] for line in table if line["kind"] == "images" and line["selected"]}
+    table = pq.read_table(folder / "scores.parquet", columns=["kind", "darkroom_key", "selected"]).to_pylist()
+    return {line["darkroom_key"] for line in table if line["kind"] == "images" and line["selected"]}
 
 
 def test_webdataset_pandas_and_duckdb_read_them_too(built):
@@ -155,6 +159,72 @@ def test_webdataset_pandas_and_duckdb_read_them_too(built):
 
 def table_names(path):
     return pq.read_schema(path).names if path.suffix == ".parquet" else next(csv.reader(path.open(encoding="utf-8")))
+
+
+def test_the_tables_hold_them_as_exports_do(built):
+    """Names, order and types; in CSV what has no form there is JSON."""
+    table, export = built[0] / "scores.parquet", built[1]("parquet")
+    first = [line for line in pq.read_table(table).to_pylist() if line["kind"] == "images" and line["sample"] == 0]
+    is_as_given(first)
+    assert {line["darkroom_key"] for line in first} <= {
+        record["key"] for *_, record, _ in export.records(export.kinds[0])
+    }
+    with open(table.with_suffix(".csv"), newline="", encoding="utf-8") as stream:
+        lines = [line for line in csv.DictReader(stream) if line["kind"] == "images" and line["sample"] == "0"]
+    assert list(lines[0]) == pq.read_schema(table).names
+    for row, line in zip(ROWS, lines, strict=True):
+        assert (line["Prompt"], line["darkroom_prompt"], line["key"]) == (row["Prompt"], row["prompt"], str(row["key"]))
+        assert without_nulls(json.loads(line["scores"])) == row["scores"]
+
+
+def test_who_reads_the_tables_finds_our_columns_whatever_they_are_called(built, tmp_path):
+    """The report, and what the gallery, the end of a run and labels ask for."""
+    table, export = built[0] / "scores.parquet", built[1]("parquet")
+    images = Table(table)
+    assert {"key", "prompt", "label", "selected", "p_yes"} <= images.columns.keys()
+    (batch,) = images.batches(["selected", "key", "prompt"])
+    assert batch.schema.names == ["selected", "key", "prompt"]
+    told = [(record["key"], record["prompt"]) for kind in export.kinds for *_, record, _ in export.records(kind)]
+    assert list(zip(batch["key"].to_pylist(), batch["prompt"].to_pylist(), strict=True)) == told
+    (tmp_path / "rejected.jsonl").touch()
+    rows = {"images": ("prompts", len(ROWS)), "edited": ("edits", len(EDITS))}
+    found = read_table(table, tmp_path / "rejected.jsonl", export.catalogue, export.select, rows)["images"]
+    assert (found.requests, found.selected) == (2 * len(ROWS), len(kept(built[0])))
+    assert {entry.prompt for entry in found.best} <= {row["prompt"] for row in ROWS}
+    # The names of ours begin as the config says.
+    merge_scores(export.kinds, export.catalogue, export.select, *(tmp_path / f"t.{n}" for n in "ab"), {}, None, "my_")
+    names = pq.read_schema(tmp_path / "t.a").names
+    assert {"my_key", "my_prompt", "my_label", "key", "Prompt"} <= set(names) and "darkroom_key" not in names
+    assert Table(tmp_path / "t.a").columns == images.columns
+
+
+def test_keys_inside_objects_come_back_in_their_order(tmp_path):
+    """As the first rows have them; also where a value is JSON text."""
+    deep = {"z": 1, "a": {"y": [{"d": 1, "b": 2}, {"d": 3, "c": 4, "b": 5}], "x": 2}}
+    rows = [
+        {"id": "a", "prompt": "a fox", "deep": deep, "mixed": 1},
+        {"id": "b", "prompt": "a hen", "deep": {"z": 2, "m": 3, "a": {}}, "mixed": {"q": 1, "e": {"w": 1, "a": 2}}},
+    ]
+    export = build(tmp_path, rows, [], samples=1, select=Select())
+    formats = ("folder", "imagefolder", "webdataset")
+    for format in formats:
+        write_export(export(format))
+    found = {"folder": [json.loads(line) for line in (tmp_path / "exports/folder/prompts.jsonl").open()]}
+    path = tmp_path / "exports/imagefolder/images/metadata.jsonl"
+    found["imagefolder"] = [json.loads(line) for line in path.open()]
+    (path,) = (tmp_path / "exports/webdataset/images").glob("*.tar")
+    with tarfile.open(path) as tar:
+        found["webdataset"] = [json.load(tar.extractfile(m)) for m in tar.getmembers() if m.name.endswith(".json")]
+    for records in found.values():
+        records.sort(key=lambda record: record.get("id") or record["row"])
+        for row, record in zip(rows, records, strict=True):
+            mixed = record["mixed"] if isinstance(row["mixed"], int) else json.loads(json.dumps(record["mixed"]))
+            mixed = json.loads(mixed) if isinstance(mixed, str) else mixed
+            assert json.dumps([record["deep"], mixed]) == json.dumps([row["deep"], row["mixed"]])
+    with open(tmp_path / "scores.csv", newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["deep"] for line in lines] == [json.dumps(row["deep"]) for row in rows]
+    assert [field.name for field in pq.read_schema(tmp_path / "scores.parquet").field("deep").type] == ["z", "m", "a"]
 
 
 def test_pairs_keep_them_as_well(built, tmp_path):
@@ -235,8 +305,8 @@ def test_what_only_later_samples_have_comes_first_in_tar_files_where_it_has_to(b
     made = export("webdataset")
     first = first_samples(made, made.kinds[0])
     assert 0 < len(first) <= 5
-    records = {found[:2]: found[2] for found in made.records(made.kinds[0])}
-    assert any(records[place]["note"] for place in first) and all(records[place]["selected"] for place in first)
+    records = {found[:2]: found[2:] for found in made.records(made.kinds[0])}
+    assert any(records[place][1]["note"] for place in first) and all(records[place][0]["selected"] for place in first)
     plain = build(tmp_path, ROWS[:6], [], samples=1, select=Select())("webdataset")
     assert first_samples(plain, plain.kinds[0]) == []  # all there is to see is in the first five
 
@@ -321,6 +391,23 @@ def test_names_that_only_some_rows_have_stand_where_these_rows_have_them():
     assert "".join(order) == "xabcyzq"
 
 
+def test_the_order_of_names_is_kept_at_every_depth_and_is_bounded(monkeypatch):
+    order = NameOrder()
+    for row in ({"b": 1, "a": [{"y": 1, "x": [{"n": 1, "m": 2}]}]}, {"b": 1, "c": {"k": 1}, "a": {"z": 2, "y": 1}}):
+        order.add(row)
+    assert order.names == {"": ["b", "c", "a"], "a": ["z", "y", "x"], "a/x": ["n", "m"], "c": ["k"]}
+    shuffled = {"new": 0, "a": [{"x": [{"m": 1, "n": 2}], "y": 3}], "b": [1, 2]}
+    back = NameOrder(json.loads(json.dumps(order.names))).ordered(shuffled)
+    assert back == shuffled
+    assert json.dumps(back) == json.dumps({"b": [1, 2], "a": [{"y": 3, "x": [{"n": 2, "m": 1}]}], "new": 0})
+    monkeypatch.setattr("darkroom.rows.fields._NAMES_KEPT", 3)
+    monkeypatch.setattr("darkroom.rows.fields._OBJECTS_KEPT", 3)
+    order = NameOrder()
+    for n in range(50):
+        order.add({"by_id": {f"k{n}": {"v": n}}})
+    assert len(order.names) <= 3 and len(order.names["by_id"]) <= 4
+
+
 def test_a_column_has_the_type_that_holds_all_its_values():
     types = FieldTypes()
     rows = [
@@ -339,5 +426,5 @@ def test_a_column_has_the_type_that_holds_all_its_values():
     }
     assert {named[name] for name in "bdfghi"} == {"text"} and named["a"] == "float"
     assert shaped(rows[0]["e"], named["e"]) == {"x": 1.0} and shaped(2**70, "text") == str(2**70)
-    assert tabled([1], {"list": "int"}) == "[1]" and tabled(None, struct) is None
+    assert shaped(None, struct) is None
     assert leaves(rows[1]["c"], "c") == {"c[]", "c[]/", "c[]/x[]"} | {"c[]/x[]"}

@@ -192,6 +192,10 @@ def test_the_same_rows_have_the_same_plan_from_every_format(tmp_path):
     for name, plan in plans.items():
         assert (name, plan.names, plan.digest) == (name, expected.names, expected.digest)
         assert [plan.read(shard) for shard in plan.names] == [expected.read(shard) for shard in plan.names]
+        # The order of names is no part of what a shard holds, but of what the tables are made for.
+        given = ["content", "role"] if name.startswith("sorted") else ["role", "content"]
+        assert plan.order.names["conversations"] == given
+    assert plans["sorted.ndjson"].id != expected.id == plans["crlf.jsonl"].id
 
 
 def test_the_plan_depends_on_neither_folder_nor_time_nor_blank_lines(tmp_path):

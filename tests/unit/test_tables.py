@@ -68,9 +68,9 @@ def test_a_rows_text_and_fields_survive_both_tables(tmp_path):
     _, table, lines = merged(tmp_path, rows)
     first, second, third = table[::2]
     assert len(lines) == 6 and lines[0]["prompt"] == lines[0]["note"] == first["prompt"] == first["note"] == odd
-    assert (first["row_row_key"], first["row_key"], first["key"]) == ("mine", "also mine", "1-0")
+    assert (first["key"], first["row_key"], first["darkroom_key"]) == ("mine", "also mine", "1-0")
     assert (first["n"], second["n"], third["n"]) == (float(2**60), 1.5, None)
-    assert (first["mixed"], second["mixed"], second["deep"]) == ("1", "one", '{"a": [1]}')
+    assert (first["mixed"], second["mixed"], second["deep"], lines[2]["deep"]) == ("1", "one", {"a": [1]}, '{"a": [1]}')
     assert (second["flag"], third["flag"], second["big"]) == (True, None, str(2**70))
 
 

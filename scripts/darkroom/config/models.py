@@ -583,7 +583,8 @@ class Export(Section):
     )
     prefix: Text = Field(
         default="darkroom_",
-        description="What a column of ours begins with where a field of your rows has its name, in whatever case. Yours keep their names.",
+        description="What a column of ours begins with, in the tables too, where a field of your rows has its name, in whatever case. Yours keep"
+        " their names.",
     )
     preferences: Preferences = Field(default_factory=Preferences)
 

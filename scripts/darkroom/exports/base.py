@@ -10,9 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.exports import SUMS
@@ -23,12 +20,12 @@ from darkroom.models.licences import Model
 from darkroom.plan.shards import SHARD_NAME
 from darkroom.rows.fields import Fields
 from darkroom.store.shardfile import RecordReader, Type, check_digest
-from darkroom.tables.fields import OwnField, shaped
+from darkroom.tables.fields import Names, OwnField, shaped
 from darkroom.tables.kind import Kind
+from darkroom.tables.read import Table
 
 TABLE_ROWS = 256  # read at once from the final table
 _NOT_EXPORTED = ("kind", "shard", "error", "selected")  # where an image lies here, and what all exported images share
-_TYPES = {pa.string(): "text", pa.int64(): "int", pa.float64(): "float", pa.bool_(): "bool"}
 Item = TypeVar("Item")
 
 
@@ -64,17 +61,17 @@ class Export:
         return self.settings.file_mb * 10**6
 
     @cached_property
-    def table_columns(self) -> dict[str, str]:
-        """All columns of the final table and their types, "text", "int", "float" or "bool"."""
-        return {column.name: _TYPES[column.type] for column in pq.read_schema(self.table)}
+    def images(self) -> Table:
+        """The final table, which must be the one that is planned."""
+        check_digest(self.table, self.table_digest)
+        return Table(self.table)
 
-    @cached_property
+    @property
     def own(self) -> dict[str, list[OwnField]]:
         """kind -> the fields of its user's rows that mean nothing here, in their order; exports hold them as they are."""
-        fields = check_digest(self.table, self.table_digest)["fields"]
-        return {kind: [OwnField(*field) for field in of_kind] for kind, of_kind in fields.items()}
+        return self.images.own
 
-    def names(self, kind: Kind) -> "Names":
+    def names(self, kind: Kind) -> Names:
         """What columns of ours are called in exports of a kind."""
         return Names((field.name for field in self.own[kind.name]), self.settings.prefix)
 
@@ -82,22 +79,19 @@ class Export:
         """Our columns of the final table that an export of a kind holds, without those of other kinds -> their types."""
         scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
         left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))}
-        left_out |= {field.column for fields in self.own.values() for field in fields}
         if not kind.has_sources:
             left_out |= {"source_name", "source_origin", "source_sha256"}
-        return {column: type_ for column, type_ in self.table_columns.items() if column not in left_out}
+        return {column: type_ for column, type_ in self.images.columns.items() if column not in left_out}
 
-    def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        """(shard, place in it, line of the final table) of every image of a kind, selected or not, in order."""
+    def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any], dict[str, Any]]]:
+        """(shard, place in it, our columns of the final table, those of the user) of every image of a kind, selected or not, in order."""
         shard, place = "", 0
-        with pq.ParquetFile(self.table) as file:
-            for batch in file.iter_batches(TABLE_ROWS):
-                for record in batch.to_pylist():
-                    if record["kind"] != kind.name:
-                        continue
-                    place = place + 1 if record["shard"] == shard else 0
-                    shard = record["shard"]
-                    yield shard, place, record
+        for record, own in self.images.records(TABLE_ROWS):
+            if record["kind"] != kind.name:
+                continue
+            place = place + 1 if record["shard"] == shard else 0
+            shard = record["shard"]
+            yield shard, place, record, own
 
     def selected(self, kind: Kind, first: Sequence[tuple[str, int]] = ()) -> Iterator["Image"]:
         """Every selected image of a kind with its pictures, in order; first: (shard, place) of those that come before all others."""
@@ -106,7 +100,7 @@ class Export:
             ahead = {found[:2]: found[2] for found in self.records(kind) if found[:2] in first}
             for found in first:
                 yield pictures.read(*found, ahead[found])
-        for shard, place, record in self.records(kind):
+        for shard, place, record, _ in self.records(kind):
             if record["selected"] and (shard, place) not in ahead:
                 yield pictures.read(shard, place, record)
 
@@ -122,7 +116,7 @@ class Export:
         made = image.record["origin"] == "generated"
         model = next((model.name for model in self.models if model.section == kind.section), None)
         ours = image.record | {"model": model if made else None, "recipe": image.recipe if made else None}
-        own = json.loads(image.full["fields"])
+        own = kind.plan.order.ordered(json.loads(image.full["fields"]))
         return {name: ours[column] for name, column in self._named[kind.name].items()} | {
             field.name: shaped(own.get(field.name), field.type) for field in self.own[kind.name]
         }
@@ -144,21 +138,6 @@ class Export:
     def our_name(self, kind: Kind, column: str) -> str | None:
         """Our name of a column of `described`, None for one of the user's."""
         return self._named[kind.name].get(column)
-
-
-class Names:
-    """What columns of ours are called beside those of the user, whose names stay: with `prefix` where they would be one.
-
-    To DuckDB and others, names that differ in case alone are one.
-    """
-
-    def __init__(self, own: Iterable[str], prefix: str):
-        self.taken, self.prefix = {name.casefold() for name in own}, prefix
-
-    def __call__(self, name: str) -> str:
-        while name.casefold() in self.taken:
-            name = self.prefix + name
-        return name
 
 
 @dataclass

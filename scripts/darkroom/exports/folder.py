@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from darkroom.exports.base import Export, Image, Names, Pictures, PngFolder, Sums
+from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
 from darkroom.plan.stages import EDITED
 from darkroom.rows.fields import NAMES, PLAIN, Fields
 from darkroom.rows.formats import ending
 from darkroom.store.shardfile import arrow_schema
-from darkroom.tables.fields import FieldTypes, shaped
+from darkroom.tables.fields import FieldTypes, Names, shaped
 from darkroom.tables.kind import Kind
 
 TABLE_ROWS = 1000  # of the rows' Parquet file, written at once
@@ -55,9 +55,11 @@ def picture_folders(kind: Kind) -> tuple[str, ...]:
 
 
 def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str, Any]]:
-    marker, stored, columns = export.marker(kind), Pictures(kind), kind.plan.columns
+    marker, stored = export.marker(kind), Pictures(kind)
     fields = export.fields.get(kind.name, PLAIN)
-    names = Names([*columns, *NAMES, *(name for of in fields.names.values() for name in of)], export.settings.prefix)
+    names = Names(
+        [*kind.plan.columns, *NAMES, *(name for of in fields.names.values() for name in of)], export.settings.prefix
+    )
     said = export.catalogue.main_reply(kind.name)
     by_row = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"]))
     lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
@@ -65,14 +67,12 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
         if row != line["id"]:
             raise AssertionError(f"{kind.rows_file(shard)}: row {line['id']} where row {row} was made")
         kept, paths = [], []
-        for _, place, record in group:
+        for _, place, record, _ in group:
             if record["selected"]:
                 kept.append(record)
                 paths.append(put_pictures(pictures, marker, stored.read(shard, place, record)))
         if kept:
-            own = line["row"]
-            row = {name: own[name] for name in columns if name in own} | own
-            filled = _with_pictures(row, paths, kind, fields)
+            filled = _with_pictures(kind.plan.order.ordered(line["row"]), paths, kind, fields)
             if said is not None:
                 replies = [record[said] for record in kept]
                 filled[names(export.reply_column)] = replies[0] if len(replies) == 1 else replies

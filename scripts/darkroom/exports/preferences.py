@@ -84,7 +84,9 @@ def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
     named = list(_columns(export, kind))
     samples = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"], found[2]["item"]))
     for (shard, _, _), group in samples:
-        judged = [(place, record) for _, place, record in group if record["error"] is None and record[by] is not None]
+        judged = [
+            (place, record) for _, place, record, _ in group if record["error"] is None and record[by] is not None
+        ]
         best = max((found for found in judged if found[1]["selected"]), key=lambda found: found[1][by], default=None)
         if best is None:
             continue

@@ -66,19 +66,21 @@ def first_samples(export: Export, kind: Kind) -> list[tuple[str, int]]:
 
     None where that is so in the order of the rows. Where five are not enough, as many columns as can be are seen.
     """
-    own = {field.column: isinstance(field.type, dict) for field in export.own[kind.name]}
-    columns = dict.fromkeys(export.columns(kind), False) | own
+    names, columns = export.names(kind), list(export.columns(kind))
+    own = {field.name: isinstance(field.type, dict) for field in export.own[kind.name]}
     forms: dict[frozenset[str], tuple[str, int]] = {}  # what a sample shows of the types -> the first such sample
     in_order: set[str] = set()
     every: set[str] = set()
     number = 0
-    for shard, place, record in export.records(kind):
+    for shard, place, record, given in export.records(kind):
         if not record["selected"]:
             continue
         shown: set[str] = set()
-        for column, nested in columns.items():
-            value = record[column]
-            shown |= leaves(json.loads(value) if nested and value is not None else value, column)
+        for column in columns:
+            shown |= leaves(record[column], names(column))
+        for name, nested in own.items():
+            value = given[name]  # as JSON where rows of other kinds have something else there
+            shown |= leaves(json.loads(value) if nested and isinstance(value, str) else value, name)
         number += 1
         if number <= _READ_FIRST:
             in_order |= shown

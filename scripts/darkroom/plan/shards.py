@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
-from darkroom.rows.fields import PLAIN, Fields, merge_names
+from darkroom.rows.fields import PLAIN, Fields, NameOrder
 from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
 from darkroom.rows.pictures import PictureFile
 from darkroom.rows.read import content_id, parse_row, row_id
@@ -58,7 +58,6 @@ _KEPT_PLANS = 50
 _FEW = 16  # questions after which `Plan.earlier_shards` looks up all shards at once
 _RAW_KEPT = 2000
 _PICTURES = "pictures.sqlite"
-_COLUMNS_KEPT = 10_000
 _REASONS_KEPT = 10_000  # while rows are read; told are the commonest
 _REASONS_TOLD = 10
 _REASON_LENGTH = 200
@@ -119,7 +118,7 @@ class Plan:
     """The shards of the user's rows, in their order. `shards` maps names to Shard.
 
     Rows are numbered over all files: `place` says which file and line a number stands for. reasons: the commonest ones why rows
-    were rejected. ending: of a file that gives the rows back. columns: the names of the rows' fields, in the order of the files.
+    were rejected. ending: of a file that gives the rows back. order: of the names of the rows' fields, as the files have it.
     left_out: how many rows that can be used are no part of a trial.
     """
 
@@ -127,7 +126,7 @@ class Plan:
         self.folder, self.id, self.kind = folder, content["id"], content["kind"]
         self.files: list[tuple[str, int]] = [(name, before) for name, before in content["files"]]
         self.ending: str = content["ending"]
-        self.columns: list[str] = content["columns"]
+        self.order = NameOrder(content["order"])
         self.left_out: int = content.get("left_out", 0)
         self.reasons = [Reason(*reason) for reason in content["reasons"]]
         self.shards = {entry["name"]: Shard(**entry) for entry in content["shards"]}
@@ -136,6 +135,11 @@ class Plan:
     @property
     def names(self) -> list[str]:
         return list(self.shards)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the rows' fields, in their order."""
+        return self.order.names.get("", [])
 
     @property
     def digest(self) -> str:
@@ -456,8 +460,7 @@ class _Builder:
         self.pictures: dict[str, bytes] = {}  # of the row in hand
         self.kept_pictures = PictureFile(folder / _PICTURES)
         self.files: list[tuple[str, int]] = []  # name, number of the last row before it
-        self.columns: list[str] = []
-        self.known_columns: set[str] = set()
+        self.order = NameOrder()
         self.reasons: dict[str, list[Any]] = {}  # reason in general -> [that of the first, count, number of the first]
         self.gap, self.threshold = _spacing(size)
         self.shards: list[Shard] = []
@@ -570,9 +573,7 @@ class _Builder:
         else:
             line = canonical(normal)
             row = normal["row"]
-            if not row.keys() <= self.known_columns and len(self.columns) < _COLUMNS_KEPT:
-                merge_names(self.columns, row)
-                self.known_columns.update(row)
+            self.order.add(row)
             shard.rows += 1
             samples = normal["options"].get("samples")
             given = sum("given" in item for item in normal["items"])
@@ -648,12 +649,12 @@ class _Builder:
         with open(references, "rb") as stream:  # a row that moved to another shard is told by its line alone
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
-        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several, self.columns], 16)
+        plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several, list(self.order.names.items())], 16)
         commonest = sorted(self.reasons.values(), key=lambda reason: -reason[1])[:_REASONS_TOLD]
         content: dict[str, Any] = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
         content["ending"] = written_as(self.paths)
         content["reasons"] = commonest
-        content["columns"] = self.columns
+        content["order"] = self.order.names
         content["left_out"] = self.left_out
         counts = [shard.rows + shard.rejected for shard in self.shards]
         _Places.write(self.folder, plan_id, [shard.name for shard in self.shards], self.hashes, counts)

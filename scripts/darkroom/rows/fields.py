@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_COLUMNS_KEPT = 10_000  # whose order is known; further ones follow in that of the alphabet
+_NAMES_KEPT = 1_000  # the same of the objects in one place
+_OBJECTS_KEPT = 1_000  # places of objects whose order is known
 INTEGERS = {
     "seed": (0, 2**53 - 1),
     "width": (16, 8192),
@@ -121,6 +124,42 @@ class Fields:
             seen["conversations"] = found
             return ["body"]
         return []
+
+
+class NameOrder:
+    """The order of the names of fields: those of rows, and of the objects within them.
+
+    names: where an object stands ("" is the row, "a/b" the field b of its field a, in a list or not) -> its names in order.
+    """
+
+    def __init__(self, names: dict[str, list[str]] | None = None):
+        self.names = names or {}
+        self._places = {where: {name: n for n, name in enumerate(known)} for where, known in self.names.items()}
+
+    def add(self, value: Any, where: str = "") -> None:
+        """Learn from a row, or from a value within one."""
+        if isinstance(value, dict):
+            if where not in self._places and len(self._places) == _OBJECTS_KEPT:
+                return
+            known = self._places.setdefault(where, {})
+            if not value.keys() <= known.keys() and len(known) < (_NAMES_KEPT if where else _COLUMNS_KEPT):
+                merge_names(self.names.setdefault(where, []), value)
+                known |= {name: n for n, name in enumerate(self.names[where])}
+            for name, item in value.items():
+                if isinstance(item, dict | list):
+                    self.add(item, f"{where}/{name}" if where else name)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict | list):
+                    self.add(item, where)
+
+    def ordered(self, value: Any, where: str = "") -> Any:
+        """A row, or a value within one, with its names in this order; those that are not known are the last."""
+        if isinstance(value, dict):
+            places = self._places.get(where, {})
+            names = sorted(value, key=lambda name: places.get(name, len(places)))
+            return {name: self.ordered(value[name], f"{where}/{name}" if where else name) for name in names}
+        return [self.ordered(item, where) for item in value] if isinstance(value, list) else value
 
 
 def merge_names(order: list[str], names: Iterable[str]) -> None:

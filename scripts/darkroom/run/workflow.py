@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind, ShardFiles
 
-TABLE_VERSION = 5  # raise it when the code of the tables changes what they hold
+TABLE_VERSION = 6  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 2  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
@@ -341,13 +341,13 @@ class Workflow:
         if labels.by_key and scores.exists():
             import pyarrow as pa
             import pyarrow.compute as pc
-            import pyarrow.parquet as pq
+
+            from darkroom.tables.read import Table
 
             wanted, found = pa.array(labels.by_key), set()
             try:
-                with pq.ParquetFile(scores) as file:
-                    for batch in file.iter_batches(columns=["key"]):
-                        found.update(batch["key"].filter(pc.is_in(batch["key"], wanted)).to_pylist())
+                for batch in Table(scores).batches(["key"]):
+                    found.update(batch["key"].filter(pc.is_in(batch["key"], wanted)).to_pylist())
             except (OSError, pa.ArrowException):
                 return labels.left()  # the table is made again
             labels.used &= found
@@ -400,6 +400,7 @@ class Workflow:
             stage: plan.id for stage, plan in self.plans.items()
         }  # holds the line numbers that rejected.jsonl tells
         parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
+        parts.append(self.config.export.prefix)
         return digest([*parts, *filter(None, [self.labels_digest])])
 
     @cached_property

@@ -221,6 +221,11 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         raise DarkroomError(_damaged(path, error)) from error
 
 
+def plain_meta(path: str | Path) -> dict[str, Any]:
+    """The metadata of a Parquet file that need not be a shard file; {} where it holds none of ours."""
+    return json.loads((pq.read_metadata(path).metadata or {}).get(_META, b"{}"))
+
+
 def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
     """The metadata of the shard file `path`, which must have been made for the digest `expected`."""
     meta = read_meta(path)

@@ -15,15 +15,25 @@ _INT = range(-(2**63), 2**63)
 
 @dataclass(frozen=True)
 class OwnField:
-    """A field of the user's rows.
-
-    name: as in the rows. column: its name in the final tables, where a value that is no text, number or true/false is JSON text.
-    type: of its values.
-    """
+    """A field of the user's rows, by its name in them, and the type of its values."""
 
     name: str
-    column: str
     type: Type
+
+
+class Names:
+    """What columns of ours are called beside those of the user, whose names stay: with `prefix` where they would be one.
+
+    To DuckDB and others, names that differ in case alone are one.
+    """
+
+    def __init__(self, own: Iterable[str], prefix: str):
+        self.taken, self.prefix = {name.casefold() for name in own}, prefix
+
+    def __call__(self, name: str) -> str:
+        while name.casefold() in self.taken:
+            name = self.prefix + name
+        return name
 
 
 class FieldTypes:
@@ -121,12 +131,6 @@ def shaped(value: Any, type_: Type) -> Any:
         return [shaped(item, type_["list"]) for item in value]
     types = dict(type_["struct"])
     return {name: shaped(item, types[name]) for name, item in value.items()}
-
-
-def tabled(value: Any, type_: Type) -> Any:
-    """The same in the final tables: lists and objects as JSON text."""
-    found = shaped(value, type_)
-    return json.dumps(value, ensure_ascii=False) if isinstance(found, list | dict) else found
 
 
 def leaves(value: Any, name: str = "") -> set[str]:

@@ -14,13 +14,12 @@ from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
 from darkroom.rows.labels import Labels
-from darkroom.store.shardfile import Type, iter_records, packed_meta
-from darkroom.tables.fields import FieldTypes, tabled
+from darkroom.store.shardfile import Type, arrow_schema, iter_records, packed_meta
+from darkroom.tables.fields import FieldTypes, Names, shaped
 from darkroom.tables.kind import TABLE_COLUMNS, Kind
 from darkroom.tables.select import select_rows
 
 TABLE_GROUP_ROWS = 16_384
-_ARROW = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 def merge_scores(
@@ -31,22 +30,23 @@ def merge_scores(
     table: Path,
     meta: dict[str, str],
     labels: Labels | None = None,
+    prefix: str = "darkroom_",
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
-    catalogue: the columns of scores; labels: what a person said of the images, for the column `label`. Raises DarkroomError
-    where a shard is missing, stale, damaged or holds other counts than planned.
+    catalogue: the columns of scores; labels: what a person said of the images, for the column `label`; prefix: what
+    a column of ours begins with where a field of the user's rows has its name. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
     """
     for kind in kinds:
         kind.check()
-    columns = dict(TABLE_COLUMNS)
+    columns: dict[str, Type] = dict(TABLE_COLUMNS)
     for kind in kinds:
         columns |= catalogue.types(kind.name)
     columns |= {"selected": "bool", "label": "text"}
-    fields, of_kind = _own_fields(kinds, columns)
-    # An own type is text where it is none of these: lists and objects are JSON text.
-    own_columns = {column: type_ if isinstance(type_, str) else "text" for column, type_ in fields.values()}
-    schema = pa.schema([(name, _ARROW[type_]) for name, type_ in (columns | own_columns).items()])
+    own_types, of_kind = _own_fields(kinds)
+    names = Names(own_types, prefix)
+    named = {column: names(column) for column in columns}
+    schema = arrow_schema({named[column]: type_ for column, type_ in columns.items()} | own_types)
     counts: dict[str, int] = {}
 
     def records() -> Iterator[dict[str, Any]]:
@@ -66,10 +66,9 @@ def merge_scores(
                 if record["label"]:
                     state = f"{kind.name} labelled {record['label']}"
                     counts[state] = counts.get(state, 0) + 1
-                own = json.loads(record.pop("fields"))
-                for name, (column, type_) in fields.items():
-                    record[column] = tabled(own.get(name), type_)
-                yield record
+                own = kind.plan.order.ordered(json.loads(record["fields"]))
+                line = {column: record.get(name) for name, column in named.items()}
+                yield line | {name: shaped(own.get(name), type_) for name, type_ in own_types.items()}
             if rows != expected:
                 raise DarkroomError(f"{kind.name}: images of {rows} rows where {expected} are planned")
 
@@ -80,13 +79,13 @@ def merge_scores(
         pq.ParquetWriter(parquet_file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
-        lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n", extrasaction="ignore")
+        lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n")
         lines.writeheader()
         group: list[dict[str, Any]] = []
 
         def flush() -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            lines.writerows(group)
+            lines.writerows(map(_texts, group))
             group.clear()
 
         number = 0
@@ -95,12 +94,11 @@ def merge_scores(
             if len(group) >= TABLE_GROUP_ROWS:
                 flush()
         flush()
-        # For exports: kind -> [field, column, type] of the user's own.
-        own_fields = {
-            kind: [[name, fields[name][0], types.named(name)] for name in types.order]
-            for kind, types in of_kind.items()
-        }
-        writer.add_key_value_metadata(packed_meta(meta | {"rule": "merge_scores", "fields": own_fields}, number))
+        # For who reads it: kind -> [name, type] of the user's own fields, and which columns of ours have which other name.
+        own_fields = {kind: [[name, types.named(name)] for name in types.order] for kind, types in of_kind.items()}
+        moved = {name: column for name, column in named.items() if column != name}
+        told = {"rule": "merge_scores", "fields": own_fields, "moved": moved}
+        writer.add_key_value_metadata(packed_meta(meta | told, number))
     return counts
 
 
@@ -109,30 +107,23 @@ def _labelled(kind: Kind, labels: Labels | None) -> Iterator[dict[str, Any]]:
         yield record | {"label": labels.of(record["key"]) if labels else None}
 
 
-def _own_fields(
-    kinds: list[Kind], columns: dict[str, str]
-) -> tuple[dict[str, tuple[str, Type]], dict[str, FieldTypes]]:
-    """The user's own fields as columns: field -> (column, type of all its values), and kind -> the fields of its rows.
+def _texts(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table for CSV: lists and objects as JSON."""
+    nested = {k: json.dumps(v, ensure_ascii=False) for k, v in line.items() if isinstance(v, list | dict)}
+    return line | nested
 
-    A field that has the name of a column of ours, in whatever case, is called row_<name>.
-    """
+
+def _own_fields(kinds: list[Kind]) -> tuple[dict[str, Type], dict[str, FieldTypes]]:
+    """The user's own fields: their types over all rows, and kind -> the fields of its rows."""
     of_kind = {kind.name: FieldTypes(kind.plan.columns) for kind in kinds}
     for kind in kinds:
         for name in kind.plan.shards:
             for record in iter_records(kind.image_file(name), ["fields"]):
-                of_kind[kind.name].add(json.loads(record["fields"]))
+                of_kind[kind.name].add(kind.plan.order.ordered(json.loads(record["fields"])))
     every = FieldTypes()
     for types in of_kind.values():
         every.join(types)
-    ours = {name.casefold() for name in columns}
-    taken, named = ours | {name.casefold() for name in every.order}, {}
-    for field in every.order:
-        column = field
-        while column.casefold() in ours or (column != field and column.casefold() in taken):
-            column = f"row_{column}"
-        taken.add(column.casefold())
-        named[field] = (column, every.named(field))
-    return named, of_kind
+    return {field: every.named(field) for field in every.order}, of_kind
 
 
 def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:

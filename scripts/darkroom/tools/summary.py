@@ -63,25 +63,25 @@ class _Count:
 def _count(workflow: Workflow, scores: Path) -> dict[str, _Count]:
     """kind -> its counts, read in parts: a table can be larger than the memory of the host that ends a run."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+
+    from darkroom.tables.read import Table
 
     counts = {kind: _Count() for kind in workflow.plans}
     last = dict.fromkeys(counts)  # a row's images stand together
     numbers = {name: None for kind in counts for name in workflow.catalogue.score_names(kind)}
-    with pq.ParquetFile(scores) as file:
-        for batch in file.iter_batches(columns=["kind", "row", "error", "selected", *numbers]):
-            for kind, count in counts.items():
-                part = batch.filter(pc.equal(batch["kind"], kind))
-                rows = part["row"].to_pylist()
-                count.rows += sum(row != before for row, before in zip(rows, [last[kind], *rows], strict=False))
-                last[kind] = rows[-1] if rows else last[kind]
-                count.requests += len(part)
-                count.failed += len(part) - part["error"].null_count
-                count.selected += pc.sum(part["selected"]).as_py() or 0
-                for name in numbers:
-                    total, number = count.scores.get(name, (0.0, 0))
-                    values = part[name]
-                    count.scores[name] = total + (pc.sum(values).as_py() or 0), number + pc.count(values).as_py()
+    for batch in Table(scores).batches(["kind", "row", "error", "selected", *numbers]):
+        for kind, count in counts.items():
+            part = batch.filter(pc.equal(batch["kind"], kind))
+            rows = part["row"].to_pylist()
+            count.rows += sum(row != before for row, before in zip(rows, [last[kind], *rows], strict=False))
+            last[kind] = rows[-1] if rows else last[kind]
+            count.requests += len(part)
+            count.failed += len(part) - part["error"].null_count
+            count.selected += pc.sum(part["selected"]).as_py() or 0
+            for name in numbers:
+                total, number = count.scores.get(name, (0.0, 0))
+                values = part[name]
+                count.scores[name] = total + (pc.sum(values).as_py() or 0), number + pc.count(values).as_py()
     return counts
 
 

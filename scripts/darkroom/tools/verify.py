@@ -157,7 +157,8 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
         labels = workflow.labels()
-        merge_scores(workflow.kinds(), workflow.catalogue, workflow.config.select, new[0], new[1], meta, labels)
+        select, prefix = workflow.config.select, workflow.config.export.prefix
+        merge_scores(workflow.kinds(), workflow.catalogue, select, new[0], new[1], meta, labels, prefix)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

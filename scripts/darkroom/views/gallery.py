@@ -331,16 +331,14 @@ def _bits(flags: list[bool]) -> bytes:
 
 def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], list[bool]]:
     """(kind, shard) -> `selected` of each image, in order; adds the labels that there are to `labels`."""
-    import pyarrow.parquet as pq
+    from darkroom.tables.read import Table
 
     found: dict[tuple[str, str], list[bool]] = {}
-    with pq.ParquetFile(scores) as file:
-        for batch in file.iter_batches(columns=["kind", "shard", "key", "selected", "label"]):
-            rows = batch.to_pydict()
-            for kind, shard, key, flag, label in zip(*rows.values(), strict=True):
-                found.setdefault((kind, shard), []).append(flag)
-                if label:
-                    labels[key] = label
+    for batch in Table(scores).batches(["kind", "shard", "key", "selected", "label"]):
+        for kind, shard, key, flag, label in zip(*batch.to_pydict().values(), strict=True):
+            found.setdefault((kind, shard), []).append(flag)
+            if label:
+                labels[key] = label
     return found
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from darkroom.config.models import Select
 from darkroom.errors import general
 from darkroom.jobs.history import read_records
 from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.rows.labels import LABELS
+from darkroom.tables.read import Table
 
 EXAMPLES = 8  # best pictures of a sheet, and as many worst
 BINS = 100
@@ -151,12 +151,11 @@ def read_table(
             for kind in (kinds[name] for name, (file_, _) in rows.items() if file_ == line["file"]):
                 kind.rejected += 1
                 kind.failures[f"row rejected: {general(line['reason'])}"] += 1
-    file = pq.ParquetFile(table)
-    names = set(file.schema_arrow.names)
+    images = Table(table)
     wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
     for kind in kinds.values():
         wanted |= {*kind.scores, *catalogue.names(kind.name, "error")}
-    for batch in file.iter_batches(batch_size=16_384, columns=sorted(wanted & names)):
+    for batch in images.batches(sorted(wanted & images.names.keys())):
         whole = batch.to_pydict()
         of = np.array(whole["kind"], object)
         for kind in kinds.values():
