@@ -7,6 +7,7 @@ from typing import Any
 _COLUMNS_KEPT = 10_000  # whose order is known; further ones follow in that of the alphabet
 _NAMES_KEPT = 1_000  # the same of the objects in one place
 _OBJECTS_KEPT = 1_000  # places of objects whose order is known
+_NESTED = (dict, list)
 INTEGERS = {
     "seed": (0, 2**53 - 1),
     "width": (16, 8192),
@@ -137,21 +138,23 @@ class NameOrder:
         self._places = {where: {name: n for n, name in enumerate(known)} for where, known in self.names.items()}
 
     def add(self, value: Any, where: str = "") -> None:
-        """Learn from a row, or from a value within one."""
-        if isinstance(value, dict):
-            if where not in self._places and len(self._places) == _OBJECTS_KEPT:
-                return
-            known = self._places.setdefault(where, {})
-            if not value.keys() <= known.keys() and len(known) < (_NAMES_KEPT if where else _COLUMNS_KEPT):
-                merge_names(self.names.setdefault(where, []), value)
-                known |= {name: n for n, name in enumerate(self.names[where])}
-            for name, item in value.items():
-                if isinstance(item, dict | list):
-                    self.add(item, f"{where}/{name}" if where else name)
-        elif isinstance(value, list):
+        """Learn from a row, or from an object or a list within one."""
+        if type(value) is list:
             for item in value:
-                if isinstance(item, dict | list):
+                if type(item) in _NESTED:
                     self.add(item, where)
+            return
+        known = self._places.get(where)
+        if known is None:
+            if len(self._places) == _OBJECTS_KEPT:
+                return
+            known = self._places[where] = {}
+        if not value.keys() <= known.keys() and len(known) < (_NAMES_KEPT if where else _COLUMNS_KEPT):
+            merge_names(self.names.setdefault(where, []), value)
+            known |= {name: n for n, name in enumerate(self.names[where])}
+        for name, item in value.items():
+            if type(item) in _NESTED:
+                self.add(item, f"{where}/{name}" if where else name)
 
     def ordered(self, value: Any, where: str = "") -> Any:
         """A row, or a value within one, with its names in this order; those that are not known are the last."""
