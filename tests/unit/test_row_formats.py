@@ -105,6 +105,56 @@ def test_a_file_that_is_not_utf8_is_told_what_it_looks_like(tmp_path, name, head
     (tmp_path / name).write_bytes((head + "la forêt près du château à l'été dorée\n" * 5).encode("cp1252"))
     reason = lines(tmp_path / name)[0]["rejected"]
     assert "not UTF-8" in reason and "it looks like cp125" in reason and "save the file as UTF-8" in reason
+    assert "or say `rows: {encoding: cp125" in reason
+
+
+FOREST = ["la forêt près du château", "l'été doré", "une œuvre — 5 €"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-be", "utf-8-sig", "gb18030", "cp037"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows.jsonl", "rows.json", "rows.tsv.gz"])
+def test_an_encoding_that_the_config_names_is_obeyed(tmp_path, name, encoding):
+    wanted = ["la foret", "l'ete", "une oeuvre"] if encoding == "cp037" else FOREST  # EBCDIC has other signs
+    kind = name.split(".")[1]
+    sign = "\t" if kind == "tsv" else ","
+    text = {
+        "txt": "".join(f"{text}\n" for text in wanted),
+        "jsonl": "".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in wanted),
+        "json": json.dumps([{"prompt": text} for text in wanted], ensure_ascii=False),
+    }.get(kind, f"n{sign}prompt\n" + "".join(f"{n}{sign}{text}\n" for n, text in enumerate(wanted)))
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    found = lines(tmp_path / name, rows={"encoding": encoding})
+    assert texts(found) == wanted
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows.jsonl", "rows.json"])
+def test_a_line_that_is_not_in_the_encoding_that_is_named_names_the_key(tmp_path, name):
+    """0x81 is nothing in cp1252. The other lines are read."""
+    head, tail = {"csv": (b"prompt\n", b"\n"), "json": (b'[{"prompt": "', b'"}]')}.get(name[5:], (b"", b"\n"))
+    between = b'"}, {"prompt": "' if name.endswith(".json") else b"\n"
+    said = [b"caf\xe9", b"caf\x81"]
+    if name.endswith(".jsonl"):
+        said = [b'{"prompt": "' + text + b'"}' for text in said]
+    (tmp_path / name).write_bytes(head + between.join(said) + tail)
+    good, bad = lines(tmp_path / name, rows={"encoding": "cp1252"})
+    assert texts([good]) == ["café"]
+    assert bad["rejected"].endswith("not cp1252, which `rows.encoding` says it is")
+
+
+def test_a_delimiter_that_the_config_names_is_obeyed(tmp_path):
+    (tmp_path / "rows.csv").write_text("id^prompt\n1^a fox, a hen; a dog\n2^a cat\n")
+    more, other = (line["rejected"] for line in lines(tmp_path / "rows.csv"))
+    assert more == "has 1 more cells than the header; cells end at ',', `rows.delimiter` names another sign"
+    assert other == (
+        "has neither prompt nor conversations; it has id^prompt: say under `rows` in the config which field is which, or, where"
+        " these are several columns, what stands between them (`rows.delimiter`)"
+    )
+    assert texts(lines(tmp_path / "rows.csv", rows={"delimiter": "^"})) == ["a fox, a hen; a dog", "a cat"]
+    assert Fields.of({"delimiter": "^", "edits": {"delimiter": ";"}}, "edits").delimiter == ";"
+    (tmp_path / "rows.csv").write_text("sep=,\nprompt,x;note\na fox;red\n")  # and it wins
+    (line,) = lines(tmp_path / "rows.csv", rows={"delimiter": ";", "prompt": "prompt,x"})
+    assert (texts([line]), line["row"]["note"]) == (["a fox"], "red")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +392,7 @@ def test_presets_of_prompts(tmp_path):
 
 
 def test_the_config_takes_the_presets_and_fields_there_are():
-    assert set(RowFields.model_fields) == {"preset", "root", *NAMES}
+    assert set(RowFields.model_fields) == {"preset", "root", "encoding", "delimiter", *NAMES}
     assert [RowFields(preset=name).preset for name in PRESETS] == [*PRESETS]
     with pytest.raises(ValueError, match="preset"):
         RowFields(preset="another")

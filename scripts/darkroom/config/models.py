@@ -4,6 +4,7 @@ The checks, the JSON schema for editors and the tables of config/README.md (`dar
 models. Extensions add sections and metrics with `allow_section` and `allow_metric`.
 """
 
+import codecs
 import os
 import re
 from dataclasses import dataclass, fields
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, sections_of
+from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES
 
@@ -589,6 +590,22 @@ class Export(Section):
     preferences: Preferences = Field(default_factory=Preferences)
 
 
+def _known_encoding(name: str) -> str:
+    """The name that Python's codecs have for an encoding of text."""
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise Unusable(f"no encoding that Python knows: {name}; some are cp1252, gb18030, shift_jis, utf-16") from None
+
+
+def _usable_delimiter(text: str) -> str:
+    text = text.replace("\\t", "\t")
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError("expected one character that is no quote and no line end")
+    return text
+
+
 Names = Text | Annotated[list[Text], Field(min_length=1)] | None
 Files = PathText | Annotated[list[PathText], Field(min_length=1)] | None
 
@@ -615,6 +632,14 @@ class RowFields(Section):
         default=None,
         description="Folder that relative names of image files start from. Null is the folder of the rows, of several files the one"
         " that they have in common.",
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
+        default=None,
+        description="How text files are encoded, such as `cp1252`. Null: UTF-8 or UTF-16, as the file tells.",
+    )
+    delimiter: Annotated[str, AfterValidator(_usable_delimiter)] | None = Field(
+        default=None,
+        description="What stands between the cells of `.csv` and `.tsv`, such as `^`. Null: as the header tells.",
     )
     id: Names = Field(default=None, description="The row's id.")
     prompt: Names = Field(default=None, description="The prompt, or the instruction of an edit.")

@@ -381,7 +381,7 @@ def make_plan(
     seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     read = [[name, *names] for name, names in sorted(fields.names.items())]
     state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
-    state += [] if trial is None else [trial]
+    state += [fields.encoding, fields.delimiter, *([] if trial is None else [trial])]
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -652,7 +652,7 @@ class _Builder:
         plan_id = digest([PLAN_VERSION, self.kind, shards, sha256, several, list(self.order.names.items())], 16)
         commonest = sorted(self.reasons.values(), key=lambda reason: -reason[1])[:_REASONS_TOLD]
         content: dict[str, Any] = {"id": plan_id, "kind": self.kind, "shards": shards, "files": self.files}
-        content["ending"] = written_as(self.paths)
+        content["ending"] = written_as(self.paths, self.fields)
         content["reasons"] = commonest
         content["order"] = self.order.names
         content["left_out"] = self.left_out

@@ -51,10 +51,13 @@ class Fields:
 
     names: ours -> the user's, of which the first that a row has counts; ours that are not in it are read under their own name.
     root: the folder that relative file names start from; None: the folder of the rows.
+    encoding: of a text file, as Python calls it, and delimiter: of a CSV; None: as the file itself tells.
     """
 
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     root: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None, rows: str) -> "Fields":
@@ -67,7 +70,8 @@ class Fields:
                 said |= PRESETS[section["preset"]]
             said |= {key: value for key, value in section.items() if key != "preset" and value is not None}
         names = {ours: said[ours] for ours in NAMES if ours in said}
-        return cls({k: (v,) if isinstance(v, str) else tuple(v) for k, v in names.items()}, said.get("root"))
+        named = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in names.items()}
+        return cls(named, said.get("root"), said.get("encoding"), said.get("delimiter"))
 
     def ours(self, name: str) -> str:
         """Our name of the user's field `name`, or that name itself."""

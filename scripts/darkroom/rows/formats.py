@@ -17,6 +17,7 @@ import tokenize
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -33,6 +34,7 @@ TAR = (".tar", ".tar.gz", ".tgz")
 _PICTURES = frozenset("png jpg jpeg webp bmp gif tif tiff ppm".split())
 _SAMPLE = 2**16  # bytes that tell an encoding
 _CHUNK = 2**16  # characters of a JSON array read at once
+_BOM = "\ufeff"
 
 Line = tuple[int, bytes, dict[str, Any] | None, str | None]
 
@@ -46,13 +48,13 @@ def ending(path: str | Path) -> str:
     return suffix if suffix in TEXT or (suffix == ".parquet" and not name.endswith(".gz")) else ""
 
 
-def written_as(paths: Sequence[Path]) -> str:
+def written_as(paths: Sequence[Path], fields: Fields = PLAIN) -> str:
     """The ending of one file that gives the rows of these back: theirs where all have one that can name pictures, else .jsonl.
 
     A .json file holds an array; rows in lines go back as .jsonl whatever their file was called.
     """
     found = {ending(path) for path in paths}
-    if found == {".json"} and not all(map(_is_array, paths)):
+    if found == {".json"} and not all(_is_array(path, fields) for path in paths):
         return ".jsonl"
     if len(found) > 1 or not found <= {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}:
         return ".jsonl"
@@ -63,10 +65,10 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
 
 
-def _is_array(path: Path) -> bool:
+def _is_array(path: Path, fields: Fields) -> bool:
     with _open(path) as stream:
         head = stream.peek(_SAMPLE)[:_SAMPLE]
-        return head.decode(_encoding(head), "ignore").lstrip()[:1] == "["
+        return head.decode(_encoding(head, fields), "ignore").lstrip(f"{_BOM} \t\r\n")[:1] == "["
 
 
 def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | None = None) -> Iterator[Line]:
@@ -77,7 +79,7 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
 
     Args:
         path: its name decides how it is read, see `ending`.
-        fields: which columns of a CSV hold numbers and lists.
+        fields: which columns of a CSV hold numbers and lists; how text is encoded and a CSV delimited, where that is said.
         pictures: takes the pictures that the row which is yielded holds; the reader of the rows clears it.
 
     Raises:
@@ -92,15 +94,15 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
             yield from _read_tar(path, fields, pictures)
         elif kind:
             with _open(path) as stream:
-                encoding = _encoding(stream.peek(_SAMPLE)[:_SAMPLE])
+                encoding = _encoding(stream.peek(_SAMPLE)[:_SAMPLE], fields)
                 if kind in (".csv", ".tsv"):
                     yield from _read_csv(path, stream, encoding, kind, fields, pictures)
-                elif kind == ".json" and _is_array(path):
-                    yield from _read_array(path, stream, encoding, pictures)
+                elif kind == ".json" and _is_array(path, fields):
+                    yield from _read_array(path, stream, encoding, fields, pictures)
                 elif kind == ".txt":
-                    yield from _read_text(path, stream, encoding)
+                    yield from _read_text(path, stream, encoding, fields)
                 else:
-                    yield from _read_jsonl(path, stream, encoding, kind == ".json", pictures)
+                    yield from _read_jsonl(path, stream, encoding, fields, pictures)
         else:
             raise DarkroomError(
                 f"{path}: unknown kind of file; use .jsonl, .json, .csv, .tsv or .txt (also with .gz), .parquet or .tar"
@@ -112,8 +114,10 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
 # ------------------------------------------------------------------------------------------------ text
 
 
-def _encoding(head: bytes) -> str:
+def _encoding(head: bytes, fields: Fields) -> str:
     """The encoding of a file that begins with `head`, for Python's codecs; UTF-8 where nothing says otherwise."""
+    if fields.encoding:
+        return fields.encoding
     marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
     marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32, which begins alike
     for mark, encoding in marks.items():
@@ -126,31 +130,38 @@ def _encoding(head: bytes) -> str:
     return "utf-8"
 
 
-def _not_utf8(path: Path) -> str:
-    """What to do about a file that is not UTF-8, with what it looks like."""
+def _undecodable(path: Path, fields: Fields = PLAIN, place: str = "") -> str:
+    """Why text that cannot be decoded is of no use, with what a file looks like that says nothing; place: " at byte 7"."""
+    if fields.encoding:
+        return f"not {fields.encoding}, which `rows.encoding` says it is"
     with contextlib.suppress(OSError, EOFError, zlib.error, ImportError):
         from charset_normalizer import from_bytes
 
         with _open(path) as stream:
             found = from_bytes(stream.read(_SAMPLE)).best()
         if found is not None and found.encoding not in ("ascii", "utf_8"):
-            return f"it looks like {found.encoding}; save the file as UTF-8"
-    return "save the file as UTF-8"
+            said = (
+                f"it looks like {found.encoding}; save the file as UTF-8, or say `rows: {{encoding: {found.encoding}}}`"
+            )
+            return f"not UTF-8{place}; {said}"
+    return f"not UTF-8{place}; save the file as UTF-8, or say what it is under `rows.encoding`"
 
 
 class _Recoded:
     """A stream of text in another encoding, as lines of UTF-8."""
 
-    def __init__(self, stream: BinaryIO, encoding: str):
-        self.text = io.TextIOWrapper(stream, encoding, newline="\n")
+    def __init__(self, stream: BinaryIO, encoding: str, errors: str):
+        self.text = io.TextIOWrapper(stream, encoding, errors, newline="\n")
 
     def readline(self, limit: int) -> bytes:
         return self.text.readline(limit).encode("utf-8", "surrogatepass")
 
 
-def _lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes, bool]]:
+def _lines(stream: BinaryIO, encoding: str, fields: Fields) -> Iterator[tuple[int, bytes, bool]]:
     """(number, line, whether it is too long) of every line that is not blank, in UTF-8 where the file says its encoding."""
-    read = stream if encoding.startswith("utf-8") else _Recoded(stream, encoding)
+    # What is said may be wrong in some lines, which are rejected then; what the file says is right.
+    errors = "surrogateescape" if fields.encoding else "strict"
+    read = stream if encoding.startswith("utf-8") else _Recoded(stream, encoding, errors)
     number = 0
     while raw := read.readline(MAX_LINE_BYTES):
         number += 1
@@ -166,33 +177,33 @@ def _lines(stream: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes, bool]]
             yield number, raw, False
 
 
-def _read_text(path: Path, stream: BinaryIO, encoding: str) -> Iterator[Line]:
+def _read_text(path: Path, stream: BinaryIO, encoding: str, fields: Fields) -> Iterator[Line]:
     """A prompt a line."""
-    for number, raw, too_long in _lines(stream, encoding):
+    for number, raw, too_long in _lines(stream, encoding, fields):
         if too_long:
             yield number, raw, None, f"line longer than {MAX_LINE_BYTES} bytes"
             continue
         try:
             yield number, raw, {"prompt": raw.decode("utf-8")}, None
         except UnicodeDecodeError as error:
-            yield number, raw, None, f"not UTF-8 at byte {error.start}; {_not_utf8(path)}"
+            yield number, raw, None, _undecodable(path, fields, f" at byte {error.start}")
 
 
 # ------------------------------------------------------------------------------------------------ JSON
 
 
 def _read_jsonl(
-    path: Path, stream: BinaryIO, encoding: str, named_json: bool, pictures: Pictures | None
+    path: Path, stream: BinaryIO, encoding: str, fields: Fields, pictures: Pictures | None
 ) -> Iterator[Line]:
     first = True
-    for number, raw, too_long in _lines(stream, encoding):
+    for number, raw, too_long in _lines(stream, encoding, fields):
         if too_long:
             yield number, raw, None, f"line longer than {MAX_LINE_BYTES} bytes"
             continue
-        row, reason = _parse_json(path, raw, pictures)
+        row, reason = _parse_json(path, raw, pictures, fields)
         if first and reason and raw.startswith(b"["):
             reason += "; a file that is one array of rows must have a name that ends in .json"
-        if first and reason and named_json and raw.endswith((b"{", b"[", b":", b",")):
+        if first and reason and ending(path) == ".json" and raw.endswith((b"{", b"[", b":", b",")):
             raise DarkroomError(
                 f"{path}: one object over several lines; give an array of objects, or one object a line"
             )
@@ -200,11 +211,13 @@ def _read_jsonl(
         yield number, raw, row, reason
 
 
-def _parse_json(path: Path, raw: bytes, pictures: Pictures | None) -> tuple[dict[str, Any] | None, str | None]:
+def _parse_json(
+    path: Path, raw: bytes, pictures: Pictures | None, fields: Fields = PLAIN
+) -> tuple[dict[str, Any] | None, str | None]:
     try:
         row = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        return None, f"not UTF-8 at byte {error.start}; {_not_utf8(path)}"
+        return None, _undecodable(path, fields, f" at byte {error.start}")
     except RecursionError:
         return None, "nested too deeply"
     except ValueError as error:
@@ -300,9 +313,13 @@ class _ArrayText:
         raise DarkroomError(f"{self.path}, line {line}: not valid JSON: {reason}")
 
 
-def _read_array(path: Path, stream: BinaryIO, encoding: str, pictures: Pictures | None) -> Iterator[Line]:
+def _read_array(
+    path: Path, stream: BinaryIO, encoding: str, fields: Fields, pictures: Pictures | None
+) -> Iterator[Line]:
     text, number = _ArrayText(path, stream, encoding), 0
-    text.next()
+    if text.next() == _BOM:
+        text.place += 1
+        text.next()
     text.place += 1
     while (sign := text.next()) != "]" or number:
         if number and sign == "]":
@@ -316,7 +333,7 @@ def _read_array(path: Path, stream: BinaryIO, encoding: str, pictures: Pictures 
         number += 1
         raw = own.encode("utf-8", "surrogateescape")
         if any("\udc80" <= letter <= "\udcff" for letter in own):
-            yield number, raw, None, f"not UTF-8; {_not_utf8(path)}"
+            yield number, raw, None, _undecodable(path, fields)
             continue
         row, reason = _checked(value, pictures)
         yield number, raw, row, reason
@@ -334,12 +351,13 @@ def _read_csv(
     csv.field_size_limit(MAX_LINE_BYTES)
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
     text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
-    delimiter, before, head = "\t" if kind == ".tsv" else "", 0, text.readline(MAX_LINE_BYTES)
+    delimiter, before, head = "\t" if kind == ".tsv" else "", 0, text.readline(MAX_LINE_BYTES).removeprefix(_BOM)
     while head and (not head.strip() or head[:4].lower() == "sep="):
         if head[:4].lower() == "sep=":  # as Excel writes it
             delimiter = head[4:5].strip("\r\n") or delimiter
         before, head = before + 1, text.readline(MAX_LINE_BYTES)
-    delimiter = delimiter or _delimiter(head, fields)
+    delimiter = fields.delimiter or delimiter or _delimiter(head, fields)
+    fields = replace(fields, delimiter=delimiter)
     spaced = f"{delimiter} " in head  # a space after each delimiter is no part of what follows
     # strict: a quote left open would swallow all further rows
     reader = csv.reader(
@@ -352,7 +370,7 @@ def _read_csv(
         try:
             "".join(names).encode("utf-8")
         except UnicodeEncodeError:
-            raise DarkroomError(f"{path}: cannot be read: line {last} is not UTF-8; {_not_utf8(path)}") from None
+            raise DarkroomError(f"{path}: cannot be read: line {last} is {_undecodable(path, fields)}") from None
         if double := [name for name, count in Counter(names).items() if name and count > 1]:
             raise csv.Error(f"column {double[0]} is there twice")
         names = [name or f"column {place}" for place, name in enumerate(names, 1)]
@@ -360,13 +378,13 @@ def _read_csv(
         for record in reader:
             last = before + reader.line_num
             if record:
-                yield (last, *_csv_row(path, record, names, ours, pictures))
+                yield (last, *_csv_row(path, record, names, ours, fields, pictures))
     except csv.Error as error:
         raise csv.Error(f"after line {last}: {error}" if last > before else str(error)) from error
 
 
 def _csv_row(
-    path: Path, record: list[str], names: list[str], ours: list[str], pictures: Pictures | None
+    path: Path, record: list[str], names: list[str], ours: list[str], fields: Fields, pictures: Pictures | None
 ) -> tuple[bytes, dict[str, Any] | None, str | None]:
     while len(record) > len(names) and not record[-1].strip():
         record.pop()
@@ -374,7 +392,8 @@ def _csv_row(
     line = json.dumps(cells, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     raw = line.encode("utf-8", "surrogateescape")
     if len(record) > len(names):
-        return raw, None, f"has {len(record) - len(names)} more cells than the header"
+        told = f"has {len(record) - len(names)} more cells than the header"
+        return raw, None, f"{told}; cells end at {fields.delimiter!r}, `rows.delimiter` names another sign"
     row: dict[str, Any] = {}
     for name, our, cell in zip(names, ours, record, strict=False):
         if not cell:
@@ -383,7 +402,7 @@ def _csv_row(
             cell.encode("utf-8")
             row[name] = _csv_value(our, cell)
         except UnicodeEncodeError:
-            return raw, None, f"{name}: not UTF-8; {_not_utf8(path)}"
+            return raw, None, f"{name}: {_undecodable(path, fields)}"
         except (ValueError, RecursionError):
             return raw, None, f"{name}: not valid JSON: {cell[:60]}"
     return raw, (without_pictures(row, pictures) if _has_pictures(raw) else row), None

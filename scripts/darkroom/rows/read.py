@@ -38,6 +38,7 @@ _USERS = frozenset(("user", "human", "prompter"))  # roles whose turns are promp
 _PLACEHOLDER = re.compile(r"\s*<image>\s*")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NAMES_TOLD = 12
+_SIGN = re.compile(r"[^\w\s.-]")
 
 
 def parse_row(
@@ -172,7 +173,10 @@ def _other_fields(row: dict[str, Any]) -> str:
     if not names:
         return ""
     told = ", ".join(name[:40] for name in names[:_NAMES_TOLD]) + (", ..." if len(names) > _NAMES_TOLD else "")
-    return f"; it has {told}: say under `rows` in the config which field is which"
+    columns = ""
+    if len(names) == 1 and _SIGN.search(names[0]):
+        columns = ", or, where these are several columns, what stands between them (`rows.delimiter`)"
+    return f"; it has {told}: say under `rows` in the config which field is which{columns}"
 
 
 def _text(text: str, name: str) -> str:
