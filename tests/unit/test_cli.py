@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -103,6 +104,17 @@ def test_what_is_no_config_is_one_line(tmp_path, content, settings, message):
     with pytest.raises(DarkroomError, match=message) as raised:
         read_config([path], settings)
     assert "\n" not in str(raised.value)
+
+
+def test_make_shows_the_line_of_a_config_that_is_missing(tmp_path):
+    """The command is that of the environment in which the tests run."""
+    (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
+    command = ["make", "-s", "-o", f"{tmp_path}/.ready", f"VENV={tmp_path}", "plan", "CONFIG=nope.yaml"]
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    env["PYTHONPATH"] = str(REPOSITORY / "scripts")
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[0] == "error: nope.yaml: No such file or directory"
 
 
 def test_a_config_in_json_may_be_indented_by_tabs(tmp_path):

@@ -328,6 +328,11 @@ def test_numbers_stay_as_they_are_written(folder):
         (b"a: 1\nb: [1, 2\nc: 3\n", "my.yaml, line 3: not valid YAML: expected ',' or ']'"),
         (b"a: 1\n\tb: 2\n", "my.yaml, line 2: not valid YAML: found character '\\t' that cannot start any token"),
         (b"a: b: c\n", "my.yaml, line 1: not valid YAML: mapping values are not allowed here"),
+        (
+            b"prompts: *.jsonl\n",
+            "my.yaml, line 1: not valid YAML: expected alphabetic or numeric character, but found '.'; a value that begins with *"
+            " stands in quotes",
+        ),
         (b"a: {[1]: 2}\n", "my.yaml, line 1: not valid YAML: found unhashable key"),
         (b"a: !!python/object/apply:os.system [ls]\n", "my.yaml, line 1: not valid YAML: could not determine a con"),
         (b"a: 2024-13-45\n", "my.yaml: not valid YAML: month must be in 1..12"),

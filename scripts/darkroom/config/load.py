@@ -54,7 +54,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""
-        raise DarkroomError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from error
+        star = "; a value that begins with * stands in quotes" if error.context == "while scanning an alias" else ""
+        raise DarkroomError(f"{path}{place}: not valid YAML: {error.problem or error.context}{star}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DarkroomError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(given, dict):
