@@ -40,6 +40,19 @@ def test_what_is_no_error_of_ours_keeps_its_traceback_in_the_log(tmp_path):
     assert process.returncode == 1 and "ZeroDivisionError" in (tmp_path / "log").read_text()
 
 
+def test_what_libraries_say_of_each_other_is_not_in_the_log_and_what_a_user_can_act_on_is(tmp_path):
+    body = """    import logging, warnings
+    for name in ("torchao", "torch.utils._pytree", "diffusers.pipelines.pipeline_utils", "mine"):
+        logging.getLogger(name).warning(f"warning of {name}")
+        logging.getLogger(name).error(f"error of {name}")
+    warnings.warn("is deprecated", FutureWarning)
+    warnings.warn("look at this", UserWarning)"""
+    assert start(body, tmp_path / "log").wait(timeout=30) == 0
+    log = (tmp_path / "log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("warning of")] == ["warning of mine"]
+    assert log.count("error of") == 4 and "look at this" in log and "is deprecated" not in log
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path):
     """/dev/full is a device on which every write fails for lack of space."""
     process = start("    open('/dev/full', 'w').write('x' * 100000)", tmp_path / "log")
