@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _COLUMNS_KEPT = 10_000  # whose order is known; further ones follow in that of the alphabet
-_NAMES_KEPT = 1_000  # the same of the objects in one place
-_OBJECTS_KEPT = 1_000  # places of objects whose order is known
+_NAMES_KEPT = 200  # the same of the objects in one place; a job on a node reads them all
+_OBJECTS_KEPT = 200  # places of objects whose order is known
 _NESTED = (dict, list)
 INTEGERS = {
     "seed": (0, 2**53 - 1),
