@@ -1,8 +1,8 @@
 """Make one image shard: carry over what is still good, make the rest, write the shard file.
 
 The same steps serve text to image and edits. A finished image goes to the scratch folder at once, under its
-key; the shard file is put together from there at the end. So a killed job loses at most the batch in hand, and
-memory does not grow with the shard.
+key; the shard file is put together from there at the end. So a killed job loses at most the batch in hand and the few
+images that are being written (`darkroom.engines.work`), and memory does not grow with the shard.
 """
 
 import hashlib

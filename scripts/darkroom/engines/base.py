@@ -29,12 +29,15 @@ class Engine(ABC):
     name: `generate` or `edit`, the section of the config that it serves.
     device, dtype: what it computes on and in, as text for logs.
     batch_limit: the most requests that it works on at once; it may become less while it works.
+    takes_cpu: it computes on the cores of its job, so that nothing is to go on beside it. Beside others the job's threads write
+        their pictures and read the next sources.
     """
 
     name: str
     device: str = "cpu"
     dtype: str = "uint8"
     batch_limit: int = 1
+    takes_cpu: bool = False
 
     def prepare(self, requests: Sequence["Request"]) -> None:  # noqa: B027 (nothing to do is a good answer)
         """Called once, before the first batch, with all requests that will come.
@@ -50,6 +53,14 @@ class Engine(ABC):
         """What the requests of one batch have in common; size: of `work_size`."""
         return size
 
+    def prepare_source(self, source: "Image", size: tuple[int, int]) -> "Image":
+        """The RGB picture that a request edits as `make` is to get it, in a batch that is worked at `size`; `source` stays as it is.
+
+        Called in another thread while the engine makes what comes before: for what the CPU can do ahead, such as resizing. To
+        prepare what is prepared changes nothing.
+        """
+        return source
+
     @abstractmethod
     def make(
         self, batch: Sequence["Request"], size: tuple[int, int], sources: Sequence["Image"] | None
@@ -58,9 +69,10 @@ class Engine(ABC):
 
         batch: requests of one `batch_key`, any number of them.
         size: the (width, height) they share, of `work_size`.
-        sources: the RGB picture that each request edits, None where there are none.
+        sources: the RGB picture that each request edits, prepared or not, None where there are none.
 
-        A picture is RGB, of the request's own size, and depends on its request and source alone. Raises OutOfMemory where
+        A picture is RGB, of the request's own size, and depends on its request and source alone. Once it is yielded it is not
+        written to, since it is encoded in another thread. Raises OutOfMemory where
         the memory does not suffice for a single picture, and DarkroomError where the environment is broken.
         """
 

@@ -61,6 +61,7 @@ class DiffusionEngine(Engine):
         self.torch_device = resolve_device(section.device, name)
         self.torch_dtype = resolve_dtype(section.dtype, self.torch_device)
         self.device, self.dtype = str(self.torch_device), str(self.torch_dtype)
+        self.takes_cpu = self.device == "cpu"
         if reason := options.refusal(section, self.device) or options.missing(section, self.device):
             raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
@@ -96,6 +97,9 @@ class DiffusionEngine(Engine):
     def batch_key(self, request: Request, size: tuple[int, int]) -> Hashable:
         return (*size, request.steps, request.guidance, request.true_cfg, request.negative_prompt is None)
 
+    def prepare_source(self, source: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return source.resize(size, Image.Resampling.LANCZOS)
+
     def make(
         self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
@@ -113,7 +117,7 @@ class DiffusionEngine(Engine):
 
         Raises DarkroomError where the model makes another size.
         """
-        pictures = None if sources is None else [one.resize(size, Image.Resampling.LANCZOS) for one in sources]
+        pictures = None if sources is None else [self.prepare_source(one, size) for one in sources]
         arrays = None
         with contextlib.suppress(torch.OutOfMemoryError):
             arrays = self.run(requests, size, pictures)

@@ -1,7 +1,11 @@
 """Make the images of a job with its engine, batch by batch, into the scratch folder."""
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +14,7 @@ from darkroom.config.extensions import load
 from darkroom.config.models import StageSection, stage_section_model
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.jobs.beside import Beside, ahead
 from darkroom.jobs.runtime import say, stop_requested
 from darkroom.jobs.spread import Report
 from darkroom.models.hub import HubModel, local_section
@@ -25,6 +30,14 @@ if TYPE_CHECKING:
 
 Batch = tuple[list[Request], tuple[int, int]]  # requests that share a call, and the size worked at
 OpenEngine = Callable[[StageSection, str], Engine]
+
+# Beside the engine, each of its pictures is encoded and written, and the sources of its next ones are read. A job has four threads
+# for each GPU (`darkroom.run.needs.threads_of`): the engine's, these, and the one that reads.
+WRITERS = 2  # a megapixel takes one of them 0.2 to 0.3 s
+UNWRITTEN = (
+    4  # pictures, or a batch where that is more: so many wait for a slow disk before the engine does; a kill loses them
+)
+AHEAD = 1  # batches whose sources are held beside those of the one in hand
 
 
 @dataclass
@@ -71,9 +84,9 @@ def work(
 ) -> Iterator[Report]:
     """Make one of several parts of the images of `todo` into the scratch folder; `sizes` as `identify` returns them.
 
-    Yields (0, {}) when the engine is ready, then of each batch the number of its requests and why those that failed did: key ->
-    reason. open_engine: the family's own unless given. Raises Interrupted after SIGTERM, and DarkroomError where the environment
-    is broken.
+    Yields (0, {}) when the engine is ready, then of each batch, once its pictures are written, the number of its requests and why
+    those that failed did: key -> reason. open_engine: the family's own unless given. Raises Interrupted after SIGTERM, and
+    DarkroomError where the environment is broken; what the engine has made is written before that.
     """
     sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
     engine = (open_engine or engines.open_engine)(local_section(job.section, job.model), job.name)
@@ -82,17 +95,36 @@ def work(
     if batches:
         engine.prepare([request for batch, _ in batches for request in batch])
     yield 0, {}
-    for batch, size in batches:
-        if stop_requested.is_set():
-            raise Interrupted("interrupted")
-        failed = {}
-        for request, made in _results(engine, job, batch, size, sources):
-            if isinstance(made, Failure):
-                failed[request.key] = made.reason
-                say(f"{request.name}: {made.reason}")
-            else:
-                job.scratch.put(request.key, encode_png(made))
-        yield len(batch), failed
+    waiting = ahead(partial(_with_sources, engine, job, sources), batches, 0 if engine.takes_cpu else AHEAD)
+    unwritten = 0 if engine.takes_cpu else max(UNWRITTEN, job.section.batch_size)
+    reports: deque[tuple[Report, list[Future[None]]]] = deque()
+    with Beside[None](WRITERS, unwritten) as writing, closing(waiting):
+        for (batch, size), pictures, unread in waiting:
+            if stop_requested.is_set():
+                raise Interrupted("interrupted")
+            failed, saved = dict(unread), []
+            for request, made in _results(engine, job, batch, size, pictures):
+                if isinstance(made, Failure):
+                    failed[request.key] = made.reason
+                    say(f"{request.name}: {made.reason}")
+                else:
+                    saved.append(writing.call(_save, job.scratch, request.key, made))
+            reports.append(((len(batch) + len(unread), failed), saved))
+            while reports and all(future.done() for future in reports[0][1]):
+                yield _written(*reports.popleft())
+        while reports:
+            yield _written(*reports.popleft())
+
+
+def _save(scratch: Scratch, key: str, picture: "Image") -> None:
+    scratch.put(key, encode_png(picture))
+
+
+def _written(report: Report, saved: list[Future[None]]) -> Report:
+    """A batch's report, when its pictures are written. Raises what kept one of them from it."""
+    for future in saved:
+        future.result()
+    return report
 
 
 def packed(job: ShardJob) -> dict[str, Any]:
@@ -138,21 +170,31 @@ def _batches(
             yield group[start : start + batch_size], size
 
 
+def _with_sources(
+    engine: Engine, job: ShardJob, sources: Sources, batch: Batch
+) -> tuple[Batch, list["Image"] | None, dict[str, str]]:
+    """Those requests of a batch whose sources can be read, these sources (None where there are none), and key -> why the others cannot."""
+    requests, size = batch
+    if not job.edits:
+        return batch, None, {}
+    there, pictures, unread = [], [], {}
+    for request in requests:
+        assert request.source is not None  # an edit has one
+        try:
+            picture = sources.read(request.source, request.source_sha256).image
+        except RowError as error:
+            unread[request.key] = str(error)
+            say(f"{request.name}: {error}")
+        else:
+            there.append(request)
+            pictures.append(engine.prepare_source(picture, size))
+    return (there, size), pictures, unread
+
+
 def _results(
-    engine: Engine, job: ShardJob, batch: list[Request], size: tuple[int, int], sources: Sources
+    engine: Engine, job: ShardJob, batch: list[Request], size: tuple[int, int], pictures: list["Image"] | None
 ) -> Iterator[tuple[Request, "Image | Failure"]]:
     """An image of the request's own size, or the reason why not, for each request of a batch."""
-    pictures = None
-    if job.edits:
-        pictures, there = [], []
-        for request in batch:
-            assert request.source is not None  # an edit has one
-            try:
-                pictures.append(sources.read(request.source, request.source_sha256).image)
-                there.append(request)
-            except RowError as error:
-                yield request, Failure(str(error))
-        batch = there
     if not batch:
         return
     for request, made in engine.make(batch, size, pictures):
