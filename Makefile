@@ -17,7 +17,7 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery test-gpu bench-gpu clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery bench-overlap test-gpu bench-gpu clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -124,6 +124,10 @@ bench-plan: $(READY)
 # The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
 bench-gallery: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
+
+# What a job costs besides an engine that takes no CPU: pictures written and sources read while it works, or in turn.
+bench-overlap: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python tests/bench/bench_overlap.py
 
 # On a machine with a card, into the folder OUT; nothing of .venv, which is for the CPU. make -k goes on to the benchmark where a
 # test fails.
