@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,15 @@ def replacing(path: str | Path, apart: bool = True, sync: bool = True) -> Iterat
         path: the file to write; its folder is made.
         apart: put the temporary file into a folder of its own beside `path`. The next writer that finishes removes that
             folder, with what a killed writer left in it, and need not search a folder of 100 000 shards. Use False for
-            files that several processes may write at once, or whose folder is cleared anyway.
+            files that several processes or threads may write at once, or whose folder is cleared anyway.
         sync: have the content on the disk before the file gets its name.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = Path(path)
-    writer = f"{socket.gethostname()}-{os.getpid()}"  # a job that was started anew elsewhere may not be the only one
+    # A job that was started anew elsewhere may not be the only one, nor a thread in its process.
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
     folder = path.with_name(f".{path.name}{_APART}") if apart else path.parent
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (writer if apart else f".{path.name}.{writer}")

@@ -8,6 +8,8 @@ images that are being written (`darkroom.engines.work`), and memory does not gro
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from darkroom.config.models import ModelSection
 from darkroom.config.options import packages
 from darkroom.engines.work import OpenEngine, ShardJob, packed, work
 from darkroom.errors import DarkroomError, Interrupted, RowError
+from darkroom.jobs.beside import ahead
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import Progress, device_kind, limit_threads, say, versions
 from darkroom.jobs.spread import WorkerDied, spread
@@ -25,6 +28,7 @@ from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_wit
 from darkroom.store.sources import Sources, source_name
 
 _SAMPLER = ("seed", "steps", "guidance", "true_cfg")
+_LOOKING = 4  # threads that decode sources, at the most: each may hold one of `MAX_PIXELS`
 
 
 def make_shard(
@@ -44,13 +48,14 @@ def make_shard(
     old_files: shard files that may hold images under these keys. neighbours: shards that held these rows before, in whose
     scratch folders their images may wait. An engine is opened (by `open_engine`, or as
     the family does) only where something is to be made, and so are `devices` claimed: with several of them worker processes
-    share the work, each with an engine of its own. threads: those that an engine's libraries may start, as they are by default.
+    share the work, each with an engine of its own. threads: those of the job, which an engine's libraries may start; None: one, and
+    as many as the libraries start by default.
     Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
     sources = Sources(job.folder, job.images, job.scratch, job.pictures)
     failures: dict[int, str] = {}
-    sizes = identify(requests, job, sources, failures)
+    sizes = identify(requests, job, sources, failures, threads or 1)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
     kept = Images(find_images(wanted, old_files))
     take_over((key for key in wanted if key not in kept), job.scratch, neighbours)
@@ -90,34 +95,47 @@ def make_shard(
 
 
 def identify(
-    requests: list[Request], job: ShardJob, sources: Sources, failures: dict[int, str]
+    requests: list[Request], job: ShardJob, sources: Sources, failures: dict[int, str], threads: int = 1
 ) -> dict[str, tuple[int, int]]:
     """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
     sizes = {}
+    threads = min(threads, _LOOKING)
+    references = [one for request in requests for one in (request.source, request.given) if one]
+    neighbours = [one for one, _ in groupby(references)]  # several edits of one image stand together
+    looks = ahead(partial(_look, sources), neighbours, threads if threads > 1 else 0, threads)
+    looked: tuple[dict[str, Any], tuple[str, tuple[int, int]] | RowError] | None = None
     for place, request in enumerate(requests):
         hashes: dict[str, str | None] = {"source": None, "given": None}
         for part in hashes:
             if reference := getattr(request, part):
-                try:
-                    picture = sources.read(reference)
-                except RowError as error:
-                    failures.setdefault(place, str(error))
+                if looked is None or looked[0] != reference:
+                    looked = reference, next(looks)
+                if isinstance(looked[1], RowError):
+                    failures.setdefault(place, str(looked[1]))
                     continue
-                hashes[part] = picture.sha256
-                if part == "source" and max(picture.image.size) > MAX_SIDE and None in (request.width, request.height):
-                    width, height = picture.image.size
+                hashes[part], (width, height) = looked[1]
+                if part == "source" and max(width, height) > MAX_SIDE and None in (request.width, request.height):
                     failures[place] = (
                         f"source {source_name(reference)}: {width} x {height} pixels; at most {MAX_SIDE} a side"
                     )
                 if part == "given" or request.width is None:
-                    request.width = picture.image.width
+                    request.width = width
                 if part == "given" or request.height is None:
-                    request.height = picture.image.height
+                    request.height = height
         request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
         request.key = request_key(request, job.recipe, hashes["source"], hashes["given"])
         if place not in failures:
             sizes[request.key] = request.size
     return sizes
+
+
+def _look(sources: Sources, reference: dict[str, Any]) -> tuple[str, tuple[int, int]] | RowError:
+    """The content of a source, by its SHA-256, and its size; or why it cannot be read."""
+    try:
+        picture = sources.read(reference)
+    except RowError as error:
+        return error
+    return picture.sha256, picture.image.size
 
 
 def _make(

@@ -17,6 +17,7 @@ from darkroom.engines.work import AHEAD, UNWRITTEN, ShardJob, work
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.beside import Beside, ahead
 from darkroom.jobs.runtime import clear_disk_errors, stop_requested
+from darkroom.make import identify
 from darkroom.plan.requests import Request
 from darkroom.store.images import encode_png
 from darkroom.store.scratch import Scratch
@@ -271,6 +272,44 @@ def test_a_kill_costs_the_pictures_in_flight_alone(tmp_path):
     assert 1 <= len(lost) <= UNWRITTEN + 1  # those that wait, and the one in hand
     for number, key in enumerate(keys):
         assert key in lost or scratch.get(key) == encode_png(Image.new("RGB", SIZE, (number + 1, 0, 0)))
+
+
+def looked_at(folder, number, threads):
+    """What `identify` finds of so many edits, and what it leaves in the scratch folder."""
+    scratch, todo, failures = Scratch(folder / f"scratch-{threads}"), requests(number, True), {}
+    for n, request in enumerate(todo):
+        request.source = {"path": f"{n // 2}.png"}  # two edits of each source
+        request.width = request.height = None
+    recipe = {"version": 1, "family": "flux", "model": "m", "dtype": "bfloat16", "max_sequence_length": 512}
+    job = ShardJob("edit", Edit(), recipe, "d", folder, "rule", scratch, True)
+    found = Sources(folder, [], scratch)
+    sizes = identify(todo, job, found, failures, threads)
+    left = {path.name: path.read_bytes() for path in scratch.folder.rglob("*.png")}
+    return [request.key for request in todo], sizes, failures, found.spooled, found.sound, left
+
+
+def test_sources_are_looked_at_side_by_side_with_the_same_result(tmp_path, monkeypatch):
+    for n in range(20):  # some are the same picture, in a format that is stored otherwise
+        picture = Image.new("RGB", (24 + n % 3, 16), (n % 5, 0, 0))
+        picture.convert("L" if n % 2 else "RGB").save(tmp_path / f"{n}.png")
+    (tmp_path / "7.png").write_bytes(b"no picture")
+    in_turn = looked_at(tmp_path, 42, 1)
+    assert list(in_turn[2]) == [14, 15, 40, 41] and in_turn[3] and in_turn[4] and len(set(in_turn[1].values())) == 3
+    read, busy, most, real = [], [], [], Sources.read
+
+    def noted(self, reference, sha256=None):
+        read.append(reference["path"])
+        busy.append(None)
+        most.append(len(busy))
+        time.sleep(0.005)
+        try:
+            return real(self, reference, sha256)
+        finally:
+            busy.pop()
+
+    monkeypatch.setattr(Sources, "read", noted)
+    assert looked_at(tmp_path, 42, 3) == in_turn
+    assert sorted(read) == sorted(f"{n}.png" for n in range(21)) and 2 <= max(most) <= 3
 
 
 # --------------------------------------------------------------------------------------------------------- the means

@@ -60,8 +60,8 @@ class Beside(Generic[Result]):
                 say(str(failed) if isinstance(failed, DarkroomError) else f"{type(failed).__name__}: {failed}")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], most: int) -> Generator[Result]:
-    """What `function` returns of each item, in order, while a thread calls it for the next ones: `most` beside the one in hand.
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], most: int, threads: int = 1) -> Generator[Result]:
+    """What `function` returns of each item, in order, while threads call it for the next ones: `most` beside the one in hand.
 
     0: each call is made when its result is asked for, in the caller's thread. An error of a call is raised in its place.
     """
@@ -70,7 +70,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], most: int) 
         return
     left = iter(items)
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             waiting.extend(pool.submit(function, item) for _, item in zip(range(most), left, strict=False))
             while waiting:

@@ -7,6 +7,7 @@ the first two alone: an image that is not stored as it came waits in the scratch
 import errno
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ _GROUPS = 4  # row groups held, of some 32 MB each: sources of neighbours often 
 
 
 class Sources:
-    """The images that requests start from: the user's files, and images of this run in their shard files."""
+    """The images that requests start from: the user's files, and images of this run in their shard files.
+
+    Several threads may read at once: what they read comes in turn, and is decoded side by side.
+    """
 
     def __init__(self, folder: Path, images: list[Path], spool: Scratch | None = None, pictures: Path | None = None):
         """folder: of the user's rows; images: image shards of this run; pictures: the file of those that rows held.
@@ -42,6 +46,7 @@ class Sources:
         self.spooled: set[str] = set()
         self.sound: set[str] = set()  # SHA-256 of contents that were decoded, and are stored as they are
         self.last: tuple[dict[str, Any], Picture] | None = None
+        self.reading = threading.Lock()  # of the readers, and of the groups that they share
 
     def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
         """The Picture behind {"path"}, {"sha256", "name"} or {"row", "item", "sample"}. Raises RowError with the reason.
@@ -72,8 +77,9 @@ class Sources:
         return "given" if place in self.given else "generated"
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
-        if self.last and self.last[0] == reference:  # several edits of one image stand together
-            return self.last[1]
+        last = self.last
+        if last and last[0] == reference:  # several edits of one image stand together
+            return last[1]
         if sha256 and self.spool and (data := self.spool.get(sha256)):
             picture = Picture(open_picture(data, source_name(reference)).image, sha256, data)
         else:
@@ -101,7 +107,8 @@ class Sources:
         if place not in self.places:
             raise RowError(f"source {source_name(reference)} is not among the images of this run")
         shard, position = self.places[place]
-        record = self.readers[shard][position]
+        with self.reading:
+            record = self.readers[shard][position]
         if record["image"] is None:
             raise RowError(f"source {source_name(reference)} was not made: {record['error']}")
         return record["image"]["bytes"]
