@@ -5,6 +5,7 @@ import os
 import struct
 import threading
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from darkroom.errors import RowError
 from darkroom.store import images
-from darkroom.store.images import encode_png, open_picture, read_file
+from darkroom.store.images import MAX_PIXELS, encode_png, open_picture, read_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -208,6 +209,21 @@ def test_a_decompression_bomb_is_refused_before_it_takes_memory():
     finally:
         tracemalloc.stop()
     assert peak < 32 * 2**20
+
+
+def test_a_picture_may_have_so_many_pixels_and_no_more_whatever_other_threads_do_with_warnings(monkeypatch):
+    def touched(*arguments, **options):
+        raise AssertionError("the filters of warnings are of all threads")
+
+    warnings.filterwarnings(
+        "ignore", category=Image.DecompressionBombWarning
+    )  # as the library has it, outside of pytest
+    good = saved(two_pixels(), "PNG")
+    monkeypatch.setattr(warnings, "catch_warnings", touched)
+    assert open_picture(good, "x").data == good
+    assert f"exceeds limit of {MAX_PIXELS} pixels" in refused(png(MAX_PIXELS // 10_000 + 1, 10_000, 8, 2, [b""]))
+    with Image.open(io.BytesIO(png(MAX_PIXELS // 10_000, 10_000, 8, 2, [b""])), formats=images.FORMATS) as opened:
+        assert opened.width * opened.height == MAX_PIXELS  # and no decoder refuses it
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)

@@ -14,6 +14,10 @@ from darkroom.errors import RowError
 from darkroom.rows.formats import MAX_FILE_BYTES
 
 MAX_PIXELS = 100_000_000
+# Pillow refuses twice as many as this, and warns before. It is asked for no error instead of the warning, picture by picture: the
+# filters of warnings are of all threads, and several open pictures at once.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 PNG_LEVEL = 6  # zlib's level; part of what makes equal pixels equal bytes
 # Other programs write whole workflows into a picture, more than the megabyte that Pillow takes.
@@ -61,19 +65,15 @@ def open_picture(data: bytes, name: str) -> Picture:
     name: for the message. Raises RowError for anything that is no single, whole image of sane size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise RowError(f"image {name}: {opened.width} x {opened.height} pixels; at most {MAX_PIXELS}")
-                # An MPO is a camera's JPEG: the picture first, then a preview or a depth map of it.
-                frames = getattr(opened, "n_frames", 1)
-                if opened.format != "MPO" and frames > 1:
-                    raise RowError(f"image {name}: animated ({frames} frames); give a single image")
-                plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
-                upright = opened.getexif().get(0x0112, 1) == 1
-                opened.load()
-                image = _to_rgb(ImageOps.exif_transpose(opened))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            # An MPO is a camera's JPEG: the picture first, then a preview or a depth map of it.
+            frames = getattr(opened, "n_frames", 1)
+            if opened.format != "MPO" and frames > 1:
+                raise RowError(f"image {name}: animated ({frames} frames); give a single image")
+            plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
+            upright = opened.getexif().get(0x0112, 1) == 1
+            opened.load()
+            image = _to_rgb(ImageOps.exif_transpose(opened))
     except RowError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds; a bad image must never stop a shard
