@@ -20,6 +20,10 @@ class Diffusion(EngineContract):
         value = float("nan") if fault == "NaN" else 0.0
         engine.run = lambda requests, size, sources: np.full((len(requests), size[1], size[0], 3), value, np.float32)
 
+    def test_it_says_what_it_computes_on(self, engine: Engine) -> None:
+        super().test_it_says_what_it_computes_on(engine)
+        assert engine.device == "cpu" and engine.takes_cpu
+
     def limit_memory(self, engine: Engine, most: int) -> list[int]:
         tried, run = [], engine.run
 

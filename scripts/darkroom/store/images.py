@@ -14,8 +14,8 @@ from darkroom.errors import RowError
 from darkroom.rows.formats import MAX_FILE_BYTES
 
 MAX_PIXELS = 100_000_000
-# Pillow refuses twice as many as this, and warns before. It is asked for no error instead of the warning, picture by picture: the
-# filters of warnings are of all threads, and several open pictures at once.
+# Pillow refuses what is larger than twice this, and warns of what is larger than this. The warning is not made an error for each
+# picture that is opened: the filters of warnings are of all threads, and several open pictures at once.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
