@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,8 @@ def work(
         for (batch, size), pictures, unread in waiting:
             if stop_requested.is_set():
                 raise Interrupted("interrupted")
-            failed, saved = dict(unread), []
-            for request, made in _results(engine, job, batch, size, pictures):
+            failed, saved = {}, []
+            for request, made in chain(unread, _results(engine, job, batch, size, pictures)):
                 if isinstance(made, Failure):
                     failed[request.key] = made.reason
                     say(f"{request.name}: {made.reason}")
@@ -172,19 +173,18 @@ def _batches(
 
 def _with_sources(
     engine: Engine, job: ShardJob, sources: Sources, batch: Batch
-) -> tuple[Batch, list["Image"] | None, dict[str, str]]:
-    """Those requests of a batch whose sources can be read, these sources (None where there are none), and key -> why the others cannot."""
+) -> tuple[Batch, list["Image"] | None, list[tuple[Request, Failure]]]:
+    """Those requests of a batch whose sources can be read, with these (None where there are none), and the others with the reason."""
     requests, size = batch
     if not job.edits:
-        return batch, None, {}
-    there, pictures, unread = [], [], {}
+        return batch, None, []
+    there, pictures, unread = [], [], []
     for request in requests:
         assert request.source is not None  # an edit has one
         try:
             picture = sources.read(request.source, request.source_sha256).image
         except RowError as error:
-            unread[request.key] = str(error)
-            say(f"{request.name}: {error}")
+            unread.append((request, Failure(str(error))))
         else:
             there.append(request)
             pictures.append(engine.prepare_source(picture, size))
