@@ -6,21 +6,34 @@ name on every machine and in every process.
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 KEY_LENGTH = 32  # hex digits of a key
 SEED_BITS = 53  # a seed survives CSV, JSON and JavaScript, whose numbers are float64
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def canonical(value: Any) -> bytes:
     """`value` as canonical JSON bytes. Raises ValueError for NaN, infinities and lone surrogates."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8")
+    return _ENCODER.encode(value).encode("utf-8")
 
 
 def digest(value: Any, length: int = KEY_LENGTH) -> str:
     """The first `length` hex digits (4 bits each) of the SHA-256 of `value` as canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()[:length]
+
+
+def digests(first: Any) -> Callable[..., str]:
+    """A function of `rest` that gives `digest([first, *rest])`; `first` is hashed once for all of them. `rest` may not be empty."""
+    begun = hashlib.sha256(b"[" + canonical(first) + b",")
+
+    def of(*rest: Any) -> str:
+        whole = begun.copy()
+        whole.update(canonical(rest)[1:])
+        return whole.hexdigest()[:KEY_LENGTH]
+
+    return of
 
 
 def request_seed(root: int, row: str, item: int, sample: int, own: int | None = None) -> int:

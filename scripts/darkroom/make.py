@@ -21,7 +21,7 @@ from darkroom.jobs.beside import ahead
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import Progress, device_kind, limit_threads, say, versions
 from darkroom.jobs.spread import WorkerDied, spread
-from darkroom.plan.requests import Request, request_key
+from darkroom.plan.requests import Request, request_keys
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_with_manifest
@@ -98,7 +98,7 @@ def identify(
     requests: list[Request], job: ShardJob, sources: Sources, failures: dict[int, str], threads: int = 1
 ) -> dict[str, tuple[int, int]]:
     """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
-    sizes = {}
+    sizes, key = {}, request_keys(job.recipe)
     threads = min(threads, _LOOKING)
     references = [one for request in requests for one in (request.source, request.given) if one]
     neighbours = [one for one, _ in groupby(references)]  # several edits of one image stand together
@@ -123,7 +123,7 @@ def identify(
                 if part == "given" or request.height is None:
                     request.height = height
         request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
-        request.key = request_key(request, job.recipe, hashes["source"], hashes["given"])
+        request.key = key(request, hashes["source"], hashes["given"])
         if place not in failures:
             sizes[request.key] = request.size
     return sizes

@@ -72,8 +72,8 @@ sys.path[:0] = [REPOSITORY + "/scripts", REPOSITORY + "/tests/bench"]
 """
 
 PLAN = """
-from darkroom.plan.shards import make_plan
-plan = make_plan(sys.argv[1], "prompts", 100, sys.argv[2])
+from darkroom.run.workflow import Workflow
+plan = Workflow.open(json.load(open(sys.argv[1]))).plans["images"]
 print(len(plan.shards), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -93,10 +93,14 @@ kept.image_files(shard)
 print(len(kept.shards([shard])) - 1)
 """
 
+# As the command `darkroom plan`.
 FORECAST = """
 from darkroom.run.workflow import Workflow
+from darkroom.tools.costs import costs, text
 from darkroom.tools.forecast import forecast
-stages = forecast(Workflow.of_job(json.load(open(sys.argv[1]))))
+workflow = Workflow.of_job(json.load(open(sys.argv[1])))
+stages = forecast(workflow)
+assert text(costs(workflow, stages), stages)
 print(stages[0].jobs, stages[0].to_make, stages[0].carried)
 """
 
@@ -175,8 +179,7 @@ def write_planned(workflow) -> int:
 
 def write_old_images(workflow) -> None:
     """Make the first few hundred planned image shards, with as many records as they have requests, of one pixel each."""
-    from darkroom.store.manifest import write_shard_with_manifest
-    from darkroom.store.shardfile import IMAGE_COLUMNS
+    from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard_with_manifest
 
     meta = {"digest": "d", "rule": "generate_images", "recipe": {"model": "none"}, "versions": {}, "failed": 0}
     for name in workflow.plans["images"].names[:OLD_SHARDS]:
@@ -203,15 +206,15 @@ def bench_plan(folder: Path, number: int) -> bool:
     for rows_number in (1000, number):
         rows, results, config = (folder / f"{rows_number}.{end}" for end in ("jsonl", "results", "json"))
         write_rows(rows, rows_number, reverse=True)
-        library(PLAN, rows, results, folder=folder)
+        write_config(config, rows, results, 100)
+        library(PLAN, config, folder=folder)
         (old,) = results.glob(".darkroom/plan/prompts/*.places")
         for copy in range(1, KEPT):
             (old.parent / f"{copy:016x}.places").write_bytes(old.read_bytes())
         write_rows(rows, rows_number)
-        seconds, text = library(PLAN, rows, results, folder=folder)
+        seconds, text = library(PLAN, config, folder=folder)
         shards, memory = text.split()
         print(f"plan of {rows_number:>9,} rows: {seconds:6.1f} s, peak memory {memory} MB, {shards} shards")
-        write_config(config, rows, results, 100)
         seconds, earlier = library(START, config, folder=folder)
         starts.append((seconds, int(earlier)))
     more = starts[1][0] - starts[0][0]
@@ -223,12 +226,13 @@ def bench_plan(folder: Path, number: int) -> bool:
 
 
 def bench_forecast(folder: Path, number: int) -> bool:
-    """The forecast after a changed recipe: where no image is there, and where some shards are, which are all stale."""
+    """`plan` after a changed recipe: where no image is there, and where some shards are, which are all stale."""
     good = True
     rows, results, config = (folder / f"{number}.{end}" for end in ("jsonl", "results", "json"))
     if not rows.exists():
         write_rows(rows, number)
-        library(PLAN, rows, results, folder=folder)
+        write_config(config, rows, results, 100)
+        library(PLAN, config, folder=folder)
     for there in ("no image", f"{OLD_SHARDS} old shards"):
         if there != "no image":
             write_config(config, rows, results, 100)
@@ -237,7 +241,7 @@ def bench_forecast(folder: Path, number: int) -> bool:
         seconds, text = library(FORECAST, config, folder=folder)
         jobs, to_make, carried = map(int, text.split())
         print(
-            f"forecast after a changed recipe, {there} there: {seconds:.1f} s, {jobs:,} jobs, {to_make:,} to make,"
+            f"plan after a changed recipe, {there} there: {seconds:.1f} s, {jobs:,} jobs, {to_make:,} to make,"
             f" {carried:,} carried over ({within(seconds, MOST_FORECAST)})"
         )
         good &= seconds <= MOST_FORECAST

@@ -2,8 +2,8 @@
 
 import pytest
 from darkroom.config.models import Generate
-from darkroom.identity import request_seed
-from darkroom.plan.requests import expand, request_key
+from darkroom.identity import digest, digests, request_seed
+from darkroom.plan.requests import expand, expand_rows, request_key
 from darkroom.rows.read import parse_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +30,20 @@ def test_seeds_survive_every_table_and_differ(root, row, item, sample):
     near = {request_seed(root, row, item, sample + 1), request_seed(root, row, item + 1, sample)}
     near |= {request_seed(root + 1, row, item, sample), request_seed(root, row + "x", item, sample)}
     assert len(near | {seed}) == 5
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3)), st.none() | st.text(max_size=9))
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_what_is_hashed_once_for_many_gives_the_same_names(first, second):
+    of = digests(first)
+    for rest in ([second], [second, 1], ["狐", None, {"b": 1, "a": [2]}]):
+        assert of(*rest) == digest([first, *rest])
+
+
+def test_several_rows_at_once_make_the_requests_of_each():
+    rows = [parse_row({"prompt": name, "samples": 2}, "prompts") | {"id": name} for name in "abc"]
+    for every in (False, True):
+        assert expand_rows(rows, SECTION, 3, 1, every) == [r for row in rows for r in expand(row, SECTION, 3, 1, every)]
 
 
 def test_a_rows_own_seed_is_taken_as_it_is_and_its_samples_still_differ():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
-from darkroom.identity import digest
+from darkroom.identity import digests
 from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject
 from darkroom.plan.recipe import Recipe
@@ -57,7 +57,13 @@ Scores = dict[str, Any]  # column -> value
 
 def score_key(recipe: Recipe, record: Mapping[str, Any]) -> str:
     """The identity of an image's scores: the metric's recipe, what was asked for, and the pictures."""
-    return digest([recipe, record["prompt"], record["sha256"], record.get("source_sha256")])
+    return score_keys(recipe)(record)
+
+
+def score_keys(recipe: Recipe) -> Callable[[Mapping[str, Any]], str]:
+    """`score_key` for many records: a function of the record alone."""
+    of = digests(recipe)
+    return lambda record: of(record["prompt"], record["sha256"], record.get("source_sha256"))
 
 
 def score_columns(columns: Iterable[ScoreColumn]) -> dict[str, str]:
@@ -106,7 +112,7 @@ def score_shards(
     reasons = [column.name for column in columns if column.role == "error"]
     known = find_scores(names, reasons, old_files, old_journals, retry_failed)
     records = list(_records(images, _BRIEF))
-    keys = [score_key(recipe, record) for record in records]
+    keys = list(map(score_keys(recipe), records))
     todo = {key for key, record in zip(keys, records, strict=True) if record["error"] is None and key not in known}
     missing = sum(record["error"] is not None for record in records)
     carried = len(records) - missing - len(todo)
@@ -183,12 +189,12 @@ def _score_all(
 def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[dict[str, ImageRecord]]:
     """The records to score, by score key, in the fixed chunks of the shards together."""
     chunk: dict[str, ImageRecord] = {}
-    left = set(todo)
+    left, key_of = set(todo), score_keys(recipe)
     for number, record in enumerate(_records(images)):
         if number % CHUNK == 0 and chunk:
             yield chunk
             chunk = {}
-        key = score_key(recipe, record)
+        key = key_of(record)
         if record["error"] is None and key in left:
             left.discard(key)
             chunk[key] = record

@@ -1,5 +1,6 @@
 """Requests: the images to make of a row, with their seeds and keys."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from darkroom.plan.recipe import Recipe
 from darkroom.plan.shards import Shard
 
 
-@dataclass
+@dataclass(slots=True)
 class Request:
     """One image to make, or a given one to take over.
 
@@ -56,13 +57,21 @@ def expand(row: dict[str, Any], section: StageSection, seed: int, samples: int, 
     that makes one picture from each picture of another: they have its place for their source, and its size. What the row
     says of steps, guidance and a negative prompt is for the picture that they start from.
     """
+    return expand_rows([row], section, seed, samples, every)
+
+
+def expand_rows(
+    rows: Iterable[dict[str, Any]], section: StageSection, seed: int, samples: int, every: bool = False
+) -> list[Request]:
+    """The requests of several rows, as `expand` has those of one."""
+    sampling = section.sampling
     if every:
-        return [_after(request, section.sampling) for request in _expand(row, Sampling(), seed, samples)]
-    return _expand(row, section.sampling, seed, samples)
+        return [_after(request, sampling) for row in rows for request in _expand(row, Sampling(), seed, samples)]
+    return [request for row in rows for request in _expand(row, sampling, seed, samples)]
 
 
 def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) -> list[Request]:
-    options = row["options"]
+    options, read = row["options"], row.get("read", ())
     requests = []
     for item, entry in enumerate(row["items"]):
         given = entry.get("given")
@@ -82,7 +91,7 @@ def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) ->
                     true_cfg=_number(sampling.true_cfg),
                     source=entry.get("source"),
                     given=given,
-                    user_row={name: value for name, value in row["row"].items() if name not in row.get("read", ())},
+                    user_row={name: value for name, value in row["row"].items() if name not in read},
                 )
             )
     return requests
@@ -112,16 +121,25 @@ def request_key(request: Request, recipe: Recipe, source: str | None, given: str
     source and given: the SHA-256 of the content of these images, None where there is none. Equal key, equal
     pixels on one kind of device, whatever the shard, the batch, the order or the machine.
     """
-    if request.given:  # one that cannot be read has no content; its name stands for it
-        return digest(["given", given or request.given, source])
+    return request_keys(recipe)(request, source, given)
+
+
+def request_keys(recipe: Recipe) -> Callable[[Request, str | None, str | None], str]:
+    """`request_key` for many requests of a recipe: a function of the request and its images."""
     kind = family(recipe["family"])
-    decides = {name: recipe[name] for name in ("version", "family", "model", *kind.recipe_keys)}
-    decides |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
-    decides |= {name: getattr(request, name) for name in kind.settings}
-    if kind.reads_negative(request):
-        decides["negative_prompt"] = request.negative_prompt
-    decides["source"] = source
-    return digest(decides)
+    common = {name: recipe[name] for name in ("version", "family", "model", *kind.recipe_keys)}
+    common |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values()) if name in recipe}
+
+    def key(request: Request, source: str | None, given: str | None) -> str:
+        if request.given:  # one that cannot be read has no content; its name stands for it
+            return digest(["given", given or request.given, source])
+        decides = common | {name: getattr(request, name) for name in kind.settings}
+        if kind.reads_negative(request):
+            decides["negative_prompt"] = request.negative_prompt
+        decides["source"] = source
+        return digest(decides)
+
+    return key
 
 
 def image_digest(shard: Shard, recipe: Recipe, seed: int, samples: int) -> str:

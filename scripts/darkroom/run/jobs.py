@@ -12,7 +12,7 @@ from pathlib import Path
 from darkroom.engines.work import ShardJob
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.history import append_record
-from darkroom.plan.requests import Request, expand
+from darkroom.plan.requests import Request, expand_rows
 from darkroom.run.lineage import Step, manifest_of
 from darkroom.run.needs import seconds_of_step, work_of
 from darkroom.run.workflow import Workflow
@@ -64,9 +64,9 @@ class Kept:
 def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
     """The requests of a shard's lines; rejected rows have none."""
     wanted, config = workflow.stage(stage), workflow.config
-    rows = [row for row in map(json.loads, lines.splitlines()) if "rejected" not in row]
-    section, seed, samples = config.section(wanted.section), config.seed, config.samples_per_prompt
-    return [request for row in rows for request in expand(row, section, seed, samples, wanted.every)]
+    table = json.loads(b"[%s]" % b",".join(lines.splitlines()))
+    rows = (row for row in table if "rejected" not in row)
+    return expand_rows(rows, config.section(wanted.section), config.seed, config.samples_per_prompt, wanted.every)
 
 
 def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:

@@ -12,7 +12,7 @@ from typing import Any
 from darkroom.engines.work import ShardJob
 from darkroom.errors import RowError
 from darkroom.make import identify
-from darkroom.metrics.score import score_key
+from darkroom.metrics.score import score_keys
 from darkroom.plan.stages import Stage
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
@@ -122,11 +122,15 @@ def _image_shard(
     records, new = [], set()
     for place, request in enumerate(requests):
         record = {
-            name: getattr(request, name) for name in ("row", "item", "sample", "prompt", "key", "width", "height")
-        }
-        record |= {
+            "key": request.key,
+            "row": request.row,
+            "item": request.item,
+            "sample": request.sample,
+            "prompt": request.prompt,
             "sha256": have.get(request.key),
             "error": failures.get(place),
+            "width": request.width,
+            "height": request.height,
             "source_sha256": request.source_sha256,
         }
         if request.given and place not in failures:
@@ -182,25 +186,23 @@ def _score_group(
     workflow: Workflow, step: Step, file: File, told: StageForecast, kept: Kept, planned: _Planned
 ) -> None:
     """Count the images of a group of shards that are to be scored."""
-    columns = ["key", "prompt", "sha256", "error"]
+    columns = ["key", "prompt", "sha256", "error", "width", "height"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
-    sizes = ["width", "height"]
     made = workflow.metric(step.metric or "").columns(step.stage)
     reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
     retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
     known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
+    key_of = score_keys(recipe)
     new, sound = set(), 0
     for path in file.inputs:
-        records = planned.remade[path] if path in planned.remade else iter_records(path, [*columns, *sizes])
+        records = planned.remade[path] if path in planned.remade else iter_records(path, columns)
         for record in records:
             if record["error"] is not None:
                 continue
             sound += 1
             told.add_size(record["width"], record["height"])
-            about = {name: record[name] for name in columns if name in record}
-            about["sha256"] = record["sha256"] or record["key"]
-            if (key := score_key(recipe, about)) not in known:
+            if (key := key_of(record if record["sha256"] else record | {"sha256": record["key"]})) not in known:
                 new.add(key)
     told.to_make += len(new)
     told.carried += sound - len(new)
