@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import JUDGE, REPOSITORY, small_config
 from darkroom.config.models import Config
 from darkroom.errors import DarkroomError
-from darkroom.jobs.history import append_record, around
+from darkroom.jobs.history import append_record, around, benchmarks
 from darkroom.run.needs import (
     START_SECONDS,
     Work,
@@ -25,6 +28,7 @@ from darkroom.run.workflow import Workflow
 from darkroom.tools.cli import main
 from darkroom.tools.costs import Task, costs, text, wall_seconds
 from darkroom.tools.forecast import forecast
+from darkroom.tools.summary import summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +191,25 @@ def test_the_records_may_be_those_of_another_run(small, tmp_path):
     assert costs(small, told, trial).stages[0].pace.request == 2.0
     with pytest.raises(DarkroomError, match="no job has recorded anything there"):
         costs(small, told, tmp_path / "none")
+
+
+def test_of_a_large_set_the_newest_jobs_tell_the_time(small):
+    """Ten thousand small files are a long way to read on a network disk."""
+    step = small.lineage.step("images")
+    for number in range(104):
+        record(small, step, f"shard{number}", 2.0, 900.0 if number < 4 else 3.0, made=1, working=1.0)
+        path = small.history_folder(step) / "0000aaaa" / f"shard{number}-00000000.tsv"
+        os.utime(path, (number + 1, number + 1))
+    path.write_text("cut o")  # the newest, whoever wrote it
+    found = benchmarks(small.history_folder(step))
+    assert set(found.seconds.values()) == {3.0} and len(found.seconds) == 99
+    assert (found.jobs, found.total) == (103, 103 * 3)
+    record(small, small.lineage.step("images", "judge"), "group", 5.0, 7.0, made=1, working=1.0)
+    columns = ["kind", "row", "error", "selected", *small.catalogue.score_names("images")]
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in columns}), small.results("scores.parquet"))
+    said = summary(small)
+    assert "0 selected; about 309 s, as the newest 99 of 103 jobs tell\n" in said
+    assert "  judged: 7 s; rejected rows: 0\n" in said  # every job told it
 
 
 def test_records_that_cannot_be_read_are_passed_over(small):

@@ -9,12 +9,13 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 RECORD_SUFFIX = ".jsonl"
-_ENOUGH = 100  # benchmarks that are read of a rule, the newest: they differ little
+_ENOUGH = 100  # benchmarks that are read of a folder, the newest: they differ little, and a large set has ten thousand
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -36,16 +37,39 @@ def read_records(folder: Path, shard: str | None = None) -> Iterator[dict[str, A
                 yield json.loads(line)
 
 
-def benchmarks(folder: Path) -> Iterator[tuple[Path, float]]:
-    """Yield (path, seconds of the whole job) of the newest benchmarks of a rule, the oldest first.
+@dataclass
+class Benchmarks:
+    """seconds: of whole jobs, by the file that tells it, the oldest first; jobs: how many there are, of which these are the newest."""
 
-    folder: of the rule; its single file has the same name and an ending. Those that cannot be read are skipped.
+    seconds: dict[Path, float]
+    jobs: int
+
+    @property
+    def total(self) -> float:
+        """Seconds of all jobs; where not all were read, as if the others had taken as long as these."""
+        return fmean(self.seconds.values()) * self.jobs if self.seconds else 0.0
+
+
+def benchmarks(folder: Path) -> Benchmarks:
+    """The newest benchmarks of a rule, or of a step.
+
+    folder: where they are; a rule's single file has the folder's name and an ending. Those that cannot be read are no jobs.
     """
-    paths = [*folder.rglob("*.tsv"), *folder.parent.glob(f"{folder.name}.tsv")]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)[-_ENOUGH:]:
+    paths = sorted([*folder.rglob("*.tsv"), *folder.parent.glob(f"{folder.name}.tsv")], key=_written)
+    newest, found = paths[-_ENOUGH:], dict[Path, float]()
+    for path in newest:
         with contextlib.suppress(OSError, KeyError, ValueError), open(path, encoding="utf-8", newline="") as stream:
-            for line in csv.DictReader(stream, delimiter="\t"):
-                yield path, float(line["s"])
+            if told := [float(line["s"]) for line in csv.DictReader(stream, delimiter="\t")]:
+                found[path] = sum(told)
+    return Benchmarks(found, len(paths) - len(newest) + len(found))
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in ns; 0 where it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def around(folder: Path) -> float:
@@ -53,7 +77,7 @@ def around(folder: Path) -> float:
 
     folder: of the step's records.
     """
-    jobs = {path.stem.partition("-")[0]: seconds for path, seconds in benchmarks(folder)}
+    jobs = {path.stem.partition("-")[0]: seconds for path, seconds in benchmarks(folder).seconds.items()}
     last = {shard: list(read_records(folder, shard))[-1:] for shard in jobs}
     found = [
         jobs[shard] - record["seconds"] - record.get("waited", 0.0)

@@ -258,8 +258,8 @@ class _Others:
 
     def seconds(self, rule: str, work: Work) -> float:
         if rule not in self.known:
-            taken = [seconds for _, seconds in benchmarks(self.results / "benchmarks" / rule)]
-            self.known[rule] = fmean(taken) if taken else None
+            taken = benchmarks(self.results / "benchmarks" / rule).seconds
+            self.known[rule] = fmean(taken.values()) if taken else None
         request, megapixel = _OTHER_SECONDS.get(rule, (0.0, 0.0))
         built_in = work.requests * request + work.pixels / _MEGAPIXEL * megapixel
         # A job of all shards that was recorded may have had few of them.

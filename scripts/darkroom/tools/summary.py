@@ -1,11 +1,11 @@
 """What a results folder holds, as text for a terminal: counts, scores, time, and where to look."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from darkroom.errors import DarkroomError
+from darkroom.jobs.history import benchmarks
 from darkroom.run.workflow import Workflow
 from darkroom.tools.failures import lines as failure_lines
 from darkroom.tools.prune import superseded_line
@@ -30,12 +30,12 @@ def summary(workflow: Workflow) -> str:
     for kind, count in _count(workflow, scores).items():
         lines.append(
             f"{kind:>8}: {count.rows} rows, {count.requests} requests, {count.requests - count.failed} images,"
-            f" {count.failed} failed, {count.selected} selected; {_job_seconds(results, workflow.stage(kind).rule):.0f} s"
+            f" {count.failed} failed, {count.selected} selected; {_taken(workflow, kind)}"
         )
         told = ", ".join(f"{name} {total / number:.2f}" for name, (total, number) in count.scores.items() if number)
         lines.append(f"{'':10}{told} (means)")
     rejected = sum(shard.rejected for plan in workflow.plans.values() for shard in plan.shards.values())
-    lines.append(f"  judged: {_job_seconds(results, 'score_images'):.0f} s; rejected rows: {rejected}")
+    lines.append(f"  judged: {_taken(workflow)}; rejected rows: {rejected}")
     lines.append("")
     if (results / "gallery/index.html").exists():
         lines.append(f"Open     {results}/gallery/index.html in a browser: every image, its scores and reasons")
@@ -85,10 +85,10 @@ def _count(workflow: Workflow, scores: Path) -> dict[str, _Count]:
     return counts
 
 
-def _job_seconds(results: Path, rule: str) -> float:
-    """Seconds that the jobs of a rule took in all, from their benchmark files."""
-    total = 0.0
-    for path in (results / "benchmarks" / rule).rglob("*.tsv"):
-        with open(path, encoding="utf-8", newline="") as stream:
-            total += sum(float(line["s"]) for line in csv.DictReader(stream, delimiter="\t"))
-    return total
+def _taken(workflow: Workflow, kind: str | None = None) -> str:
+    """The time that the jobs took in all which made images of a kind, or, where none is named, which scored images."""
+    steps = [step for step in workflow.lineage.steps() if (step.name == kind if kind else step.metric is not None)]
+    found = [benchmarks(workflow.history_folder(step)) for step in steps]
+    seconds, jobs = sum(one.total for one in found), sum(one.jobs for one in found)
+    read = sum(len(one.seconds) for one in found)
+    return f"{seconds:.0f} s" if read == jobs else f"about {seconds:.0f} s, as the newest {read} of {jobs:,} jobs tell"
