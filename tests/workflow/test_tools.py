@@ -15,10 +15,10 @@ from darkroom.tools.costs import costs
 from darkroom.tools.forecast import forecast
 
 
-def forecast_of(run):
+def forecast_of(text):
     """stage -> the numbers of the table that `plan` prints."""
-    text = run.darkroom("plan").stdout.partition("\n\n")[0]
-    lines = [line.split() for line in text.splitlines() if re.match(r"(scores/judge/)?(images|edited) +\d", line)]
+    table = text.partition("\n\n")[0]
+    lines = [line.split() for line in table.splitlines() if re.match(r"(scores/judge/)?(images|edited) +\d", line)]
     return {
         line[0]: dict(zip(("shards", "missing", "stale", "to make", "carried"), map(int, line[1:6]), strict=True))
         for line in lines
@@ -52,15 +52,18 @@ def test_the_plan_foretells_the_disk_that_a_run_takes(finished, tmp_path):
 
 
 def test_the_plan_says_what_the_jobs_then_do(copy):
-    assert all((s["missing"], s["stale"], s["to make"]) == (0, 0, 0) for s in forecast_of(copy).values())
+    assert all(
+        (s["missing"], s["stale"], s["to make"]) == (0, 0, 0)
+        for s in forecast_of(copy.darkroom("plan").stdout).values()
+    )
     rows = [row | {"prompt": "two green stars"} if row["id"] in ("p0", "p8") else row for row in PROMPTS]
     write_inputs(copy, rows[:-1])
     sorted(copy.results.glob("scores/judge/edited/*/*.parquet"))[0].unlink()
-    planned, before = forecast_of(copy), recorded(copy)
+    text = copy.darkroom("plan").stdout
+    planned, before = forecast_of(text), recorded(copy)
     # p0 and p8; e0 starts from p0, so that its shard has another name, too; one score file is gone besides.
     assert planned["images"]["to make"] == 2 and planned["edited"]["to make"] == 1
     assert planned["edited"]["missing"] == 1 and planned["scores/judge/edited"]["missing"] == 2
-    text = copy.darkroom("plan").stdout
     assert re.search(r"^images .* \d+:\d\d:\d\d +0.00$", text, re.M)  # known from earlier jobs; no GPU is asked for
     workflow = opened(copy)
     costly = costs(workflow, forecast(workflow))

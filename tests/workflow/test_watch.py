@@ -11,8 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import REPOSITORY, Run, environment, small_config, write_inputs
-from darkroom.run.workflow import Workflow
+from conftest import REPOSITORY, Run, environment, opened, small_config, write_inputs
 from darkroom.store.shardfile import iter_records
 from darkroom.tools.watch import Watch, read_log
 
@@ -189,10 +188,9 @@ def test_a_job_that_was_killed_without_a_word_is_shown_while_the_run_goes_on(tmp
 
 def test_ten_thousand_shards_are_looked_at_in_no_time(tmp_path):
     run = Run(tmp_path, small_config(shards={"size": 1}))
-    rows = run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(10_000)])
-    run.planned()
-    config = run.config | {"results": str(run.results), "prompts": str(rows)}
-    looking = Watch(Workflow.open(config, planned=True))
+    run.write_rows("prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(10_000)])
+    opened(run, planned=False)
+    looking = Watch(opened(run))
     jobs = looking.jobs["images"]
     jobs[0].log.parent.mkdir(parents=True)
     for job in jobs[:5000]:
