@@ -1,13 +1,18 @@
-"""Snakemake without its start: half of what a dry run of a small set takes is imports, and the tests make hundreds.
+"""Snakemake and its jobs without their start: nearly all that a small set takes is imports, and the tests make hundreds.
 
 As a script it imports Snakemake once and then forks a process for each command that it reads, a line of JSON: `arguments`
 of Snakemake, `folder` to work in, `env`, `out` and `err` (files for what it prints) and `timeout` in seconds. For each it
 prints the exit status. `run` sends a command to such a process; everything that Snakemake does is its own.
+
+Such a Snakemake starts its jobs' scripts by a stand-in for Python, which has each run in a process forked from one that has
+imported the libraries of models, and nothing of this repository (`warm_jobs.py`). Tests that kill, count or watch processes
+start Snakemake, and so its jobs, as a user does.
 """
 
 import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +22,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import warm_jobs
+
 LATER = ("nbformat", "pydantic", "smart_open")  # what a run imports besides
 
 
 @cache
 def _server() -> "subprocess.Popen[str]":
+    folder = tempfile.mkdtemp(prefix="warm-")
+    atexit.register(shutil.rmtree, folder)
     server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+        [sys.executable, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
     )
     atexit.register(server.terminate)
     return server
@@ -44,8 +53,8 @@ def run(arguments: list[str], folder: Path, env: dict[str, str], timeout: float)
         return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
 
 
-def _become_snakemake(asked: dict[str, Any]) -> None:
-    """Make this process what was asked for; returns when Snakemake does not."""
+def _become_snakemake(asked: dict[str, Any], python: str) -> None:
+    """Make this process what was asked for; returns when Snakemake does not. python: what starts its jobs."""
     from snakemake.cli import main
 
     os.setsid()
@@ -61,10 +70,12 @@ def _become_snakemake(asked: dict[str, Any]) -> None:
         os.dup2(os.open(name, flags), number)
     sys.path[0] = asked["folder"]  # as `python -m` has it
     sys.argv = ["snakemake", *asked["arguments"]]
+    sys.executable = python
     main()
 
 
 def _serve() -> None:
+    python = warm_jobs.start(Path(sys.argv[1]))
     from snakemake.cli import get_argument_parser
 
     get_argument_parser()  # imports the plugins
@@ -74,7 +85,7 @@ def _serve() -> None:
         sys.stdout.flush()
         process = os.fork()
         if not process:
-            _become_snakemake(json.loads(line))
+            _become_snakemake(json.loads(line), python)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

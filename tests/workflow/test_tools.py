@@ -69,9 +69,14 @@ def test_the_plan_says_what_the_jobs_then_do(copy):
     costly = costs(workflow, forecast(workflow))
     took = {stage.told.name: sum(seconds(workflow, stage.told.step)) for stage in costly.stages}
     copy.snakemake()
-    for stage in costly.stages:  # the machine may be busier than it was
-        found = sum(seconds(workflow, stage.told.step)) - took[stage.told.name]
-        assert stage.pace.jobs and stage.seconds / 4 < found < stage.seconds * 4
+    # The machine may be busier than it was; and of jobs without their imports, three seconds may be all that they take.
+    found = {
+        stage.told.name: sum(seconds(workflow, stage.told.step)) - took[stage.told.name] for stage in costly.stages
+    }
+    for stage in costly.stages:
+        assert stage.pace.jobs and stage.seconds / 4 - 3 < found[stage.told.name] < stage.seconds * 4 + 3
+    whole = sum(stage.seconds for stage in costly.stages)
+    assert whole / 4 < sum(found.values()) < whole * 4
     after = recorded(copy)
     for stage, numbers in planned.items():
         jobs, new, carried = (a - b for a, b in zip(after[stage], before[stage], strict=True))
