@@ -31,6 +31,7 @@ ORDER = [
     "darkroom.models",
     "darkroom.config",
     "darkroom.engines.base",
+    "darkroom.engines.families",
     "darkroom.engines.__init__",
     "darkroom.plan.stages",
     "darkroom.jobs",

@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from darkroom.config.models import Config, ModelSection, ModelSource, is_folder_name, model_folder
-from darkroom.engines import FAMILIES, FLUX_2, FLUX_DEV, STABILITY
+from darkroom.engines import FAMILIES
+from darkroom.engines.families import FLUX_2, FLUX_DEV, STABILITY
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import used_stages
 

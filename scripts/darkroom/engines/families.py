@@ -1,0 +1,250 @@
+"""The families that pipelines of diffusers run: for each, as data, what a pipeline has to be told, and its card's own settings."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from darkroom.engines import DEFAULTS, SETTINGS, Family, Pipeline, always, one_pass, register
+
+if TYPE_CHECKING:
+    from darkroom.config.models import Sampling, StageSection
+    from darkroom.plan.requests import Request
+
+FLUX_DEV = "flux-1-dev-non-commercial-license"
+FLUX_2 = "flux-non-commercial-license"
+STABILITY = "stabilityai-ai-community"
+_OWNER = "black-forest-labs"
+
+
+def _true_cfg(request: "Request | Sampling") -> bool:
+    return (request.true_cfg or 1) > 1
+
+
+def _above_one(request: "Request | Sampling") -> bool:
+    return (request.guidance or 0) > 1
+
+
+def _above_zero(request: "Request | Sampling") -> bool:
+    return (request.guidance or 0) > 0
+
+
+def _kontext_conflict(section: "StageSection") -> str | None:
+    if section.options.cache and _true_cfg(section.sampling):
+        return "cache: FLUX Kontext's pipeline does not tell a cache the two passes of true_cfg apart; use true_cfg: 1"
+    return None
+
+
+def _diffusers(name: str, pipeline: Pipeline, licences: Mapping[str, str], **more: Any) -> Family:
+    """A family whose pictures `PipelineEngine` makes."""
+    guided = more.pop("guided", one_pass)
+    fields: dict[str, Any] = {
+        "open": "darkroom.engines.diffusion:PipelineEngine",
+        "makes": True,
+        "recipe_keys": ("dtype", "max_sequence_length"),
+        "options": frozenset({"attention", "compile", "offload"}),
+        "packages": ("torch", "diffusers", "transformers"),
+        "quantized": ("transformer", "text_encoder"),
+        "guided": guided,
+        "reads_negative": guided,
+        "settings": SETTINGS - {"true_cfg"},
+    }
+    fields["defaults"] = DEFAULTS | more.pop("defaults", {})
+    return Family(name=name, pipeline=pipeline, licences=licences, **fields | more)
+
+
+_FLUX_CALL: dict[str, Any] = {
+    "embeds": ("prompt_embeds", "pooled_prompt_embeds", None),
+    "encode": {"prompt_2": None},
+    "encoders": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    "tokenizer": "tokenizer_2",
+    "arguments": {"guidance": "guidance_scale", "true_cfg": "true_cfg_scale"},
+}
+_FLUX: dict[str, Any] = {
+    "guided": _true_cfg,
+    "settings": SETTINGS,
+    "caches": frozenset({"first_block", "taylorseer"}),
+    "quantized": ("transformer", "text_encoder_2"),  # CLIP is a hundredth of T5
+}
+# Its own area, which Kontext was trained at; it would rescale the result to a megapixel and the source to one of its own sizes.
+_KONTEXT = Pipeline(
+    "FluxKontextPipeline",
+    source=lambda width, height: {"max_area": width * height, "_auto_resize": False},
+    edits_share=True,
+    most_pixels=1024**2,
+    **_FLUX_CALL,
+)
+# A list of images is one request's references.
+_KLEIN = Pipeline("Flux2KleinPipeline", embeds=("prompt_embeds", None), arguments={"guidance": "guidance_scale"})
+_QWEN: dict[str, Any] = {"arguments": {"true_cfg": "true_cfg_scale"}, "negative": " ", "shares": False}
+_Z_IMAGE = Pipeline(
+    "ZImagePipeline",
+    embeds=("prompt_embeds", None),
+    encode={"do_classifier_free_guidance": False},
+    arguments={"guidance": "guidance_scale"},
+    shares=False,
+)
+_SD3 = Pipeline(
+    "StableDiffusion3Pipeline",
+    embeds=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    encode={"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False},
+    encoders=tuple(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
+    tokenizer="tokenizer_3",
+    arguments={"guidance": "guidance_scale"},
+)
+_SDXL = Pipeline(
+    "StableDiffusionXLPipeline",
+    embeds=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    encode={"do_classifier_free_guidance": False},
+    encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    arguments={"guidance": "guidance_scale"},
+    negative=None,
+    grid=1,
+)
+
+for _family in (
+    _diffusers(
+        "flux",
+        Pipeline("FluxPipeline", **_FLUX_CALL),
+        {f"{_OWNER}/FLUX.1-schnell": "apache-2.0"}
+        | {f"{_OWNER}/FLUX.1-{name}": FLUX_DEV for name in ("dev", "Krea-dev")},
+        **_FLUX,
+    ),
+    _diffusers(
+        "flux-kontext",
+        _KONTEXT,
+        {f"{_OWNER}/FLUX.1-Kontext-dev": FLUX_DEV},
+        makes=False,
+        edits=True,
+        conflict=_kontext_conflict,
+        pipelines=("FluxPipeline",),  # weights of the same shape
+        defaults={"guidance": 2.5},
+        **_FLUX,
+    ),
+    _diffusers(
+        "flux2-klein",
+        _KLEIN,
+        {f"{_OWNER}/FLUX.2-klein-4B": "apache-2.0", f"{_OWNER}/FLUX.2-klein-9B": FLUX_2},
+        edits=True,
+        settings=SETTINGS - {"guidance", "true_cfg"},
+        marks={"is_distilled": True},
+        defaults={"steps": 4, "guidance": 1},
+    ),
+    _diffusers(
+        "flux2-klein-base",
+        _KLEIN,
+        {f"{_OWNER}/FLUX.2-klein-base-4B": "apache-2.0", f"{_OWNER}/FLUX.2-klein-base-9B": FLUX_2},
+        edits=True,
+        guided=_above_one,
+        reads_negative=one_pass,
+        marks={"is_distilled": False},
+        defaults={"steps": 50, "guidance": 4},
+    ),
+    _diffusers(
+        "qwen-image",
+        Pipeline("QwenImagePipeline", embeds=("prompt_embeds", "prompt_embeds_mask"), **_QWEN),
+        dict.fromkeys(("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"), "apache-2.0"),
+        guided=_true_cfg,
+        settings=SETTINGS - {"guidance"},
+        defaults={"steps": 50, "true_cfg": 4},
+    ),
+    # Prompts are encoded together with the pictures that they are about.
+    *(
+        _diffusers(
+            name,
+            Pipeline(kind, **_QWEN),
+            dict.fromkeys(models, "apache-2.0"),
+            makes=False,
+            edits=True,
+            guided=_true_cfg,
+            settings=SETTINGS - {"guidance"},
+            defaults={"steps": steps, "true_cfg": 4},
+        )
+        for name, kind, steps, models in (
+            ("qwen-image-edit", "QwenImageEditPipeline", 50, ("Qwen/Qwen-Image-Edit",)),
+            (
+                "qwen-image-edit-plus",
+                "QwenImageEditPlusPipeline",
+                40,
+                ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
+            ),
+        )
+    ),
+    _diffusers(
+        "z-image-turbo",
+        _Z_IMAGE,
+        {"Tongyi-MAI/Z-Image-Turbo": "apache-2.0"},
+        settings=SETTINGS - {"guidance", "true_cfg"},
+        named="turbo",
+        defaults={"steps": 9, "guidance": 0},
+    ),
+    _diffusers(
+        "z-image",
+        _Z_IMAGE,
+        {"Tongyi-MAI/Z-Image": "apache-2.0"},
+        guided=_above_zero,
+        defaults={"steps": 50, "guidance": 4},
+    ),
+    *(
+        _diffusers(
+            name,
+            _SD3,
+            dict.fromkeys(models, STABILITY),
+            guided=_above_one,
+            named=named,
+            defaults={"max_sequence_length": 256} | defaults,
+            quantized=("transformer", "text_encoder_3"),
+        )
+        for name, named, defaults, models in (
+            (
+                "sd3-turbo",
+                "turbo",
+                {"steps": 4, "guidance": 0},
+                ("stabilityai/stable-diffusion-3.5-large-turbo",),
+            ),
+            (
+                "sd3",
+                "",
+                {"steps": 40, "guidance": 4.5},
+                ("stabilityai/stable-diffusion-3.5-large", "stabilityai/stable-diffusion-3.5-medium"),
+            ),
+        )
+    ),
+    *(
+        _diffusers(
+            name,
+            _SDXL,
+            licences,
+            guided=_above_one,
+            named=named,
+            recipe_keys=("dtype",),
+            defaults=defaults,
+            quantized=("unet",),
+        )
+        for name, named, defaults, licences in (
+            (
+                "sdxl-turbo",
+                "turbo",
+                {"steps": 1, "guidance": 0, "width": 512, "height": 512},
+                {"stabilityai/sdxl-turbo": "sai-nc-community"},
+            ),
+            (
+                "sdxl",
+                "",
+                {"steps": 40, "guidance": 5},
+                {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
+            ),
+        )
+    ),
+    _diffusers(
+        "auto",
+        Pipeline(""),
+        {f"{_OWNER}/FLUX.1-{name}-dev": FLUX_DEV for name in ("Fill", "Depth", "Canny", "Redux")},
+        open="darkroom.engines.diffusion:AutoEngine",
+        edits=True,
+        settings=SETTINGS,
+        guided=_true_cfg,
+        reads_negative=always,
+        quantized=("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3"),
+        defaults=dict.fromkeys(("steps", "guidance", "max_sequence_length")),
+    ),
+):
+    register(_family)
