@@ -74,7 +74,6 @@ def test_a_family_is_found_by_the_name_of_a_model_or_by_its_files(tmp_path):
         ("z", "tongyi-mai/z-image-turbo", "generate", "z-image-turbo", {"steps": 9, "guidance": None}),
         ("xl", "stabilityai/sdxl-turbo", "generate", "sdxl-turbo", {"steps": 1, "guidance": 0, "width": 512}),
         ("q", "Qwen/Qwen-Image-Edit-2511", "edit", "qwen-image-edit-plus", {"true_cfg": 4, "guidance": None}),
-        ("other", "nobody/knows", "generate", "auto", {"steps": None, "guidance": None}),
     ):
         section = load_config(ROWS | {stage: {"model": model}}).section(stage)
         assert section.family == family_name, name
@@ -93,6 +92,18 @@ def test_a_family_is_found_by_the_name_of_a_model_or_by_its_files(tmp_path):
         filled = load_config(ROWS | {"generate": {"model": str(tmp_path / name)}})
         assert filled.generate.family == found
         assert load_config(filled.model_dump()) == filled
+
+
+def test_a_hub_model_of_another_name_needs_its_family():
+    other = {"model": "nobody/knows"}
+    with pytest.raises(DarkroomError) as error:
+        load_config(ROWS | {"edit": other})
+    assert str(error.value) == (
+        f"config: edit.family: must be given, for nobody/knows is not known by its name; use {one_of(EDIT)}"
+    )
+    assert load_config(ROWS | {"generate": other | {"family": "sdxl"}}).generate.steps == 50
+    section = load_config(ROWS | {"generate": other | {"family": "auto"}}).generate
+    assert (section.family, section.steps, section.guidance) == ("auto", None, None)
 
 
 def test_a_setting_without_effect_on_the_family_is_refused():

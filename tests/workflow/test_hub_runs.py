@@ -24,7 +24,13 @@ def from_hub(tmp_path, hub):
     judge = {"model": "tiny/judge", "cache_dir": cache, "engine": "transformers"}
     run = Run(
         tmp_path / "run",
-        small_config(generate=section, edit=section, judge=judge, edits="edits.jsonl", shards={"size": 100}),
+        small_config(
+            generate=section | {"family": "flux"},
+            edit=section | {"family": "flux-kontext"},
+            judge=judge,
+            edits="edits.jsonl",
+            shards={"size": 100},
+        ),
     )
     run.folder.mkdir()
     run.env = surroundings(hub, HF_HOME=str(tmp_path / "home"))

@@ -189,8 +189,9 @@ Family = Annotated[
     str,
     Field(
         examples=["auto", "flux", "flux-kontext", "flux2-klein"],
-        description="What kind of model it is; `auto` finds it by the files of a folder, or by the name of a hub model that is known."
-        " Any other pipeline of diffusers is run image by image, with what the config states. Or a family that an extension brings.",
+        description="What kind of model it is; `auto` finds it by the files of a folder, or by the name of a hub model that is known;"
+        " for another one of the hub it has to be given. Any other pipeline of diffusers is run image by image by `auto`, with what"
+        " the config states. Or a family that an extension brings.",
     ),
 ]
 Resources = Annotated[

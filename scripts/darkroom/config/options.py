@@ -99,8 +99,14 @@ def with_family(section: StageSection, name: str) -> StageSection:
     """
     kind = family(section.family, f"{name}.family")
     if kind.name == "auto" and isinstance(section, ModelSection) and section.model is not None:
-        found = recognised(section.model_name, model_folder(section), name)
-        kind = family(found) if found else kind
+        folder = model_folder(section)
+        if found := recognised(section.model_name, folder, name):
+            kind = family(found)
+        elif folder is None and "family" not in section.model_fields_set:
+            able = [other.name for other in FAMILIES.values() if other.refusal(name) is None]
+            raise DarkroomError(
+                f"{name}.family: must be given, for {section.model} is not known by its name; use {one_of(able)}"
+            )
     if reason := kind.refusal(name):
         raise DarkroomError(f"{name}.{reason}")
     changes: dict[str, Any] = {"family": kind.name}

@@ -229,7 +229,7 @@ for _family in (
             (
                 "sdxl",
                 "",
-                {"steps": 40, "guidance": 5},
+                {"steps": 50, "guidance": 5},
                 {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
             ),
         )

@@ -35,7 +35,7 @@ class Observing(MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            run = module.FluxEngine.run
+            run = module.PipelineEngine.run
 
             def observed(engine, requests, size, sources):
                 for request in requests:
@@ -46,7 +46,7 @@ class Observing(MetaPathFinder):
                 time.sleep(float((FOLDER / "pace").read_text()) * len(requests))
                 return run(engine, requests, size, sources)
 
-            module.FluxEngine.run = observed
+            module.PipelineEngine.run = observed
 
         spec.loader.exec_module = exec_module
         return spec

@@ -22,7 +22,7 @@ class _Counting(MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            run = module.FluxEngine.run
+            run = module.PipelineEngine.run
 
             def counted(engine, requests, size, sources):
                 start = time.monotonic()
@@ -36,7 +36,7 @@ class _Counting(MetaPathFinder):
                         out.write(f"{device} {os.getpid()} {start} {time.monotonic()}\n")
                 return result
 
-            module.FluxEngine.run = counted
+            module.PipelineEngine.run = counted
 
         spec.loader.exec_module = exec_module
         return spec
