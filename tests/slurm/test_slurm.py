@@ -302,6 +302,7 @@ def test_whatever_ends_a_job_costs_no_more_than_the_image_in_hand(tmp_path, batc
     assert state(limited.id) == "FAILED"  # it ended by itself, before its time was over
     made = len(checkout.noted("images"))
     until(lambda: len(checkout.noted("images")) > made + 2, "more images", process)
+    until(lambda: len(of_rule("edit_images")) == 3, "the last try of the job without a model", process)
     process.send_signal(signal.SIGINT)
     assert checkout.finish(process) == 1
     until(lambda: not running(checkout), "the end of all jobs")

@@ -257,7 +257,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_shard(tmp_path):
-    section = QUICK | {"model": str(FLUX), "device": "cpu", "guidance": 1.0, "batch_size": 1, "max_sequence_length": 20}
+    section = QUICK | {
+        "model": str(FLUX),
+        "family": "flux",
+        "true_cfg": 1.0,
+        "device": "cpu",
+        "guidance": 1.0,
+        "batch_size": 1,
+        "max_sequence_length": 20,
+    }
     peaks = []
     for number in (200, 2000) if ALL else (50, 500):
         folder = tmp_path / str(number)
