@@ -178,7 +178,7 @@ def save(name, folder):
     for part, own in tokenizers.items():
         if own == "judge":
             gpu_models.copy_tokenizer(folder / part)
-            kind = "Qwen2Tokenizer" if part == "tokenizer" else "Qwen2_5_VLProcessor"
+            kind = "Qwen2Tokenizer"
             if part == "processor":
                 shutil.copy(gpu_models.EMBEDDED / "shapes-judge/processor_config.json", folder / part)
                 kind = "Qwen2_5_VLProcessor"

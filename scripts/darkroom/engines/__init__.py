@@ -52,7 +52,6 @@ class Pipeline:
     arguments: fields of a request -> arguments of the call.
     negative: what a request without a negative prompt is guided away from; None: from zeros in place of an encoded text, where
         the checkpoint's `force_zeros_for_empty_prompt` is set.
-    always: further arguments of the call.
     grid: how many latents a side of the picture's grid has, beside the VAE's own factor.
     source: further arguments of the call where it edits, (width, height) -> arguments.
     shares: whether requests of one call have embeddings of one length, and so can share it.
@@ -67,7 +66,6 @@ class Pipeline:
     tokenizer: str = "tokenizer"
     arguments: Mapping[str, str] = field(default_factory=dict)
     negative: str | None = ""
-    always: Mapping[str, Any] = field(default_factory=dict)
     grid: int = 2
     source: Callable[[int, int], dict[str, Any]] | None = None
     shares: bool = True

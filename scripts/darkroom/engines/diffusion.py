@@ -259,7 +259,7 @@ class PipelineEngine(DiffusionEngine):
 
     def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
-        arguments: dict[str, Any] = dict(self.how.always)
+        arguments: dict[str, Any] = {}
         for name, argument in self.how.arguments.items():
             arguments[argument] = getattr(first, name) if name in self.kind.settings else self.kind.defaults[name]
         guided = self.kind.guided(first)
