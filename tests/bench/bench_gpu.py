@@ -453,6 +453,7 @@ def traced(path: Path, device: str) -> Iterator[list[dict[str, Any]]]:
     """A trace of what runs within; the list is filled when it ends. What finishes a picture on the CPU is marked `finish`."""
     import torch
     from darkroom.engines import work
+    from torch._C._profiler import _ExperimentalConfig
 
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
@@ -464,7 +465,9 @@ def traced(path: Path, device: str) -> Iterator[list[dict[str, Any]]]:
 
     work.encode_png = marked
     try:
-        with torch.profiler.profile(activities=activities) as profile:
+        # Pictures are finished beside the engine, in threads that a profile leaves out unless told.
+        everywhere = _ExperimentalConfig(profile_all_threads=True)
+        with torch.profiler.profile(activities=activities, experimental_config=everywhere) as profile:
             yield events
     finally:
         work.encode_png = encode
@@ -623,21 +626,30 @@ def read(path: Path) -> list[Record]:
 
 
 def table(records: list[Record]) -> str:
-    """What was measured, in Markdown: the machine, then a line for each figure, then what has none."""
+    """What was measured, in Markdown: each machine, a line for each figure of it, then what has none."""
     if not records:
         return "Nothing was measured on a card so far.\n"
-    lines, last = [], {}
+    head = []
     if any(record["tiny"] or record["device"] != "cuda" for record in records):
-        lines += ["**Of tiny models or of a CPU: a trial of the parts, no figures of a card.**", ""]
+        head += ["**Of tiny models or of a CPU: a trial of the parts, no figures of a card.**", ""]
+    return "\n".join(head + [_table_of(*machine) for machine in _by_machine(records)])
+
+
+def _by_machine(records: list[Record]) -> list[tuple[str, list[Record]]]:
+    """The records of each machine with its description, in the order in which the machines come first."""
+    found: dict[str, list[Record]] = {}
+    machine = ""
     for record in records:
-        if record["part"] == "machine" and "card" in record:
-            last = record
-    if last:
-        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-        lines += [
-            f"{last['card']}, {last['memory']}, driver {last['driver']}, CUDA {last['cuda']}, {last['cpus']} CPUs;"
-        ]
-        lines += [f"Python {last['python']}, {versions}.", ""]
+        if "card" in record:
+            versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+            machine = "{card}, {memory}, driver {driver}, CUDA {cuda}, {cpus} CPUs;\n".format(**record)
+            machine += f"Python {record['python']}, {versions}."
+        found.setdefault(machine, []).append(record)
+    return list(found.items())
+
+
+def _table_of(machine: str, records: list[Record]) -> str:
+    lines = [machine, ""] if machine else []
     lines += [
         "| part | what | batch | steps, pixels | seconds | of a | GiB on the card |",
         "|---|---|---|---|---|---|---|",
@@ -687,10 +699,10 @@ def built_in() -> float:
 
 
 def models_folder() -> Path:
-    """A folder in memory where the models fit, else among the temporary files."""
-    shm = Path("/dev/shm")
-    fits = shm.is_dir() and shutil.disk_usage(shm).free > sum(NEED_GB.values()) * 1.1e9
-    return (shm if fits else Path(tempfile.gettempdir())) / "darkroom-bench-models"
+    """A folder in memory where the models are or fit, else among the temporary files."""
+    in_memory = Path("/dev/shm/darkroom-bench-models")
+    fits = in_memory.parent.is_dir() and shutil.disk_usage(in_memory.parent).free > sum(NEED_GB.values()) * 1.1e9
+    return in_memory if fits or in_memory.is_dir() else Path(tempfile.gettempdir(), in_memory.name)
 
 
 def main() -> int:

@@ -107,6 +107,9 @@ def test_the_table_of_what_a_card_gave(tmp_path):
     assert text.startswith("C, 80 GiB, driver 1.2, CUDA 13, 16 CPUs;\nPython 3.12, torch 2.\n")
     assert "\n| generate | job, its work | 1 | 10, 512 x 512 | 1.25 | picture | 30.5 |\n" in text
     assert "- a step of a megapixel in a job: 0.5 s (`run/needs.py` reckons with 0.25)\n" in text
+    other = [machine | {"card": "D"}, {"part": "batch", "device": "cuda", "tiny": False, "outcome": "failed with 1"}]
+    assert bench_gpu.table([machine, RECORD, *other, machine, RECORD]).split("\nD, ")[0].count("| 1.25 |") == 2
+    assert bench_gpu.table([machine, RECORD, *other]).partition("\nD, ")[2].endswith("\n\n- batch: failed with 1\n")
     assert bench_gpu.step_seconds([RECORD | {"tiny": True}, RECORD | {"device": "cpu"}]) is None
 
 
