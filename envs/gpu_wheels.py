@@ -33,7 +33,7 @@ GIVEN = frozenset(
 GROUPS = {
     "core": ("pyarrow psutil pillow pydantic diffusers accelerate pytest", "every test and part"),
     "judge": ("xgrammar qwen-vl-utils", "the judge"),
-    "int8": ("torchao", "quantization: int8"),
+    "int8": ("torchao", "quantization: int8, fp8"),
     "nf4": ("bitsandbytes", "quantization: nf4"),
     "workflow": ("snakemake", "runs of the workflow"),
 }

@@ -399,10 +399,9 @@ def edit(setting: Setting) -> None:
 
 
 def option(**options: Any) -> Callable[[Setting], None]:
-    """A part that measures an option of `generate` against none: against the engine alone of the part `generate`, if that was
+    """A part that measures options of `generate` against none: against the engine alone of the part `generate`, if that was
     measured in this folder, else in one process with it."""
-    ((key, value),) = options.items()
-    name = f"option-{key if value is True else value}"
+    name = "-".join(["option", *(key if value is True else str(value) for key, value in options.items())])
 
     def measure(setting: Setting) -> None:
         cases = {"none": {}, name.removeprefix("option-"): options}
@@ -548,6 +547,8 @@ PARTS: dict[str, tuple[Callable[[Setting], None], tuple[str, ...]]] = {
     "option-compile": (option(compile=True), ("card", "triton")),
     "option-_native_cudnn": (option(attention="_native_cudnn"), ("card",)),
     "option-int8": (option(quantization="int8"), ("torchao",)),
+    "option-fp8": (option(quantization="fp8"), ("card", "torchao")),
+    "option-fp8-compile": (option(quantization="fp8", compile=True), ("card", "torchao", "triton")),
     "weights-judge": (weights("judge"), ()),
     "judge": (judge("transformers"), ("xgrammar", "qwen_vl_utils")),
     "edit": (edit, ()),

@@ -43,6 +43,10 @@ THINGS: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "vllm": (vllm_is_here, "the package vllm"),
     "int8": (has_module("torchao"), "the package torchao"),
+    "fp8": (
+        lambda: has_module("torchao")() and (not has_cuda() or _capability() >= (8, 9)),
+        "the package torchao and of cards one of compute capability 8.9 or later",
+    ),
     "nf4": (has_module("bitsandbytes"), "the package bitsandbytes"),
     "compiler": (
         lambda: has_module("triton")() and (has_tool("gcc")() or has_tool("clang")()),

@@ -20,10 +20,12 @@ def option(*needs, same=False, **options):
 
 OPTIONS = [
     option("int8", quantization="int8"),
+    option("fp8", quantization="fp8"),
     option("card", "nf4", quantization="nf4"),
     option("card", offload="model", same=True),
     option("card", offload="sequential", same=True),
     option("card", "int8", quantization="int8", offload="model"),
+    option("card", "fp8", quantization="fp8", offload="model"),
     option("card", "nf4", quantization="nf4", offload="model"),
     option(attention="_native_math"),
     option(attention="_native_flash"),
@@ -35,6 +37,7 @@ OPTIONS = [
     option("card", "xformers", attention="xformers"),
     option("compiler", compile=True),
     option("compiler", "int8", compile=True, quantization="int8"),
+    option("compiler", "fp8", compile=True, quantization="fp8"),
     option("compiler", compile=True, cache="taylorseer", cache_interval=3),
     option(cache="first_block", cache_threshold=0.3),
     option(cache="taylorseer", cache_interval=3),
@@ -80,6 +83,22 @@ def test_an_option_works_repeats_and_changes_what_it_may(model, plain, tmp_path,
     assert difference.mean() < 0.1
     assert not same or difference.max() == 0
     assert (made(model, tmp_path, name, device, **options) == pictures).all(), "an engine opened anew makes others"
+
+
+@pytest.mark.needs("card", "fp8")
+def test_fp8_multiplies_in_eight_bits_and_a_token_by_itself(model, tmp_path, device):
+    section = {"model": str(model), "device": device, "dtype": "bfloat16", "quantization": "fp8"}
+    engine = open_engine(filled(section, "generate", tmp_path), "generate")
+    engine.prepare(read_requests(lines({"items": [{"prompt": "a"}]}), engine.section, 0, 1))
+    layer = engine.pipe.transformer.transformer_blocks[0].attn.to_q
+    assert type(layer.weight).__name__ == "Float8Tensor" and layer.weight.act_quant_kwargs is not None
+    generator = torch.Generator(device).manual_seed(0)
+    values = torch.randn(64, layer.in_features, generator=generator, device=device, dtype=torch.bfloat16)
+    with torch.no_grad():
+        quiet, loud = (layer(torch.cat([values, times * values]))[:64] for times in (1, 1000))
+        exact = values.float() @ layer.weight.dequantize().float().T + layer.bias.float()
+    assert 0 < (quiet.float() - exact).abs().max() < 0.1 * exact.abs().max()  # 3 bits of a value
+    assert (loud == quiet).all(), "a token's values depend on its neighbours"
 
 
 @pytest.mark.needs("card")

@@ -42,6 +42,7 @@ def test_recipes_and_keys_of_a_config_without_options_are_what_they_were(folder)
 
 CHANGES = [
     "quantization: int8",
+    "quantization: fp8",
     "quantization: nf4",
     "attention: sage",
     "compile: true",
@@ -54,7 +55,7 @@ CHANGES = [
 
 def test_every_option_that_can_change_pixels_makes_a_key_of_its_own(hub):
     sections = [hub().generate, *(hub(generate=change.strip("{}")).generate for change in CHANGES)]
-    assert len({key(section) for section in sections}) == len({digest(image_recipe(s)) for s in sections}) == 9
+    assert len({key(section) for section in sections}) == len({digest(image_recipe(s)) for s in sections}) == 10
     for section in sections:
         chosen = options.IMAGE_OPTIONS | options.image_options(section)
         assert options.options_of(image_recipe(section)) == chosen
@@ -69,10 +70,11 @@ def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
 @pytest.mark.parametrize(
     ("section", "text", "message"),
     [
-        ("generate", "quantization: int4", "generate.quantization: expected one of null, int8, nf4, got 'int4'"),
+        ("generate", "quantization: int4", "generate.quantization: expected one of null, int8, fp8, nf4, got 'int4'"),
         ("generate", "attention: flash_hub", "generate.attention: expected one of native, "),
         ("generate", "device: cpu, offload: model", "generate.offload: model moves weights between host and GPU"),
         ("generate", "device: cpu, quantization: nf4", "generate.quantization: nf4 (bitsandbytes) needs a GPU"),
+        ("generate", "dtype: float16, quantization: fp8", "generate.quantization: fp8 multiplies into bfloat16 only"),
         ("generate", "device: cpu, attention: sage", "generate.attention: sage needs a GPU"),
         ("generate", "dtype: float32, attention: flash", "generate.attention: flash takes float16 and bfloat16 only"),
         ("generate", "offload: sequential, quantization: int8", "generate.offload: sequential cannot move quantized"),

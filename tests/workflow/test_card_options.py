@@ -19,6 +19,7 @@ from test_engines import RUBRIC, build_stable_diffusion, filled, filled_config, 
 STEPS = 6  # few steps are too far apart for a cache to find anything alike
 OPTIONS = [
     {"quantization": "int8"},
+    {"quantization": "fp8"},
     {"cache": "first_block", "cache_threshold": 0.3, "batch_size": 1},
     {"cache": "taylorseer", "cache_interval": 3},
 ]
@@ -126,6 +127,22 @@ def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(t
     compiled = section.model_copy(update={"compile": True})
     with pytest.raises(DarkroomError, match="generate: UNet2DConditionModel cannot be used so: Regional compilation"):
         fitting.fit(engine.pipe, compiled, "generate", engine.torch_device)
+
+
+def test_a_card_multiplies_in_eight_bits_where_it_can_and_only_the_denoiser_does(tmp_path):
+    section = filled({"quantization": "fp8"}, "generate", tmp_path)
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    found = fitting.quantization_config(section, device, dtype, {}).quant_mapping
+    kinds = {name: type(one.quant_type).__name__ for name, one in found.items()}
+    assert kinds == {
+        "transformer": "Float8DynamicActivationFloat8WeightConfig",
+        "text_encoder_2": "Float8WeightOnlyConfig",
+    }
+    assert [type(one).__name__ for one in found["transformer"].quant_type.granularity] == ["PerRow", "PerRow"]
+    assert fitting.too_old(section, "H100", (9, 0)) is fitting.too_old(section, "L4", (8, 9)) is None
+    reason = "quantization: fp8 needs a GPU of compute capability 8.9 or later, and A100 has 8.0; use int8"
+    assert fitting.too_old(section, "A100", (8, 0)) == reason
+    assert fitting.too_old(filled({"quantization": "int8"}, "generate", tmp_path), "A100", (8, 0)) is None
 
 
 def test_what_this_machine_cannot_do_is_told_before_a_model_is_loaded(tmp_path, monkeypatch):

@@ -334,10 +334,11 @@ class ModelSection(StageSection, ModelSource):
         description="Where weights wait: `model` brings each part of the pipeline to the GPU in turn, `sequential` each layer"
         " (slow). No pixel depends on it. FLUX's text encoders are off the GPU before the transformer comes, whatever it is.",
     )
-    quantization: Literal["int8", "nf4"] | None = Field(
+    quantization: Literal["int8", "fp8", "nf4"] | None = Field(
         default=None,
-        description="Weights of the transformer and T5 (of any other pipeline: denoiser and text encoders) in `int8`, by torchao,"
-        " or `nf4`, 4 bits by bitsandbytes.",
+        description="Weights of the transformer and T5 (of any other pipeline: denoiser and text encoders) in `int8` or `fp8`, by"
+        " torchao, or `nf4`, 4 bits by bitsandbytes. With `fp8` a GPU (Ada, Hopper or later) also multiplies in 8 bits, best with"
+        " `compile`.",
     )
     attention: Literal[
         "native",

@@ -26,6 +26,7 @@ _PIP = "install it with `pip install {}`"
 # (option, value) -> (module, what to do where it is missing)
 _NEEDS = {
     ("quantization", "int8"): ("torchao", _PIP.format("torchao")),
+    ("quantization", "fp8"): ("torchao", _PIP.format("torchao")),
     ("quantization", "nf4"): ("bitsandbytes", _PIP.format("bitsandbytes")),
     ("attention", "flash"): ("flash_attn", _PIP.format("flash-attn --no-build-isolation")),
     ("attention", "_flash_3"): ("flash_attn_interface", "build it from flash-attention's source, folder hopper"),
@@ -161,13 +162,18 @@ def _refusals(section: StageSection, device: str) -> Iterator[str]:
             yield f"attention: {chosen.attention} needs a GPU; on the CPU: {', '.join(_CPU_ATTENTION)}"
     elif chosen.attention in _HALF_ATTENTION and chosen.dtype == "float32":
         yield f"attention: {chosen.attention} takes float16 and bfloat16 only, and dtype is float32"
+    elif chosen.quantization == "fp8" and chosen.dtype not in ("auto", "bfloat16"):
+        yield f"quantization: fp8 multiplies into bfloat16 only, and dtype is {chosen.dtype}; leave out dtype"
     if chosen.offload == "sequential":
         if chosen.quantization:
             yield "offload: sequential cannot move quantized weights layer by layer; use offload: model"
         if chosen.compile:
             yield "offload: sequential moves weights within what compile holds together; use offload: model"
-    if chosen.offload == "model" and chosen.compile and chosen.quantization == "int8":
-        yield "offload: compiled code holds on to int8 weights, so that they cannot be moved; leave out offload or compile"
+    if chosen.offload == "model" and chosen.compile and chosen.quantization in ("int8", "fp8"):
+        yield (
+            f"offload: compiled code holds on to {chosen.quantization} weights, so that they cannot be moved;"
+            " leave out offload or compile"
+        )
     if reason := kind.conflict(section):
         yield reason
     if chosen.cache == "first_block" and section.batch_size > 1:

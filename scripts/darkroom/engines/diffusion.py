@@ -64,6 +64,12 @@ class DiffusionEngine(Engine):
         self.takes_cpu = self.device == "cpu"
         if reason := options.refusal(section, self.device) or options.missing(section, self.device):
             raise DarkroomError(f"{name}.{reason}")
+        if self.device == "cuda" and (
+            reason := fitting.too_old(
+                section, device_name(self.torch_device), torch.cuda.get_device_capability(self.torch_device)
+            )
+        ):
+            raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
         self.edits = name != "generate"
@@ -75,7 +81,7 @@ class DiffusionEngine(Engine):
         """`cls.from_pretrained` with the model's folder; parts: components left out (None)."""
         folder = self.section.local_dir or self.section.model_name
         try:
-            quantization = fitting.quantization_config(self.section, self.torch_dtype, parts)
+            quantization = fitting.quantization_config(self.section, self.torch_device, self.torch_dtype, parts)
             how = {"quantization_config": quantization} if quantization else {}
             pipe = cls.from_pretrained(folder, dtype=self.torch_dtype, use_safetensors=True, **how, **parts)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model

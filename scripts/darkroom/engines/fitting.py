@@ -12,12 +12,23 @@ from darkroom.errors import DarkroomError
 # Where a pipeline holds nearly all of its weights; names that it does not have are left out.
 _DENOISERS = ("transformer", "transformer_2", "unet")
 _SIZES = 1000  # image sizes in one job; far more than there will be
+_FP8_FROM = (8, 9)  # compute capability of the first cards that multiply 8-bit floats: Ada
 
 
-def quantization_config(section: ModelSection, dtype: torch.dtype, parts: dict[str, Any]) -> Any:
+def too_old(section: ModelSection, card: str, capability: tuple[int, int]) -> str | None:
+    """What a card of this name and compute capability cannot do of what the section asks for, "key: reason", or None."""
+    if section.quantization == "fp8" and capability < _FP8_FROM:
+        return "quantization: fp8 needs a GPU of compute capability {}.{} or later, and {} has {}.{}; use int8".format(
+            *_FP8_FROM, card, *capability
+        )
+    return None
+
+
+def quantization_config(section: ModelSection, device: torch.device, dtype: torch.dtype, parts: dict[str, Any]) -> Any:
     """diffusers' PipelineQuantizationConfig for the parts of a pipeline that are loaded, or None.
 
-    parts: components that are left out (None). Only weights are quantized, so that no image of a batch depends on another.
+    parts: components that are left out (None). Only weights are quantized, and for `fp8` on a card what the denoiser multiplies
+    them with, each token by itself: so no image of a batch depends on another.
     """
     if section.quantization is None:
         return None
@@ -31,12 +42,28 @@ def quantization_config(section: ModelSection, dtype: torch.dtype, parts: dict[s
             from torchao.quantization import Int8WeightOnlyConfig
 
             return (EncoderTorchAoConfig if encoder else TorchAoConfig)(Int8WeightOnlyConfig())
+        if section.quantization == "fp8":
+            return (EncoderTorchAoConfig if encoder else TorchAoConfig)(_fp8(encoder or device.type == "cpu"))
         return (EncoderBitsAndBytesConfig if encoder else BitsAndBytesConfig)(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
 
     wanted = family(section.family).quantized
     return PipelineQuantizationConfig(quant_mapping={name: config(name) for name in wanted if name not in parts})
+
+
+def _fp8(weights_only: bool) -> Any:
+    """torchao's configuration; an encoder reads each prompt once, and gains nothing by less exact products."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    # The settings of the compiler that torchao recommends have it choose by timing; PyTorch's own kernels, for those of a
+    # package that may be installed or not give other bits.
+    if weights_only:
+        return Float8WeightOnlyConfig(set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), kernel_preference=KernelPreference.TORCH, set_inductor_config=False
+    )
 
 
 def fit(pipe: Any, section: ModelSection, name: str, device: torch.device) -> Any:
