@@ -35,12 +35,15 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 QUIET |= {"TQDM_DISABLE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 QUIET |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 CARD = Path("/dev/nvidiactl")  # a card's driver, which does not survive a fork
+PATH = "PYTHONPATH"  # a job's own, of which each is told
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGURG, signal.SIGHUP)
 
 STAND_IN = """#!{python} -IS
 import json, os, signal, socket, sys
-python = {{name: value for name, value in os.environ.items() if name.startswith("PYTHON")}}
-if len(sys.argv) < 2 or not sys.argv[1].endswith(".py") or python != {settings!r}:
+settings = {{name: value for name, value in os.environ.items() if name.startswith("PYTHON")}}
+path = settings.pop("PYTHONPATH", "").split(os.pathsep)
+itself = settings != {settings!r} or any(os.path.exists(os.path.join(folder, "sitecustomize.py")) for folder in path)
+if itself or len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as line:
     line.connect({path!r})
@@ -67,7 +70,7 @@ def start(folder: Path, modules: Sequence[str] = MODULES) -> str:
     if CARD.exists() or os.environ.get("DARKROOM_TEST_ALL"):
         return sys.executable
     path, stand_in = folder / "jobs", folder / "python"
-    settings = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PYTHON") and name != PATH}
     of_this = {"python": sys.executable, "settings": settings, "path": str(path), "signals": tuple(map(int, SIGNALS))}
     stand_in.write_text(STAND_IN.format(**of_this))
     stand_in.chmod(0o755)
@@ -135,10 +138,13 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], file
         os.dup2(file, number)
         os.close(file)
     os.chdir(folder)
+    ours, theirs = (filter(None, one.get(PATH, "").split(os.pathsep)) for one in (os.environ, environment))
+    for place in {*ours} & {*sys.path}:
+        sys.path.remove(place)
+    sys.path[:1] = [str(Path(arguments[0]).parent), *theirs]
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = arguments
-    sys.path[0] = str(Path(arguments[0]).parent)
     try:
         runpy.run_path(arguments[0], run_name="__main__")
         status = 0

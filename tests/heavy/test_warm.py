@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(CARD.exists(), reason="jobs start without it whe
 
 SERVER = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[0] = sys.argv[1]
 from pathlib import Path
 from warm_jobs import start
 print(start(Path(sys.argv[2]), ["json", "no_such_module"]), flush=True)
@@ -83,3 +83,21 @@ def test_python_that_is_set_otherwise_starts_anew(stand_in, tmp_path):
     env = os.environ | {"PYTHONOPTIMIZE": "1"}
     run = subprocess.run([stand_in, str(tmp_path / "script.py")], env=env, capture_output=True, text=True, check=True)
     assert re.fullmatch(rf"{os.getpid()} False 1\n", run.stdout)
+
+
+def test_a_job_finds_modules_where_its_own_path_says(stand_in, tmp_path):
+    (tmp_path / "found.py").write_text("WHERE = __file__")
+    script = tmp_path / "scripts/script.py"
+    script.parent.mkdir()
+    script.write_text("import os, sys, found; print(found.WHERE, sys.path); print(os.getppid())")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path / 'none'}{os.pathsep}{tmp_path}"}
+
+    def done(python):
+        run = subprocess.run([python, str(script)], env=env, capture_output=True, text=True, check=True)
+        return run.stdout.splitlines()
+
+    kept, anew = done(stand_in), done(sys.executable)
+    assert kept[0] == anew[0] and str(tmp_path / "found.py") in kept[0]
+    assert kept[1] != anew[1] == str(os.getpid())
+    (tmp_path / "sitecustomize.py").touch()  # which a process that has started does not read
+    assert done(stand_in) == anew
