@@ -1,6 +1,8 @@
 """Each family with a tiny checkpoint of its real classes, random weights: made and edited as its entry says, and repeatable."""
 
 import json
+import shutil
+from functools import partial
 
 import gpu_models
 import numpy as np
@@ -14,14 +16,15 @@ from test_engines import filled, lines, read_requests
 
 SIZE = (64, 64)
 SCHEDULER = ("diffusers", "FlowMatchEulerDiscreteScheduler")
-TEXTS = ("a red circle", "a blue square, on a table by the window", "two small green triangles")
+TEXTS = ("a red circle", "a blue square, on a table by the window", 'two small green triangles and the word "go"')
+LONGEST = {"flux2": 256}  # tokens of a prompt, 64 elsewhere: what comes before a prompt of FLUX.2-dev is among them
 
 
-def qwen_text():
+def qwen_text(layers=2):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     own = gpu_models._config("shapes-judge")
-    text = {"vocab_size": 1536, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    text = {"vocab_size": 1536, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": layers}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
     vision = {key: own["vision_config"][key] for key in ("patch_size", "temporal_patch_size", "spatial_merge_size")}
@@ -39,17 +42,132 @@ def qwen_parts():
         "transformer": QwenImageTransformer2DModel(
             patch_size=2, in_channels=16, out_channels=4, guidance_embeds=False, axes_dims_rope=(8, 4, 4), **sizes
         ),
-        "vae": AutoencoderKLQwenImage(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
+        "vae": AutoencoderKLQwenImage(**qwen_vae()),
         "text_encoder": qwen_text(),
     }
+
+
+def qwen_vae():
+    """One that halves a picture four times, not three: the editors show it to the VAE with a megapixel."""
+    sizes = {"base_dim": 4, "dim_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
+    sizes |= {"temperal_downsample": [False, False, True, True]}
+    return sizes | {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+
+
+def qwen3_vl(layers):
+    from transformers import Qwen3VLConfig
+
+    own = gpu_models._config("shapes-judge")
+    text = {"vocab_size": 1536, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": layers}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 4096}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+    vision = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "depth": 1, "hidden_size": 16}
+    vision |= {"intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]}
+    vision |= {"num_position_embeddings": 64}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **{key: own[key] for key in names if key in own})
+
+
+def qwen_21_parts():
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
+    from transformers import Qwen3VLForConditionalGeneration
+
+    sizes = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "context_in_dim": 16}
+    return {
+        "transformer": QwenImage21Transformer2DModel(
+            in_channels=4, out_channels=4, axes_dims_rope=(8, 4, 4), mlp_ratio=1, **sizes
+        ),
+        "vae": AutoencoderKLQwenImage21(**qwen_vae(), decoder_base_dim=4),
+        "text_encoder": Qwen3VLForConditionalGeneration(qwen3_vl(2)),
+    }
+
+
+def krea_parts():
+    from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
+    from transformers import Qwen3VLModel
+
+    sizes = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text = {"text_hidden_dim": 16, "num_text_layers": 12, "text_num_attention_heads": 2, "text_num_key_value_heads": 2}
+    text |= {"text_intermediate_size": 16, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1}
+    return {
+        "transformer": Krea2Transformer2DModel(
+            in_channels=16, intermediate_size=32, timestep_embed_dim=16, axes_dims_rope=(8, 4, 4), **sizes, **text
+        ),
+        "vae": AutoencoderKLQwenImage(**qwen_vae()),
+        "text_encoder": Qwen3VLModel(qwen3_vl(36)),  # of which the pipeline takes every third
+    }
+
+
+def flux2_parts():
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text = {"model_type": "mistral", "vocab_size": 1536, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    text |= {"num_hidden_layers": 30, "num_attention_heads": 2, "num_key_value_heads": 2}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "head_dim": 8}
+    sizes = gpu_models.TINY["klein_transformer"] | {"joint_attention_dim": 48, "guidance_embeds": True}
+    return {
+        "transformer": Flux2Transformer2DModel(**sizes),
+        "vae": AutoencoderKLFlux2(**gpu_models.TINY["klein_vae"]),
+        "text_encoder": Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)),
+    }
+
+
+def sana_parts():
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    text = {"vocab_size": 1536, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_cross_attention_heads": 2}
+    sizes |= {"cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 16, "num_layers": 1}
+    blocks = {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in DC_BLOCKS.items()}
+    return {
+        "transformer": SanaTransformer2DModel(in_channels=4, out_channels=4, sample_size=32, **sizes),
+        "vae": AutoencoderDC(latent_channels=4, attention_head_dim=2, **blocks),
+        "text_encoder": Gemma2Model(Gemma2Config(**text)),
+    }
+
+
+# As many as Sana's own: a latent is 32 pixels, to whose multiples its pipeline holds.
+DC_BLOCKS = {"block_out_channels": (8,) * 6, "layers_per_block": (1,) * 6, "qkv_multiscales": ((),) * 6}
+
+
+def chroma_parts():
+    from diffusers import AutoencoderKL, ChromaTransformer2DModel
+
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"approximator_num_channels": 64, "approximator_hidden_dim": 32, "approximator_layers": 1}
+    return {
+        "transformer": ChromaTransformer2DModel(
+            in_channels=16, joint_attention_dim=64, axes_dims_rope=(4, 4, 8), **sizes
+        ),
+        "vae": AutoencoderKL(**small_vae(4)),
+        "text_encoder": t5_of_64(),
+    }
+
+
+def hunyuan_parts(distilled):
+    from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage, HunyuanImageTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "attention_head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "text_embed_dim": 16, "text_embed_2_dim": 16, "rope_axes_dim": (8, 8)}
+    vae = {"in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 1, "scaling_factor": 0.75}
+    vae |= {"block_out_channels": (32, 32, 32), "spatial_compression_ratio": 4, "sample_size": 64}
+    glyphs = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 384}
+    parts = {
+        "transformer": HunyuanImageTransformer2DModel(
+            in_channels=16, out_channels=16, guidance_embeds=distilled, use_meanflow=distilled, **sizes
+        ),
+        "vae": AutoencoderKLHunyuanImage(**vae),
+        "text_encoder": qwen_text(layers=3),
+        "text_encoder_2": T5EncoderModel(T5Config(**glyphs, is_encoder_decoder=False, use_cache=False)),
+    }
+    if not distilled:
+        parts |= {"guider": AdaptiveProjectedMixGuidance(), "ocr_guider": AdaptiveProjectedMixGuidance(2.5)}
+    return parts
 
 
 def z_image_parts():
@@ -146,6 +264,7 @@ def sdxl_parts():
 
 # family -> (the parts of its checkpoint, their tokenizers, what model_index.json says besides).
 CLIPS = {"tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
+GLYPHS = {"tokenizer": "judge", "tokenizer_2": "bytes"}
 CHECKPOINTS = {
     "qwen-image": (qwen_parts, {"tokenizer": "judge"}, {}),
     "qwen-image-edit": (qwen_parts, {"tokenizer": "judge", "processor": "judge"}, {}),
@@ -154,14 +273,63 @@ CHECKPOINTS = {
     "z-image-turbo": (z_image_parts, {"tokenizer": "judge"}, {}),
     "sd3": (sd3_parts, CLIPS | {"tokenizer_3": "tokenizer_2"}, {}),
     "sdxl": (sdxl_parts, CLIPS, {"force_zeros_for_empty_prompt": True}),
+    "flux2": (flux2_parts, {"tokenizer": "pixtral"}, {}),
+    "qwen-image-2.1": (qwen_21_parts, {"processor": "qwen3"}, {}),
+    "qwen-image-2.1-turbo": (qwen_21_parts, {"processor": "qwen3"}, {"sample_sigmas": [1.0, 0.9, 0.6]}),
+    "krea2": (krea_parts, {"tokenizer": "judge"}, {"is_distilled": False}),
+    "krea2-turbo": (krea_parts, {"tokenizer": "judge"}, {"is_distilled": True}),
+    "sana": (sana_parts, {"tokenizer": "judge"}, {}),
+    "chroma": (chroma_parts, {"tokenizer": "tokenizer_2"}, {}),
+    "hunyuan-image": (partial(hunyuan_parts, False), GLYPHS, {}),
+    "hunyuan-image-distilled": (partial(hunyuan_parts, True), GLYPHS, {"guider": [None, None]}),
 }
 SAVED_APART = {"flux2-klein": True, "flux2-klein-base": False}  # -> is_distilled
 
 
+# For a conversation in parts, as FLUX.2's pipeline has it.
+TEMPLATE = """{% for message in messages %}[{{ message['role'] }}]{% for part in message['content'] %}{{ part['text'] }}
+{% endfor %}{% endfor %}"""
+
+
+def save_tokenizer(own, folder):
+    """A tokenizer or processor, of those that come with Darkroom; returns its class."""
+    import transformers
+    from transformers import (
+        AutoTokenizer,
+        ByT5Tokenizer,
+        PixtralImageProcessor,
+        PixtralProcessor,
+        Qwen2VLImageProcessor,
+    )
+
+    if own.startswith("tokenizer"):
+        shutil.copytree(FLUX / own, folder)
+        return "CLIPTokenizer" if own == "tokenizer" else "T5Tokenizer"
+    if own == "bytes":
+        ByT5Tokenizer().save_pretrained(folder)
+        return "ByT5Tokenizer"
+    gpu_models.copy_tokenizer(folder)
+    if own == "judge" and folder.name == "processor":
+        shutil.copy(gpu_models.EMBEDDED / "shapes-judge/processor_config.json", folder)
+        return "Qwen2_5_VLProcessor"
+    if own == "judge":
+        return "Qwen2Tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if own == "pixtral":
+        names = {"image_token": "<|image_pad|>", "image_break_token": "<|vision_start|>"}
+        names["image_end_token"] = "<|vision_end|>"
+        made = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=TEMPLATE, **names)
+    else:
+        limits = {"shortest_edge": 256**2, "longest_edge": 4096**2}  # pixels, of the checkpoint's own
+        images = Qwen2VLImageProcessor(patch_size=16, size=limits)
+        videos = transformers.Qwen3VLVideoProcessor()
+        made = transformers.Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
+    made.save_pretrained(folder)
+    return type(made).__name__
+
+
 def save(name, folder):
     """A checkpoint of a family, as its hub folder is laid out."""
-    import shutil
-
     from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
     torch.manual_seed(0)
@@ -176,20 +344,11 @@ def save(name, folder):
         model.save_pretrained(folder / part)
         index[part] = [type(model).__module__.partition(".")[0], type(model).__name__]
     for part, own in tokenizers.items():
-        if own == "judge":
-            gpu_models.copy_tokenizer(folder / part)
-            kind = "Qwen2Tokenizer"
-            if part == "processor":
-                shutil.copy(gpu_models.EMBEDDED / "shapes-judge/processor_config.json", folder / part)
-                kind = "Qwen2_5_VLProcessor"
-        else:
-            shutil.copytree(FLUX / own, folder / part)
-            kind = "CLIPTokenizer" if own == "tokenizer" else "T5Tokenizer"
-        index[part] = ["transformers", kind]
+        index[part] = ["transformers", save_tokenizer(own, folder / part)]
     scheduler = EulerDiscreteScheduler() if name.startswith("sdxl") else FlowMatchEulerDiscreteScheduler()
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    for part in ("image_encoder", "feature_extractor") if name.startswith("sd") else ():
+    for part in ("image_encoder", "feature_extractor") if name.startswith(("sd", "chroma")) else ():
         index[part] = [None, None]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
@@ -204,7 +363,10 @@ def checkpoint(request, tmp_path_factory):
 def section_of(checkpoint, tmp_path, stage, **options):
     """The section of a config that names the checkpoint, which is recognised."""
     name, folder = checkpoint
-    given = {"model": str(folder), "steps": 2, "max_sequence_length": None, "batch_size": 3} | options
+    kind = FAMILIES[name]
+    given = {"model": str(folder), "batch_size": 3, "steps": 2, "max_sequence_length": LONGEST.get(name, 64)}
+    given |= {key: None for key in ("steps", "max_sequence_length") if not kind.reaches(key)}
+    given |= options
     section = filled(given, stage, tmp_path)
     assert section.family == name
     return section
@@ -244,7 +406,7 @@ def test_pictures_are_the_same_alone_and_in_company_and_follow_their_prompts(che
         assert all(array.shape == (*SIZE, 3) and np.isfinite(array).all() for array in together)
         assert len({array.tobytes() for array in together}) == 3
         log = capsys.readouterr().out
-        if engine.how.embeds:
+        if engine.embeds:
             assert "3 prompts encoded" in log or "4 prompts encoded" in log  # and what they are guided away from
             assert getattr(engine.pipe, "text_encoder", None) is None
         for place in (2, 0):
@@ -263,11 +425,12 @@ def test_each_setting_changes_the_picture_or_is_refused(checkpoint, tmp_path):
     kind, stage = FAMILIES[name], stages_of(name)[0]
     sources = SOURCES[:1] if stage == "edit" else None
 
-    def made(fields=(), **options):
+    def made(fields=(), text=0, **options):
         engine = open_engine(section_of(checkpoint, tmp_path, stage, **options), stage)
-        return pixels(engine, TEXTS[:1], sources, **dict(fields))[0]
+        return pixels(engine, [TEXTS[text]], sources, **dict(fields))[0]
 
     plain = made()
+    assert (made(text=1, fields={"seed": 10}) != plain).any()  # the picture is of its prompt
     for key, value in (("steps", 3), ("guidance", 7.5), ("true_cfg", 6.5)):
         if kind.reaches(key):
             assert (made(**{key: value}) != plain).any(), key

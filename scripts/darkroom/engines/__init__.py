@@ -26,7 +26,7 @@ SETTINGS = frozenset({"prompt", "seed", "width", "height", "steps", "guidance", 
 DEFAULTS: dict[str, Any] = {"steps": 28, "guidance": 3.5, "true_cfg": 1, "max_sequence_length": 512}
 
 
-def always(request: "Request") -> bool:
+def always(request: "Request | Sampling") -> bool:
     return True
 
 
@@ -49,7 +49,10 @@ class Pipeline:
     encode: further arguments of `encode_prompt`.
     encoders: the components that prompts alone need; they are freed before the others are loaded.
     tokenizer: the component that tells how long a prompt is.
+    with_sources: prompts of edits are encoded together with the pictures that they are about, within the call, whatever `embeds` says.
+    longest: the most tokens of a prompt that are read, where neither `max_sequence_length` nor the tokenizer says it.
     arguments: fields of a request -> arguments of the call.
+    switches: further arguments of the call: what the pipeline would otherwise do to prompts and sizes by itself.
     negative: what a request without a negative prompt is guided away from; None: from zeros in place of an encoded text, where
         the checkpoint's `force_zeros_for_empty_prompt` is set.
     grid: how many latents a side of the picture's grid has, beside the VAE's own factor.
@@ -64,7 +67,10 @@ class Pipeline:
     encode: Mapping[str, Any] = field(default_factory=dict)
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
     tokenizer: str = "tokenizer"
+    with_sources: bool = False
+    longest: int | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, Any] = field(default_factory=dict)
     negative: str | None = ""
     grid: int = 2
     source: Callable[[int, int], dict[str, Any]] | None = None
@@ -93,7 +99,7 @@ class Family:
     defaults: keys of the section -> what they are where the config is silent, as the models' cards have it.
     pipeline: how its pipeline is called, where it is one of diffusers.
     pipelines: classes of pipelines in whose checkpoints the family is found, the one of `pipeline` besides.
-    marks: fields of model_index.json that tell it from others of the same class.
+    marks: fields of model_index.json -> whether they are set, which tell it from others of the same class.
     named: a regular expression for names of models that does so, where the files cannot.
     options: of attention, compile and offload, those that have an effect.
     caches: values of `cache` that have an effect.
@@ -113,12 +119,12 @@ class Family:
     identity: str | None = None
     settings: frozenset[str] = SETTINGS
     recipe_keys: tuple[str, ...] = ()
-    reads_negative: Callable[["Request"], bool] = always
+    reads_negative: Callable[["Request | Sampling"], bool] = always
     guided: Callable[["Request | Sampling"], bool] = one_pass
     defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
     pipeline: Pipeline | None = None
     pipelines: tuple[str, ...] = ()
-    marks: Mapping[str, Any] = field(default_factory=dict)
+    marks: Mapping[str, bool] = field(default_factory=dict)
     named: str = ""
     options: frozenset[str] = frozenset()
     caches: frozenset[str] = frozenset()
@@ -153,7 +159,7 @@ class Family:
         names = self.pipelines + ((self.pipeline.name,) if self.pipeline else ())
         return (
             index.get("_class_name") in names
-            and all(index.get(key, False) == value for key, value in self.marks.items())
+            and all(bool(index.get(key)) == value for key, value in self.marks.items())
             and re.search(self.named, model, re.IGNORECASE) is not None
         )
 

@@ -184,6 +184,7 @@ class PipelineEngine(DiffusionEngine):
         self.pipeline_class = getattr(diffusers, self.how.name)
         self.multiple = self.how.grid * self._vae_scale()
         self.shares = self.how.edits_share if self.edits else self.how.shares
+        self.embeds = () if self.edits and self.how.with_sources else self.how.embeds
 
     def _vae_scale(self) -> int:
         """Pixels of a latent's side, as the pipelines work it out: sizes are wanted before any weights are loaded."""
@@ -191,9 +192,10 @@ class PipelineEngine(DiffusionEngine):
             config = json.loads(
                 Path(self.section.local_dir or self.section.model_name, "vae", "config.json").read_bytes()
             )
-            halved = config.get("temperal_downsample")  # of the VAE of Qwen-Image, so spelt
-            return 2 ** (len(config["block_out_channels"]) - 1 if halved is None else len(halved))
-        except (OSError, ValueError, KeyError):
+            halved = config.get("temperal_downsample")  # of the VAEs of Qwen-Image, so spelt
+            channels = config.get("block_out_channels", config.get("encoder_block_out_channels", ()))
+            return 2 ** (len(channels) - 1 if halved is None else len(halved)) if halved or channels else 8
+        except (OSError, ValueError):
             return 8  # loading the model says what is wrong with it
 
     def work_size(self, width: int, height: int) -> tuple[int, int]:
@@ -206,7 +208,7 @@ class PipelineEngine(DiffusionEngine):
 
     def prepare(self, requests: Sequence[Request]) -> None:
         without = {}
-        if self.how.embeds:
+        if self.embeds:
             texts: set[str | None] = {request.prompt for request in requests}
             texts |= {self._negative(request) for request in requests if self.kind.guided(request)}
             self._encode(sorted(texts, key=lambda text: (text is not None, text)))
@@ -236,7 +238,7 @@ class PipelineEngine(DiffusionEngine):
             for text in texts:
                 cut += text is not None and self._is_cut(pipe, text)
                 made = pipe.encode_prompt(prompt=text or "", device=self.torch_device, **how)
-                kept = [value for name, value in zip(self.how.embeds, made, strict=True) if name]
+                kept = [value for name, value in zip(self.embeds, made, strict=True) if name]
                 self.encoded.lists = [isinstance(value, list) for value in kept]
                 kept = [value[0] if isinstance(value, list) else value for value in kept]
                 if text is None and zeros:
@@ -256,12 +258,13 @@ class PipelineEngine(DiffusionEngine):
         tokenizer = getattr(pipe, self.how.tokenizer, None)
         if tokenizer is None:
             return False
-        most = self.section.max_sequence_length or tokenizer.model_max_length
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        most = self.section.max_sequence_length or self.how.longest or tokenizer.model_max_length
         return len(tokenizer(text, truncation=False).input_ids) > most
 
     def embeddings(self, texts: list[str | None], prefix: str = "") -> dict[str, Any]:
         """The arguments of the call that hold encoded texts."""
-        names = [name for name in self.how.embeds if name]
+        names = [name for name in self.embeds if name]
         found = [self.encoded.get(text, self.torch_device) for text in texts]
         together = {}
         for place, name in enumerate(names):
@@ -272,11 +275,11 @@ class PipelineEngine(DiffusionEngine):
 
     def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
-        arguments: dict[str, Any] = {}
-        for name, argument in self.how.arguments.items():
+        arguments = dict(self.how.switches)
+        for name, argument in (_ARGUMENTS_OF_ALL | self.how.arguments).items():
             arguments[argument] = getattr(first, name) if name in self.kind.settings else self.kind.defaults[name]
         guided = self.kind.guided(first)
-        if self.how.embeds:
+        if self.embeds:
             arguments |= self.embeddings([request.prompt for request in requests])
             if guided:
                 arguments |= self.embeddings([self._negative(request) for request in requests], "negative_")
@@ -290,14 +293,17 @@ class PipelineEngine(DiffusionEngine):
         if "max_sequence_length" in self.kind.recipe_keys:
             arguments["max_sequence_length"] = self.section.max_sequence_length
         with fitting.call(self.pipe, self.section):
-            return self.pipe(
-                **arguments,
-                width=width,
-                height=height,
-                num_inference_steps=first.steps,
-                generator=self.generators(requests),
-                output_type="np",
+            made = self.pipe(
+                **arguments, width=width, height=height, generator=self.generators(requests), output_type="np"
             ).images
+        return opaque(made)
+
+
+def opaque(arrays: np.ndarray) -> np.ndarray:
+    """[..., 3 or 4] floats 0..1 without their fourth channel, how opaque they are: on white, as paper is."""
+    if arrays.shape[-1] < 4:
+        return arrays
+    return arrays[..., :3] * arrays[..., 3:] + (1 - arrays[..., 3:])
 
 
 def components(pipeline: Any) -> set[str]:
@@ -384,6 +390,7 @@ class AutoEngine(DiffusionEngine):
             ).images
 
 
+_ARGUMENTS_OF_ALL = {"steps": "num_inference_steps"}
 _ARGUMENTS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 

@@ -1,5 +1,6 @@
 """The families that pipelines of diffusers run: for each, as data, what a pipeline has to be told, and its card's own settings."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 FLUX_DEV = "flux-1-dev-non-commercial-license"
 FLUX_2 = "flux-non-commercial-license"
 STABILITY = "stabilityai-ai-community"
+QWEN_RESEARCH = "qwen-research"
+KREA = "krea-2-community-license"
+SANA = "nscl-v2-custom"
+HUNYUAN = "tencent-hunyuan-community"
 _OWNER = "black-forest-labs"
 
 
@@ -73,7 +78,8 @@ _KONTEXT = Pipeline(
     **_FLUX_CALL,
 )
 # A list of images is one request's references.
-_KLEIN = Pipeline("Flux2KleinPipeline", embeds=("prompt_embeds", None), arguments={"guidance": "guidance_scale"})
+_FLUX_2: dict[str, Any] = {"embeds": ("prompt_embeds", None), "arguments": {"guidance": "guidance_scale"}}
+_KLEIN = Pipeline("Flux2KleinPipeline", **_FLUX_2)
 _QWEN: dict[str, Any] = {"arguments": {"true_cfg": "true_cfg_scale"}, "negative": " ", "shares": False}
 _Z_IMAGE = Pipeline(
     "ZImagePipeline",
@@ -99,6 +105,42 @@ _SDXL = Pipeline(
     negative=None,
     grid=1,
 )
+# A list of images is one request's references. Its processor is wanted whether or not there is a text encoder. Sources are read
+# at the size worked at, which is a megapixel unless it is told, though not below what its encoder would enlarge.
+_QWEN_21 = Pipeline(
+    "QwenImage21Pipeline",
+    embeds=("prompt_embeds", "prompt_embeds_mask", None),
+    encoders=("text_encoder",),
+    tokenizer="processor",
+    with_sources=True,
+    source=lambda width, height: {"output_resolution": max(math.isqrt(width * height), 256)},
+    **_QWEN,
+)
+_KREA_2 = Pipeline(
+    "Krea2Pipeline", embeds=("prompt_embeds", "prompt_embeds_mask"), arguments={"guidance": "guidance_scale"}
+)
+# Without the instruction that its call puts before prompts, and at the size that is asked for.
+_SANA = Pipeline(
+    "SanaPipeline",
+    embeds=("prompt_embeds", "prompt_attention_mask", None, None),
+    encode={"do_classifier_free_guidance": False},
+    arguments={"guidance": "guidance_scale"},
+    switches={"use_resolution_binning": False, "negative_prompt": None},
+    grid=1,
+)
+_CHROMA = Pipeline(
+    "ChromaPipeline",
+    embeds=("prompt_embeds", None, "prompt_attention_mask", None, None, None),
+    encode={"do_classifier_free_guidance": False},
+    arguments={"guidance": "guidance_scale"},
+)
+# One by one: whether any prompt of a call has words in quotation marks decides how all of them are guided.
+_HUNYUAN: dict[str, Any] = {
+    "embeds": tuple(f"prompt_embeds{name}" for name in ("", "_mask", "_2", "_mask_2")),
+    "encoders": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    "longest": 1000,
+    "shares": False,
+}
 
 for _family in (
     _diffusers(
@@ -136,6 +178,13 @@ for _family in (
         guided=_above_one,
         reads_negative=one_pass,
         marks={"is_distilled": False},
+        defaults={"steps": 50, "guidance": 4},
+    ),
+    _diffusers(
+        "flux2",
+        Pipeline("Flux2Pipeline", **_FLUX_2),
+        {f"{_OWNER}/FLUX.2-dev": FLUX_2},
+        edits=True,
         defaults={"steps": 50, "guidance": 4},
     ),
     _diffusers(
@@ -232,6 +281,87 @@ for _family in (
                 {"steps": 50, "guidance": 5},
                 {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
             ),
+        )
+    ),
+    *(
+        _diffusers(
+            f"qwen-image-2.1{more}",
+            _QWEN_21,
+            {f"Qwen/Qwen-Image-2.1{more.title()}": QWEN_RESEARCH},
+            edits=True,
+            guided=_true_cfg,
+            settings=settings,
+            recipe_keys=("dtype",),
+            marks={"sample_sigmas": bool(more)},  # the steps of a distilled one, which are all it can take
+            defaults={"steps": steps, "true_cfg": 1},
+        )
+        for more, settings, steps in (
+            ("", SETTINGS - {"guidance"}, 40),
+            ("-turbo", SETTINGS - {"guidance", "steps"}, 8),
+        )
+    ),
+    _diffusers(
+        "krea2-turbo",
+        _KREA_2,
+        {"krea/Krea-2-Turbo": KREA},
+        settings=SETTINGS - {"guidance", "true_cfg"},
+        marks={"is_distilled": True},
+        defaults={"steps": 8, "guidance": 0},
+    ),
+    _diffusers(
+        "krea2",
+        _KREA_2,
+        {"krea/Krea-2-Raw": KREA},
+        guided=_above_zero,
+        marks={"is_distilled": False},
+        defaults={"guidance": 4.5},
+    ),
+    _diffusers(
+        "sana",
+        _SANA,
+        {
+            f"Efficient-Large-Model/{name}_diffusers": SANA
+            for name in (
+                "Sana_600M_1024px",
+                "Sana_1600M_1024px",
+                "Sana_1600M_1024px_BF16",
+                "SANA1.5_1.6B_1024px",
+                "SANA1.5_4.8B_1024px",
+            )
+        },
+        guided=_above_one,
+        defaults={"steps": 20, "guidance": 4.5, "max_sequence_length": 300},
+    ),
+    _diffusers(
+        "chroma",
+        _CHROMA,
+        dict.fromkeys(("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"), "apache-2.0"),
+        guided=_above_one,
+        defaults={"steps": 40, "guidance": 3},
+    ),
+    *(
+        _diffusers(
+            name,
+            Pipeline("HunyuanImagePipeline", arguments=arguments, **_HUNYUAN),
+            {f"hunyuanvideo-community/HunyuanImage-2.1-{model}": HUNYUAN},
+            guided=guided,
+            settings=settings,
+            recipe_keys=("dtype",),
+            named=named,
+            defaults=defaults | {"width": 2048, "height": 2048},
+        )
+        for name, model, named, guided, settings, arguments, defaults in (
+            (
+                "hunyuan-image-distilled",
+                "Distilled-Diffusers",
+                "distill",
+                one_pass,
+                SETTINGS - {"true_cfg"},
+                {"guidance": "distilled_guidance_scale"},
+                {"steps": 8, "guidance": 3.25},
+            ),
+            # How it is guided, and how strongly, stands in the checkpoint's guiders.
+            ("hunyuan-image", "Diffusers", "", always, SETTINGS - {"guidance", "true_cfg"}, {}, {"steps": 50}),
         )
     ),
     _diffusers(

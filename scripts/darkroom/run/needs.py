@@ -92,8 +92,9 @@ class Work:
 
 def image_seconds(section: StageSection, work: Work) -> float:
     """Seconds to make images once the engine is there, at the built-in speed: the GPUs share them."""
-    passes = section.sampling.steps or DEFAULTS["steps"]
-    passes *= 2 if family(section.family).guided(section.sampling) else 1
+    kind = family(section.family)
+    passes = section.sampling.steps or kind.defaults.get("steps") or DEFAULTS["steps"]
+    passes *= 2 if kind.guided(section.sampling) else 1
     passes *= OFFLOAD_TIME[section.options.offload]
     share = -(-work.requests // max(gpus_of(section), 1))
     return share * passes * STEP_SECONDS * max(work.picture_pixels / _MEGAPIXEL, _LEAST_PICTURE)
