@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from darkroom import engines
 from darkroom.config.load import load_config, used_sections
 from darkroom.config.models import Generate
-from darkroom.engines import FAMILIES, Family, family, one_of, register
+from darkroom.engines import FAMILIES, UNUSABLE, Family, family, one_of, register
 from darkroom.errors import DarkroomError
 from darkroom.identity import digest
 from darkroom.models.hub import hub_models
@@ -73,6 +73,18 @@ def test_a_family_is_found_by_the_name_of_a_model_or_by_its_files(tmp_path):
         ),
         ("z", "tongyi-mai/z-image-turbo", "generate", "z-image-turbo", {"steps": 9, "guidance": None}),
         ("xl", "stabilityai/sdxl-turbo", "generate", "sdxl-turbo", {"steps": 1, "guidance": 0, "width": 512}),
+        ("d", "black-forest-labs/FLUX.2-dev", "edit", "flux2", {"steps": 50, "guidance": 4}),
+        ("t", "Qwen/Qwen-Image-2.1-Turbo", "edit", "qwen-image-2.1-turbo", {"steps": None, "true_cfg": 1}),
+        ("k", "krea/Krea-2-Raw", "generate", "krea2", {"steps": 28, "guidance": 4.5}),
+        ("s", "Efficient-Large-Model/Sana_1600M_1024px_diffusers", "generate", "sana", {"max_sequence_length": 300}),
+        ("c", "lodestones/Chroma1-HD", "generate", "chroma", {"steps": 40, "guidance": 3}),
+        (
+            "h",
+            "hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
+            "generate",
+            "hunyuan-image",
+            {"guidance": None, "width": 2048},
+        ),
         ("q", "Qwen/Qwen-Image-Edit-2511", "edit", "qwen-image-edit-plus", {"true_cfg": 4, "guidance": None}),
     ):
         section = load_config(ROWS | {stage: {"model": model}}).section(stage)
@@ -84,6 +96,11 @@ def test_a_family_is_found_by_the_name_of_a_model_or_by_its_files(tmp_path):
         ({"_class_name": "ZImagePipeline"}, "Z-Turbo", "z-image-turbo"),
         ({"_class_name": "ZImagePipeline"}, "mine", "z-image"),
         ({"_class_name": "StableDiffusionXLPipeline"}, "mine", "sdxl"),
+        ({"_class_name": "QwenImage21Pipeline", "sample_sigmas": [1.0, 0.5]}, "mine", "qwen-image-2.1-turbo"),
+        ({"_class_name": "QwenImage21Pipeline", "sample_sigmas": None}, "mine", "qwen-image-2.1"),
+        ({"_class_name": "Krea2Pipeline", "is_distilled": True}, "mine", "krea2-turbo"),
+        ({"_class_name": "HunyuanImagePipeline"}, "H-Distilled", "hunyuan-image-distilled"),
+        ({"_class_name": "HunyuanImagePipeline"}, "mine", "hunyuan-image"),
         ({"_class_name": "SomethingPipeline"}, "mine", "auto"),
         ([], "mine", "auto"),
     ):
@@ -104,6 +121,16 @@ def test_a_hub_model_of_another_name_needs_its_family():
     assert load_config(ROWS | {"generate": other | {"family": "sdxl"}}).generate.steps == 50
     section = load_config(ROWS | {"generate": other | {"family": "auto"}}).generate
     assert (section.family, section.steps, section.guidance) == ("auto", None, None)
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_pipeline_that_would_make_other_pictures_is_refused_by_name(name, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    for stage in ("generate", "edit"):
+        with pytest.raises(DarkroomError) as error:
+            load_config(ROWS | {stage: {"model": str(tmp_path), "family": "auto"}})
+        line = f"config: {stage}.model: {name} {UNUSABLE[name]}, and no family knows how to run it"
+        assert str(error.value) == line
 
 
 def test_a_setting_without_effect_on_the_family_is_refused():

@@ -1,5 +1,6 @@
 """A family that an extension brings, in real runs: no model is looked up, fetched, licensed or loaded, and no device is taken."""
 
+import json
 import os
 
 import pytest
@@ -20,8 +21,8 @@ def a_run(folder, **generate):
     run = Run(folder, config | {"extensions": [str(FLAT_COLOUR)], "export": {"formats": ["folder", "parquet"]}})
     (folder / "silent.yaml").write_text("images: []\nedited: []\n")
     run.config["judge"]["rubric"] = str(folder / "silent.yaml")
-    rows = [{"id": f"p{n}", "prompt": f"number {n}", "width": 40 + n, "steps": n + 1} for n in range(9)]
-    rows[0]["negative_prompt"] = "blurry"
+    rows = [{"id": f"p{n}", "prompt": f"number {n}", "width": 40 + n} for n in range(9)]
+    rows += [{"prompt": "told in vain", "negative_prompt": "blurry"}, {"prompt": "told in vain", "steps": 3}]
     run.write_rows("prompts.jsonl", rows)
     return run
 
@@ -34,9 +35,15 @@ def test_a_set_is_made_by_a_family_without_a_model(tmp_path):
     records = [record for path in paths for record in iter_records(path)]
     assert sorted(record["width"] for record in records) == list(range(40, 49))
     assert all(record["error"] is None and record["seed"] is not None for record in records)
-    assert {record["steps"] for record in records} == {None}  # told to the engine, and of no effect
-    assert {record["negative_prompt"] for record in records} == {None}  # which the family does not read
-    assert '"negative_prompt": "blurry"' in (run.results / "dataset/prompts.jsonl").read_text()
+    assert {record["steps"] for record in records} == {record["negative_prompt"] for record in records} == {None}
+    rejected = [json.loads(line) for line in (run.results / "rejected.jsonl").read_text().splitlines()]
+    assert [
+        (line["line"], line["reason"].partition(" has no effect on a model of the family flat-colour;")[:2])
+        for line in rejected
+    ] == [
+        (n, (f"{name}:", " has no effect on a model of the family flat-colour;"))
+        for n, name in ((10, "negative_prompt"), (11, "steps"))
+    ]
     meta = read_meta(paths[0])
     assert meta["recipe"]["model"] == "family:flat-colour" and set(meta["versions"]) == {"pillow"}
     logs = "".join(path.read_text() for path in run.results.glob("logs/generate_images/**/*.log"))

@@ -245,6 +245,7 @@ class Sampling:
     steps: int | None = 1
     guidance: float | None = 0
     true_cfg: float | None = 1
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,13 @@ class ModelSection(StageSection, ModelSource):
         le=100,
         description="Classifier-free guidance of FLUX.1 and Qwen-Image (true_cfg_scale); above 1 doubles the time, and only then a"
         " negative prompt is read. Null is what the model's card says.",
+    )
+    negative_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=20_000,
+        description="What all pictures are guided away from; a row's own `negative_prompt` wins. Null is what the model's card says, an"
+        " empty one mostly. Refused where it is not read: with guidance off, and by models without classifier-free guidance.",
     )
     max_sequence_length: int | None = Field(
         default=None,
@@ -608,12 +616,12 @@ def _usable_delimiter(text: str) -> str:
     return text
 
 
-Names = Text | Annotated[list[Text], Field(min_length=1)] | None
+Names = Text | list[Text] | None
 Files = PathText | Annotated[list[PathText], Field(min_length=1)] | None
 
 
 class RowFields(Section):
-    """Which of the user's fields stands for which of ours."""
+    """Which of the user's fields stands for which of ours; an empty list: none, though there may be one of that name."""
 
     preset: (
         Literal[

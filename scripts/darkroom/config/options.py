@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from darkroom.config.models import Judge, ModelSection, Options, StageSection, model_folder
-from darkroom.engines import DEFAULTS, FAMILIES, family, one_of, recognised
+from darkroom.engines import DEFAULTS, FAMILIES, family, one_of, recognised, unusable
 from darkroom.errors import DarkroomError
 
 # Options of `generate` and `edit` that can change a pixel, with what they are where the config is silent. They enter recipes
@@ -101,6 +101,8 @@ def with_family(section: StageSection, name: str) -> StageSection:
     kind = family(section.family, f"{name}.family")
     if kind.name == "auto" and isinstance(section, ModelSection) and section.model is not None:
         folder = model_folder(section)
+        if folder is not None and (reason := unusable(folder)):
+            raise DarkroomError(f"{name}.model: {reason}")
         if found := recognised(section.model_name, folder, name):
             kind = family(found)
         elif folder is None and "family" not in section.model_fields_set:
@@ -134,7 +136,10 @@ def with_family(section: StageSection, name: str) -> StageSection:
         changes |= {"model": None, "revision": None, "local_dir": None}
     if lacking := [key for key in kind.recipe_keys if key not in type(section).model_fields]:
         raise DarkroomError(f"{name}.family: {kind.name} goes by {lacking[0]}, and the section {name} has no such key")
-    return section.model_copy(update=changes)
+    section = section.model_copy(update=changes)
+    if section.sampling.negative_prompt is not None and (reason := kind.unread(section.sampling)):
+        raise DarkroomError(f"{name}.negative_prompt: {reason}")
+    return section
 
 
 def refusal(section: StageSection, device: str) -> str | None:

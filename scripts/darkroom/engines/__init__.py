@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,21 @@ class Family:
         """Whether a key of `DEFAULTS` has an effect."""
         return key in self.settings or key in self.recipe_keys
 
+    def unread(self, sampling: "Sampling") -> str | None:
+        """Why a negative prompt would decide no pixel, as what follows its name; None where it does."""
+        if self.reads_negative(sampling):
+            return None
+
+        def reads(key: str, value: float) -> bool:
+            changed: dict[str, Any] = {key: value}
+            return self.reads_negative(replace(sampling, **changed))
+
+        for key in ("guidance", "true_cfg"):
+            if key in self.settings and reads(key, 100):
+                least = 0 if reads(key, 1) else 1
+                return f"is only read with {key} above {least}"
+        return f"has no effect on a model of the family {self.name}; leave it out"
+
     def recognises(self, index: Mapping[str, Any], model: str) -> bool:
         """Whether a checkpoint is of this family; index: its model_index.json, model: how the config names it."""
         names = self.pipelines + ((self.pipeline.name,) if self.pipeline else ())
@@ -178,6 +193,8 @@ def one_of(names: list[str], word: str = "or") -> str:
 
 
 FAMILIES: dict[str, Family] = {}
+# Pipelines of diffusers that make other pictures of the same request, or none, when they are called as any is: why.
+UNUSABLE: dict[str, str] = {}
 
 
 def register(family: Family) -> None:
@@ -212,15 +229,25 @@ def recognised(model: str, folder: str | None, stage: str) -> str | None:
     for kind in FAMILIES.values():
         if folder is None and model.lower() in map(str.lower, kind.licences):
             return kind.name if kind.name != "auto" else None
-    if folder is None:
-        return None
+    index = {} if folder is None else _index(folder)
+    found = [kind for kind in FAMILIES.values() if kind.recognises(index, model)]
+    able = [kind for kind in found if kind.refusal(stage) is None]
+    return (able or found)[0].name if found else None
+
+
+def unusable(folder: str) -> str | None:
+    """Why no family, `auto` among them, can run the checkpoint in a folder, None where one may."""
+    name = _index(folder).get("_class_name")
+    return f"{name} {UNUSABLE[name]}, and no family knows how to run it" if name in UNUSABLE else None
+
+
+def _index(folder: str) -> dict[str, Any]:
+    """What model_index.json of a checkpoint says; empty where it cannot be read: loading the model says what is wrong with it."""
     try:
         index = json.loads(Path(folder, "model_index.json").read_bytes())
     except (OSError, ValueError):
-        return None  # loading the model says what is wrong with it
-    found = [kind for kind in FAMILIES.values() if isinstance(index, dict) and kind.recognises(index, model)]
-    able = [kind for kind in found if kind.refusal(stage) is None]
-    return (able or found)[0].name if found else None
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
 def open_engine(section: "StageSection", name: str) -> "Engine":

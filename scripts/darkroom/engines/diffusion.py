@@ -20,7 +20,7 @@ from PIL import Image
 
 from darkroom.config import options
 from darkroom.config.models import ModelSection
-from darkroom.engines import family, fitting, recognised
+from darkroom.engines import family, fitting, recognised, unusable
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.jobs.runtime import say
@@ -276,7 +276,7 @@ class PipelineEngine(DiffusionEngine):
     def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first, (width, height) = requests[0], size
         arguments = dict(self.how.switches)
-        for name, argument in (_ARGUMENTS_OF_ALL | self.how.arguments).items():
+        for name, argument in (("steps", "num_inference_steps"), *self.how.arguments.items()):
             arguments[argument] = getattr(first, name) if name in self.kind.settings else self.kind.defaults[name]
         guided = self.kind.guided(first)
         if self.embeds:
@@ -355,15 +355,17 @@ class AutoEngine(DiffusionEngine):
         super().__init__(section, name)
         from diffusers import DiffusionPipeline
 
+        if reason := unusable(section.local_dir or section.model_name):
+            raise DarkroomError(f"{name}.model: {reason}")
         self.pipe = self.load(DiffusionPipeline)
         kind = type(self.pipe).__name__
         if found := recognised(section.model_name, section.local_dir or section.model_name, name):
             raise DarkroomError(f"{name}.family: {kind} is of the family {found}; set {name}.family: {found}")
-        self.takes = set(inspect.signature(self.pipe.__call__).parameters)
+        self.class_name, self.takes = kind, set(inspect.signature(self.pipe.__call__).parameters)
         stated = {"prompt", "generator"} | ({"image"} if self.edits else {"width", "height"})
-        stated |= {key for key in ("steps", "guidance", "max_sequence_length") if getattr(section, key) is not None}
-        arguments = _ARGUMENTS | {key: key for key in stated if key not in _ARGUMENTS}
-        if missing := sorted(key for key in stated if arguments[key] not in self.takes):
+        keys = ("steps", "guidance", "negative_prompt", "max_sequence_length")
+        stated |= {key for key in keys if getattr(section, key) is not None}
+        if missing := sorted(key for key in stated if _argument(key) not in self.takes):
             raise DarkroomError(f"{name}.model: {kind} takes no {missing[0]}; leave it out, or use another model")
         self.shares = False  # nobody has looked at how it does
         self.multiple = math.lcm(
@@ -373,6 +375,17 @@ class AutoEngine(DiffusionEngine):
         say(
             f"{name}: {kind} is of no family known here: made one by one, with what the config states and the pipeline's defaults"
         )
+
+    def make(
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[Request, Image.Image | Failure]]:
+        for place, request in enumerate(batch):
+            own = {name: getattr(request, name) for name in ("steps", "guidance", "negative_prompt")}
+            lacking = [name for name, value in own.items() if value is not None and _argument(name) not in self.takes]
+            if lacking:  # the section's own are looked at before: the row says it
+                yield request, Failure(f"{self.class_name} takes no {lacking[0]}; leave it out of the row")
+            else:
+                yield from super().make([request], size, None if sources is None else [sources[place]])
 
     def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first = requests[0]
@@ -390,8 +403,9 @@ class AutoEngine(DiffusionEngine):
             ).images
 
 
-_ARGUMENTS_OF_ALL = {"steps": "num_inference_steps"}
-_ARGUMENTS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+def _argument(key: str) -> str:
+    """The argument of pipelines that is ours of this name."""
+    return {"steps": "num_inference_steps", "guidance": "guidance_scale"}.get(key, key)
 
 
 def finish_image(array: np.ndarray, size: tuple[int, int], edited: bool) -> Image.Image | Failure:

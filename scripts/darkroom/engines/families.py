@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from darkroom.engines import DEFAULTS, SETTINGS, Family, Pipeline, always, one_pass, register
+from darkroom.engines import DEFAULTS, SETTINGS, UNUSABLE, Family, Pipeline, always, one_pass, register
 
 if TYPE_CHECKING:
     from darkroom.config.models import Sampling, StageSection
@@ -378,3 +378,15 @@ for _family in (
     ),
 ):
     register(_family)
+
+UNUSABLE.update(
+    {
+        "ErnieImagePipeline": "rewrites prompts in words that it draws without a seed",
+        "HiDreamImagePipeline": "has a text encoder that is no part of its folder",
+        "Ideogram4Pipeline": "is guided by a value for each of its steps",
+        "JoyImageEditPlusPipeline": "takes a list of sources for each picture",
+        "LongCatImagePipeline": "rewrites prompts before it reads them",
+        "LongCatImageEditPipeline": "takes no size",
+        "SanaSprintPipeline": "puts an instruction of its own before prompts and rounds sizes",
+    }
+)

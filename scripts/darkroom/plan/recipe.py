@@ -24,6 +24,8 @@ def image_recipe(section: StageSection) -> Recipe:
     kind = family(section.family)
     recipe = {key: getattr(section, key) for key in ("family", *kind.recipe_keys)}
     recipe |= {name: getattr(section.sampling, name) for name in _SETTINGS if name in kind.settings}
+    if section.sampling.negative_prompt is not None:
+        recipe["negative_prompt"] = section.sampling.negative_prompt
     recipe |= image_options(section)
     recipe |= {"version": IMAGE_RECIPE_VERSION, "model": kind.model_identity(section)}
     return json.loads(json.dumps(recipe))

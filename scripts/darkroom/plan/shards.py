@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
+from darkroom.plan.reach import Reach
 from darkroom.rows.fields import PLAIN, Fields, NameOrder
 from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
 from darkroom.rows.pictures import PictureFile
@@ -361,13 +362,14 @@ def make_plan(
     prompts: Plan | None = None,
     fields: Fields = PLAIN,
     trial: int | None = None,
+    reach: Reach | None = None,
 ) -> Plan:
     """The plan of the rows in `files`, made anew only where a file, an image they name or an argument changed.
 
     samples: images per prompt, and prompts: the plan of the prompts; both to check the images of this run that
     edits refer to. fields: which fields of the rows are read. trial: take so many of the rows that can be used, those whose ids
     have the least hashes, and of edits all that start from images of `prompts`, which is of the same trial, besides; None:
-    all. Ids, and so seeds and keys, are those of the whole set. Raises DarkroomError where a file cannot be read.
+    all. Ids, and so seeds and keys, are those of the whole set. reach: rows whose settings it refuses are rejected. Raises DarkroomError where a file cannot be read.
     """
     import filelock
 
@@ -382,6 +384,7 @@ def make_plan(
     read = [[name, *names] for name, names in sorted(fields.names.items())]
     state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
     state += [fields.encoding, fields.delimiter, *([] if trial is None else [trial])]
+    state += [] if reach is None else [reach.state]
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -393,7 +396,7 @@ def make_plan(
         refusal = f"{name_of(paths)}: changed, or is to be cut otherwise, while another run works on {results}"
         if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
             lock.release()
-        return _Builder(paths, kind, size, folder, samples, prompts, fields, trial).build(state)
+        return _Builder(paths, kind, size, folder, samples, prompts, fields, trial, reach).build(state)
 
 
 def base_folder(files: Sequence[str | Path], root: str | None = None) -> Path:
@@ -452,9 +455,10 @@ class _Builder:
         prompts: Plan | None,
         fields: Fields,
         trial: int | None,
+        reach: Reach | None,
     ):
         self.paths, self.kind, self.size, self.folder = paths, kind, size, folder
-        self.samples, self.prompts, self.fields, self.trial = samples, prompts, fields, trial
+        self.samples, self.prompts, self.fields, self.trial, self.reach = samples, prompts, fields, trial, reach
         self.left_out = 0
         self.base = base_folder(paths, fields.root)
         self.pictures: dict[str, bytes] = {}  # of the row in hand
@@ -530,6 +534,8 @@ class _Builder:
             return None, [], reason
         try:
             normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
+            if self.reach and (unreached := self.reach.refusal(normal)):
+                raise RowError(unreached)
             references = self._resolve(normal, targets)
             normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
         except _LeftOut:

@@ -25,6 +25,7 @@ from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
 from darkroom.models.licences import check_licences, model_of, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
+from darkroom.plan.reach import Reach
 from darkroom.plan.recipe import Recipe, image_recipe
 from darkroom.plan.shards import Plan, base_folder, hold_results, load_plan, make_plan, name_of, rows_digest, write_json
 from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
@@ -120,6 +121,7 @@ class Workflow:
                 plans.get("prompts") if rows == "edits" else None,
                 Fields.of(config.rows.model_dump(), rows),
                 config.trial,
+                Reach(next(config.section(stage.section) for stage in stages if stage.rows == rows), rows),
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):

@@ -80,7 +80,7 @@ def replay(
     if not kind.repeats:
         raise DarkroomError(f"{path}: family {kind.name} does not make the same image twice")
     taken = {key: recipe[key] for key in ("family", *kind.recipe_keys)}
-    taken |= options_of(recipe) | {"batch_size": 1, "gpus": 1}
+    taken |= options_of(recipe) | {"batch_size": 1, "gpus": 1, "negative_prompt": None}
     section = with_family(config.section(name).model_copy(update=taken), name)
     if (identity := kind.model_identity(section)) != recipe["model"]:
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
