@@ -12,8 +12,13 @@ from darkroom.config.load import load_config
 from darkroom.config.models import Config
 from darkroom.config.reference import schema_text, with_tables
 from darkroom.config.values import sections_of
+from darkroom.engines.families import FLUX_DEV
+from darkroom.errors import DarkroomError
+from darkroom.exports import TRAINING
 from darkroom.metrics.rubric import load_rubric
 from darkroom.metrics.score import score_columns
+from darkroom.models.licences import check_licences, models_of
+from darkroom.plan.stages import ROWS
 from darkroom.store.shardfile import EDITED_COLUMNS
 from darkroom.tables.kind import TABLE_COLUMNS
 from jsonschema import Draft202012Validator
@@ -72,6 +77,28 @@ def test_the_schema_for_editors_lets_the_configs_through_that_come_with_darkroom
     config = yaml.safe_load((REPOSITORY / "config" / name).read_text())
     check.validate(config)
     assert not check.is_valid(config | {"promts": "x"}) and not check.is_valid(config | {"generate": {"steps": 0}})
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_loads_and_says_what_its_licences_limit(path, tmp_path, monkeypatch):
+    """Its models are known by their names: their families, which settings reach them, their licences, and what these ask of exports."""
+    monkeypatch.chdir(tmp_path)
+    given = {rows: f"{rows}.jsonl" for rows in ROWS}
+    for name in given.values():
+        Path(name).write_text("{}\n")
+    preset = yaml.safe_load(path.read_text())
+    if "generate" in preset and "edit" not in preset:
+        given["edits"] = None
+    config = load_config(preset | given, [tmp_path, REPOSITORY])
+    models = models_of(config)
+    assert all(model.licence.name != "unknown" for model in models)
+    check_licences(config, TRAINING)
+    limited = {model.licence.name for model in models if model.licence.limits}
+    assert all(name in path.read_text() for name in limited - {FLUX_DEV})
+    if limited:
+        everything = config.with_section("export", formats=list(TRAINING), acknowledge_licences=[])
+        with pytest.raises(DarkroomError, match=r"^config: export\.formats: "):
+            check_licences(everything, TRAINING)
 
 
 def test_every_column_is_explained():

@@ -11,7 +11,7 @@ import yaml
 
 from darkroom.config.models import Config, ModelSection, ModelSource, is_folder_name, model_folder
 from darkroom.engines import FAMILIES
-from darkroom.engines.families import FLUX_2, FLUX_DEV, STABILITY
+from darkroom.engines.families import FLUX_2, FLUX_DEV, HUNYUAN, KREA, QWEN_RESEARCH, SANA, STABILITY
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import used_stages
 
@@ -20,7 +20,8 @@ _MOST_BYTES = 2**20  # of a model card
 
 _JUDGES = {"Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
 
-# Licence name -> where it stands, and its own words about the pictures.
+_NON_COMMERCIAL = "it allows non-commercial use alone"
+# Licence name -> where it stands, and what it says about the pictures, in its own words where they are short.
 _LIMITS = {
     FLUX_DEV: (
         f"{HUB}/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
@@ -37,6 +38,18 @@ _LIMITS = {
         'section IV(b): "You will not use [...] any output or results of the Stability AI Materials or Derivative Works,'
         ' to create or improve any foundational generative AI model"',
     ),
+    HUNYUAN: (
+        f"{HUB}/tencent/HunyuanImage-2.1",
+        'section 5(b): "You must not use the Tencent Hunyuan Works or any Output or results of the Tencent Hunyuan Works to improve'
+        ' any other AI model"; and it does not apply in the European Union, the United Kingdom and South Korea',
+    ),
+    KREA: (
+        f"{HUB}/krea/Krea-2-Raw/blob/main/LICENSE.pdf",
+        'section 2.3: "Commercial Use [...] of the Krea Model, Derivatives, or Outputs is permitted only if you [...] have total'
+        ' company-wide annual revenue of less than one million United States dollars"',
+    ),
+    QWEN_RESEARCH: (f"{HUB}/Qwen/Qwen-Image-2.1", _NON_COMMERCIAL),
+    SANA: (f"{HUB}/Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers/blob/main/LICENSE.txt", _NON_COMMERCIAL),
 }
 
 
@@ -89,7 +102,7 @@ def model_of(section: str, settings: ModelSource) -> Model:
         link = f"{page}/blob/main/{link}" if page else None
     known_link, limits = _LIMITS.get(licence, (None, None))
     if limits is None and ("non-commercial" in licence or "noncommercial" in licence or "-nc" in licence):
-        limits = "it allows non-commercial use alone"
+        limits = _NON_COMMERCIAL
     return Model(section, name, Licence(licence, link or known_link or page, limits))
 
 
