@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FLUX
+from darkroom.config.models import Sampling
 from darkroom.engines import FAMILIES, open_engine
 from darkroom.errors import DarkroomError
 from PIL import Image
@@ -394,6 +395,7 @@ def stages_of(name):
     return [stage for stage in ("generate", "edit") if kind.refusal(stage) is None]
 
 
+STRONG = Sampling(guidance=6.5, true_cfg=6.5)
 SOURCES = [Image.new("RGB", SIZE, colour) for colour in ("blue", "red", "green")]
 
 
@@ -437,6 +439,14 @@ def test_each_setting_changes_the_picture_or_is_refused(checkpoint, tmp_path):
         else:
             with pytest.raises(DarkroomError, match=f"{stage}.{key}: has no effect on a model of the family {name}"):
                 made(**{key: value})
-    guided = kind.guided(section_of(checkpoint, tmp_path, stage).sampling)
-    reads = guided and kind.reads_negative is kind.guided
-    assert (made({"negative_prompt": "blurry"}) != plain).any() == reads
+    sampling = section_of(checkpoint, tmp_path, stage).sampling
+    strong = {} if kind.reads_negative(sampling) or not kind.reads_negative(STRONG) else {"true_cfg": 6.5}
+    if kind.reads_negative(STRONG):
+        told = made({"negative_prompt": "blurry"}, **strong)
+        assert (told != (made(**strong) if strong else plain)).any()
+        assert (made(negative_prompt="blurry", **strong) == told).all()  # of the set, or of the row
+    else:
+        assert (made({"negative_prompt": "blurry"}) == plain).all()
+    if strong or not kind.reads_negative(STRONG):
+        with pytest.raises(DarkroomError, match=f"{stage}.negative_prompt: "):
+            made(negative_prompt="blurry")

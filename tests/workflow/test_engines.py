@@ -222,7 +222,30 @@ def test_family_auto_runs_another_architecture(tmp_path):
     assert (tmp_path / "s.parquet").read_bytes() == (other / "s.parquet").read_bytes()
 
 
-def build_stable_diffusion(out):
+def test_a_row_fails_alone_that_names_what_an_unknown_pipeline_does_not_take(tmp_path):
+    """Of consistency models the pipeline reads no negative prompt: in the config it is refused, in a row it is the row's failure."""
+    from darkroom.errors import DarkroomError
+
+    model = tmp_path / "tiny-lcm"
+    build_stable_diffusion(model, time_cond_proj_dim=32)
+    index = json.loads((model / "model_index.json").read_bytes())
+    index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    given = {"model": str(model), "max_sequence_length": None, "guidance": None}
+    rows = [
+        {"items": [{"prompt": "a red circle"}], "options": {"negative_prompt": "blurry"}},
+        {"items": [{"prompt": "a blue square"}]},
+    ]
+    stage = stage_for(filled(given, "generate", tmp_path), "generate", tmp_path)
+    counts, records = make(stage, lines(*rows), tmp_path / "s.parquet")
+    assert (counts["made"], counts["failed"]) == (1, 1)
+    reason = "LatentConsistencyModelPipeline takes no negative_prompt"
+    assert [record["error"] for record in records] == [f"{reason}; leave it out of the row", None]
+    with pytest.raises(DarkroomError, match=f"^generate.model: {reason}; leave it out, or use another model$"):
+        open_engine(filled(given | {"negative_prompt": "blurry"}, "generate", tmp_path), "generate")
+
+
+def build_stable_diffusion(out, **unet):
     """A Stable Diffusion pipeline of a few random weights: a U-Net with classifier-free guidance, not a FLUX."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -257,6 +280,7 @@ def build_stable_diffusion(out):
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=32,
+            **unet,
         ),
         scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
