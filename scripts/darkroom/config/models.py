@@ -180,8 +180,8 @@ Guidance = Annotated[
     Field(
         ge=0,
         le=100,
-        description="Guidance (guidance_scale): of FLUX.1 the one it was distilled with, of others classifier-free. Null is what the"
-        " model's card says. Refused where the model takes none.",
+        description="Guidance (guidance_scale): of FLUX.1 and FLUX.2-dev the one it was distilled with, of others classifier-free (of Krea 2"
+        " from 0 on, of most from 1). Null is what the model's card says. Refused where the model takes none.",
     ),
     AS_GIVEN,
 ]

@@ -101,10 +101,10 @@ def with_family(section: StageSection, name: str) -> StageSection:
     kind = family(section.family, f"{name}.family")
     if kind.name == "auto" and isinstance(section, ModelSection) and section.model is not None:
         folder = model_folder(section)
-        if folder is not None and (reason := unusable(folder)):
-            raise DarkroomError(f"{name}.model: {reason}")
         if found := recognised(section.model_name, folder, name):
             kind = family(found)
+        elif folder is not None and (reason := unusable(folder)):
+            raise DarkroomError(f"{name}.model: {reason}")
         elif folder is None and "family" not in section.model_fields_set:
             able = [other.name for other in FAMILIES.values() if other.refusal(name) is None]
             raise DarkroomError(

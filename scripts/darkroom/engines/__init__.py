@@ -236,7 +236,7 @@ def recognised(model: str, folder: str | None, stage: str) -> str | None:
 
 
 def unusable(folder: str) -> str | None:
-    """Why no family, `auto` among them, can run the checkpoint in a folder, None where one may."""
+    """Why `auto` cannot run the checkpoint in a folder that is of no other family, None where it may."""
     name = _index(folder).get("_class_name")
     return f"{name} {UNUSABLE[name]}, and no family knows how to run it" if name in UNUSABLE else None
 

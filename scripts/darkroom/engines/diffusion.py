@@ -355,11 +355,13 @@ class AutoEngine(DiffusionEngine):
         super().__init__(section, name)
         from diffusers import DiffusionPipeline
 
-        if reason := unusable(section.local_dir or section.model_name):
+        folder = section.local_dir or section.model_name
+        found = recognised(section.model_name, folder, name)
+        if found is None and (reason := unusable(folder)):
             raise DarkroomError(f"{name}.model: {reason}")
         self.pipe = self.load(DiffusionPipeline)
         kind = type(self.pipe).__name__
-        if found := recognised(section.model_name, section.local_dir or section.model_name, name):
+        if found:
             raise DarkroomError(f"{name}.family: {kind} is of the family {found}; set {name}.family: {found}")
         self.class_name, self.takes = kind, set(inspect.signature(self.pipe.__call__).parameters)
         stated = {"prompt", "generator"} | ({"image"} if self.edits else {"width", "height"})
