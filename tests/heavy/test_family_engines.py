@@ -422,6 +422,18 @@ def test_pictures_are_the_same_alone_and_in_company_and_follow_their_prompts(che
             assert apart == [False, True, True]
 
 
+@pytest.mark.parametrize("checkpoint", ["flux2-klein"], indirect=True)
+def test_a_source_that_the_pipeline_does_not_take_is_enlarged_or_fails_alone(checkpoint, tmp_path):
+    engine = open_engine(section_of(checkpoint, tmp_path, "edit"), "edit")
+    small, long = read_requests(lines(*({"items": [{"prompt": text}]} for text in TEXTS[:2])), engine.section, 0, 1)
+    (small.width, small.height), (long.width, long.height) = (40, 30), (1024, 40)
+    engine.prepare([small, long])
+    ((_, made),) = engine.make([small], engine.work_size(40, 30), [SOURCES[0].resize((40, 30))])
+    assert made.size == (40, 30)
+    ((_, failed),) = engine.make([long], engine.work_size(1024, 40), [SOURCES[0].resize((1024, 40))])
+    assert failed.reason == "1024 x 40 pixels: flux2-klein edits what is at most 8 times as long one way as the other"
+
+
 def test_each_setting_changes_the_picture_or_is_refused(checkpoint, tmp_path):
     name, _ = checkpoint
     kind, stage = FAMILIES[name], stages_of(name)[0]

@@ -60,6 +60,8 @@ class Pipeline:
     shares: whether requests of one call have embeddings of one length, and so can share it.
     edits_share: whether edits can share a call: the images of a call are its requests' sources, one each.
     most_pixels: larger sources are worked on at this area.
+    least_side: smaller sides of sources are worked on at so many pixels.
+    most_ratio: how many times as long as the other side one of a source may be; None: any.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Pipeline:
     shares: bool = True
     edits_share: bool = False
     most_pixels: int | None = None
+    least_side: int = 1
+    most_ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -200,11 +200,24 @@ class PipelineEngine(DiffusionEngine):
 
     def work_size(self, width: int, height: int) -> tuple[int, int]:
         most = self.how.most_pixels
+        if self.edits:
+            width, height = max(width, self.how.least_side), max(height, self.how.least_side)
         if most is None or width * height <= most:
             return super().work_size(width, height)
         scale = (most / (width * height)) ** 0.5
         width, height = int(width * scale), int(height * scale)
         return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
+
+    def make(
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[Request, Image.Image | Failure]]:
+        most = self.how.most_ratio
+        if sources is not None and most is not None and max(size) > most * min(size):
+            reason = f"{self.kind.name} edits what is at most {most:g} times as long one way as the other"
+            for request in batch:
+                yield request, Failure(f"{request.width} x {request.height} pixels: {reason}")
+        else:
+            yield from super().make(batch, size, sources)
 
     def prepare(self, requests: Sequence[Request]) -> None:
         without = {}

@@ -78,7 +78,12 @@ _KONTEXT = Pipeline(
     **_FLUX_CALL,
 )
 # A list of images is one request's references.
-_FLUX_2: dict[str, Any] = {"embeds": ("prompt_embeds", None), "arguments": {"guidance": "guidance_scale"}}
+_FLUX_2: dict[str, Any] = {
+    "embeds": ("prompt_embeds", None),
+    "arguments": {"guidance": "guidance_scale"},
+    "least_side": 64,
+    "most_ratio": 8,
+}
 _KLEIN = Pipeline("Flux2KleinPipeline", **_FLUX_2)
 _QWEN: dict[str, Any] = {"arguments": {"true_cfg": "true_cfg_scale"}, "negative": " ", "shares": False}
 _Z_IMAGE = Pipeline(
@@ -106,14 +111,14 @@ _SDXL = Pipeline(
     grid=1,
 )
 # A list of images is one request's references. Its processor is wanted whether or not there is a text encoder. Sources are read
-# at the size worked at, which is a megapixel unless it is told, though not below what its encoder would enlarge.
+# at the area worked at, where the pipeline would take a megapixel; within what its encoder reads as it is, rounded to the grid.
 _QWEN_21 = Pipeline(
     "QwenImage21Pipeline",
     embeds=("prompt_embeds", "prompt_embeds_mask", None),
     encoders=("text_encoder",),
     tokenizer="processor",
     with_sources=True,
-    source=lambda width, height: {"output_resolution": max(math.isqrt(width * height), 256)},
+    source=lambda width, height: {"output_resolution": min(max(math.isqrt(width * height), 320), 2048)},
     **_QWEN,
 )
 _KREA_2 = Pipeline(
