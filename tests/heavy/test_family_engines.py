@@ -1,5 +1,6 @@
 """Each family with a tiny checkpoint of its real classes, random weights: made and edited as its entry says, and repeatable."""
 
+import inspect
 import json
 import shutil
 from functools import partial
@@ -18,7 +19,7 @@ from test_engines import filled, lines, read_requests
 SIZE = (64, 64)
 SCHEDULER = ("diffusers", "FlowMatchEulerDiscreteScheduler")
 TEXTS = ("a red circle", "a blue square, on a table by the window", 'two small green triangles and the word "go"')
-LONGEST = {"flux2": 256}  # tokens of a prompt, 64 elsewhere: what comes before a prompt of FLUX.2-dev is among them
+LONGEST = {"flux2": 128}  # tokens of a prompt, 64 elsewhere: what comes before a prompt of FLUX.2-dev is among them
 
 
 def qwen_text(layers=2):
@@ -107,7 +108,8 @@ def flux2_parts():
     text |= {"num_hidden_layers": 30, "num_attention_heads": 2, "num_key_value_heads": 2}
     vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "head_dim": 8}
-    sizes = gpu_models.TINY["klein_transformer"] | {"joint_attention_dim": 48, "guidance_embeds": True}
+    sizes = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32}
+    sizes |= {"axes_dims_rope": (8, 8, 8, 8), "joint_attention_dim": 48, "guidance_embeds": True}
     return {
         "transformer": Flux2Transformer2DModel(**sizes),
         "vae": AutoencoderKLFlux2(**gpu_models.TINY["klein_vae"]),
@@ -408,6 +410,11 @@ def test_pictures_are_the_same_alone_and_in_company_and_follow_their_prompts(che
         assert all(array.shape == (*SIZE, 3) and np.isfinite(array).all() for array in together)
         assert len({array.tobytes() for array in together}) == 3
         log = capsys.readouterr().out
+        denoiser = getattr(engine.pipe, "unet", None) or engine.pipe.transformer
+        processors = {type(part.processor) for part in denoiser.modules() if hasattr(part, "processor")}
+        told = any("dispatch_attention_fn" in inspect.getsource(kind) for kind in processors)
+        assert told == FAMILIES[name].takes("attention", "sage")
+        assert FAMILIES[name].takes("compile", True) == bool(denoiser._repeated_blocks)
         if engine.embeds:
             assert "3 prompts encoded" in log or "4 prompts encoded" in log  # and what they are guided away from
             assert getattr(engine.pipe, "text_encoder", None) is None

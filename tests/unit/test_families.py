@@ -25,6 +25,12 @@ ROWS = {"prompts": "rows.jsonl", "edits": "rows.jsonl", "judge": {"model": "./mo
 MAKE = [kind.name for kind in FAMILIES.values() if kind.makes]
 EDIT = [kind.name for kind in FAMILIES.values() if kind.edits]
 ALL = one_of(list(FAMILIES), "and")
+
+
+def able(option):
+    return one_of([kind.name for kind in FAMILIES.values() if option in kind.options], "and")
+
+
 CACHED = {"quantization": "int8", "cache": "taylorseer", "cache_interval": 3, "dtype": "float32"}
 
 
@@ -209,8 +215,8 @@ def test_only_what_a_family_says_decides_its_pixels(flat_colour):
     [
         ({"quantization": "int8"}, f"quantization: works with the families {ALL}"),
         ({"cache": "taylorseer"}, "cache: works with the families flux and flux-kontext"),
-        ({"compile": True}, f"compile: works with the families {ALL}"),
-        ({"attention": "sage"}, f"attention: works with the families {ALL}"),
+        ({"compile": True}, f"compile: works with the families {able('compile')}"),
+        ({"attention": "sage"}, f"attention: works with the families {able('attention')}"),
         ({"offload": "model"}, f"offload: works with the families {ALL}"),
         ({"steps": 3}, "steps: has no effect on a model of the family flat-colour; leave it out"),
         ({"device": "cuda"}, "device: family flat-colour uses no GPU of the job's; leave it out"),

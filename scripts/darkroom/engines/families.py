@@ -18,6 +18,8 @@ KREA = "krea-2-community-license"
 SANA = "nscl-v2-custom"
 HUNYUAN = "tencent-hunyuan-community"
 _OWNER = "black-forest-labs"
+# Of denoisers that name no blocks to compile, and call torch's attention by themselves, whatever the backend.
+_OWN_KERNELS = frozenset({"offload"})
 
 
 def _true_cfg(request: "Request | Sampling") -> bool:
@@ -245,6 +247,7 @@ for _family in (
             guided=_above_one,
             named=named,
             defaults={"max_sequence_length": 256} | defaults,
+            options=_OWN_KERNELS,
             quantized=("transformer", "text_encoder_3"),
         )
         for name, named, defaults, models in (
@@ -271,6 +274,7 @@ for _family in (
             named=named,
             recipe_keys=("dtype",),
             defaults=defaults,
+            options=_OWN_KERNELS | {"compile"},
             quantized=("unet",),
         )
         for name, named, defaults, licences in (
@@ -336,6 +340,7 @@ for _family in (
         },
         guided=_above_one,
         defaults={"steps": 20, "guidance": 4.5, "max_sequence_length": 300},
+        options=_OWN_KERNELS,
     ),
     _diffusers(
         "chroma",
