@@ -88,6 +88,13 @@ def test_a_rows_own_setting_that_does_not_reach_the_model_rejects_the_row(tmp_pa
     assert planned(tmp_path, rows, {"family": "sdxl"}) == [None] * 5  # the same rows, for another model
 
 
+def test_the_fields_of_a_known_data_set_can_be_passed_over(tmp_path):
+    rows = [{"prompt": "a", "step": 50, "cfg": 7.0, "seed": 1}]
+    (refused,) = planned(tmp_path, rows, KLEIN, fields={"preset": "diffusiondb"})
+    assert refused.startswith("guidance: has no effect on a model of the family flux2-klein; ")
+    assert planned(tmp_path, rows, KLEIN, fields={"preset": "diffusiondb", "guidance": []}) == [None]
+
+
 def test_a_rows_own_guidance_decides_whether_its_negative_prompt_is_read(tmp_path):
     rows = [
         {"prompt": "a", "images": "a.png", "negative_prompt": "blurry"},
