@@ -6,7 +6,7 @@ name on every machine and in every process.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 KEY_LENGTH = 32  # hex digits of a key
@@ -36,11 +36,11 @@ def digests(first: Any) -> Callable[..., str]:
     return of
 
 
-def request_seed(root: int, row: str, item: int, sample: int, own: int | None = None) -> int:
+def request_seed(root: int | Sequence[int], row: str, item: int, sample: int, own: int | None = None) -> int:
     """The seed of one request, below 2**53: a hash of (root seed, row id, sample), never of a position or a time.
 
     Args:
-        root: the seed of the config.
+        root: the seed of the config; or its list of seeds, of which each sample has one, whatever the row.
         row: the row id.
         item: which prompt or source image of the row, from 0; it is hashed only if it is not 0.
         sample: which sample, from 0.
@@ -49,6 +49,8 @@ def request_seed(root: int, row: str, item: int, sample: int, own: int | None = 
     """
     if own is not None and item == 0 and sample == 0:
         return own
+    if own is None and not isinstance(root, int):
+        return root[sample]
     parts: list[Any] = [root, row] if own is None else [own]
     parts += [sample] if item == 0 else [sample, item]
     return int(digest(parts, 16), 16) >> (64 - SEED_BITS)

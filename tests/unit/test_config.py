@@ -15,6 +15,7 @@ from darkroom.config.models import Config, is_folder_name
 from darkroom.config.partitions import check_partitions
 from darkroom.config.values import sections_of
 from darkroom.errors import DarkroomError
+from darkroom.run.jobs import requests_of
 from darkroom.run.workflow import Workflow
 
 
@@ -82,7 +83,8 @@ def test_an_empty_section_is_all_defaults(folder):
 
 
 def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
-    filled = load_config(config("{samples_per_prompt: 2.0, generate: {width: 512.0}}"))
+    filled = load_config(config("{samples_per_prompt: 2.0, generate: {width: 512.0, seeds: ['4', 2.0]}}"))
+    assert (filled.generate.seeds, filled.samples_of("prompts"), filled.seed_of("edit")) == ([4, 2], 2, 0)
     found = filled.samples_per_prompt, filled.generate.width
     assert found == (2, 512) and all(type(value) is int for value in found)
 
@@ -111,6 +113,13 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("seed: true", "seed: expected a whole number, got True"),
         ("seed: 1e3", "seed: expected a whole number, got '1e3'"),
         ("strict: 1", "strict: expected true or false, got 1"),
+        ("generate: {seeds: [1, 2, 1]}", "generate.seeds: must not name anything twice, got [1, 2, 1]"),
+        ("generate: {seeds: [1, -1]}", "generate.seeds.1: must be at least 0, got -1"),
+        ("generate: {seeds: 4}", "generate.seeds: expected a list or null, got 4"),
+        (
+            "samples_per_prompt: 2\nedit: {seeds: [1, 2, 3]}",
+            "edit.seeds: lists 3, and samples_per_prompt is 2; leave out one of them",
+        ),
         ("shards: {size: 0}", "shards.size: must be at least 1, got 0"),
         ("judge: {top_p: 0}", "judge.top_p: must be above 0, got 0"),
         ("judge: {gpus: 0}", "judge.gpus: must be at least 1, got 0"),
@@ -199,6 +208,21 @@ def test_a_threshold_outside_its_score_s_range_is_one_line(folder, text, message
     with pytest.raises(DarkroomError) as error:
         Workflow.open(given)
     assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
+
+
+def test_a_list_of_seeds_says_how_many_images_there_are_and_which_edits_have_a_source(folder):
+    rows = [{"id": "a", "prompt": "a"}, {"id": "b", "prompt": "b"}, {"id": "c", "prompt": "c", "samples": 4}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edits = [{"prompt": "red", "images": {"row": "a", "sample": sample}} for sample in (2, 3)]
+    Path("edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in edits))
+    given = config("{edits: edits.jsonl, generate: {seeds: [5, 8, 2]}, edit: {model: ./model, family: flux-kontext}}")
+    del given["judge"]["rubric"]
+    run = Workflow.open(given)
+    (shard,) = run.plans["images"].shards
+    made = [(r.row, r.seed) for r in requests_of(run, "images", run.plans["images"].read(shard))]
+    assert made == [(row, seed) for row in "ab" for seed in (5, 8, 2)] and run.requests("images", shard) == 6
+    assert [plan.rows_rejected for plan in run.row_plans.values()] == [1, 1]
+    assert (run.config.samples_of("edits"), run.settings()["generate"]["seeds of each row"]) == (1, "5, 8, 2")
 
 
 # Each key that names a file or folder, and what of it is found in the folder $DATA/in.

@@ -72,13 +72,15 @@ SCORES = {"scores/judge/images", "scores/judge/edited", "scores/judge/upscaled",
     [
         ({"seed": 2}, PICTURES | SCORES | {"gallery"}),
         ({"samples": 2}, PICTURES | SCORES | {"gallery"}),
+        ({"seeds": {"images": [1, 2]}}, PICTURES | SCORES | {"gallery"}),
+        ({"seeds": {"edited": [1, 2]}}, {"edited", "scores/judge/edited", "gallery"}),
         ({"recipes": RECIPES | {"images": {"steps": 5}}}, PICTURES | SCORES | {"gallery"}),
         ({"recipes": RECIPES | {"edited": {"steps": 5}}}, {"edited", "scores/judge/edited", "gallery"}),
         ({"recipes": RECIPES | {"upscaled": {"factor": 4}}}, {"upscaled", "scores/judge/upscaled", "gallery"}),
         ({"metrics": METRICS | {"brightness": {"images": {"version": 2}}}}, {"scores/brightness/images", "gallery"}),
         ({"shown": [2]}, {"gallery"}),
     ],
-    ids=["seed", "samples", "images", "edited", "upscaled", "metric", "shown"],
+    ids=["seed", "samples", "seeds", "seeds of edits", "images", "edited", "upscaled", "metric", "shown"],
 )
 def test_a_change_moves_what_follows_from_it_and_nothing_else(tmp_path, changes, expected):
     assert changed(lineage(tmp_path), lineage(tmp_path, **changes)) == expected
@@ -108,6 +110,18 @@ def test_the_digest_in_a_file_changes_where_its_path_does(tmp_path):
     for step in one.steps():
         for file, now in zip(one.files(step), other.files(step), strict=True):
             assert file.name == now.name and file.path != now.path and file.digest != now.digest
+    other = lineage(tmp_path, seeds={"images": [1]})
+    for step in one.steps():
+        for file, now in zip(one.files(step), other.files(step), strict=True):
+            assert (file.path != now.path) == (file.digest != now.digest) == (file.name in moved(one, step))
+
+
+def moved(one, step):
+    """The files of a step that follow from the images."""
+    files = one.files(step)
+    if "edited" not in step.name:
+        return {file.name for file in files}
+    return {file.name for file in files if one.plans["edits"].shards[file.name].referenced}
 
 
 def test_groups_that_hold_several_shards_are_told_by_all_of_them(tmp_path):

@@ -477,6 +477,13 @@ def test_an_edit_of_an_image_of_this_run_depends_on_that_row_alone(tmp_path):
     assert all(changed.shard_of_row(r[0]) == r[3] for found in references(new).values() for r in found)
 
 
+def test_a_row_that_asks_for_more_images_than_there_are_seeds_is_rejected(tmp_path):
+    rows = [{"prompt": "a", "samples": samples} for samples in (2, 3)] + [{"prompt": "a", "samples": 3, "seed": 5}]
+    assert rejected(plan_of(tmp_path, rows, 5)) == []
+    found = rejected(plan_of(tmp_path, rows, 5, most=2))
+    assert found == ["samples: 3, and the config lists 2 seeds; list more, or give the row a seed"]
+
+
 @pytest.mark.parametrize(
     ("image", "reason"),
     [

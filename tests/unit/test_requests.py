@@ -52,6 +52,22 @@ def test_a_rows_own_seed_is_taken_as_it_is_and_its_samples_still_differ():
     assert seeds == [request.seed for request in requests({"prompt": "b", "seed": 7, "id": "o"}, seed=9, samples=3)]
 
 
+def test_a_list_of_seeds_is_every_prompts_but_for_rows_with_one_of_their_own():
+    listed = [7, 3, 9]
+    for row in ({"prompt": "a"}, {"prompt": "b", "id": "o"}):
+        assert [request.seed for request in requests(row, listed, 3)] == listed
+    two = requests({"conversations": ["a", "b"], "samples": 2}, listed, 3)
+    assert [(request.prompt, request.seed) for request in two] == [("a", 7), ("a", 3), ("b", 7), ("b", 3)]
+    own = {"prompt": "a", "seed": 5}
+    assert [r.seed for r in requests(own, listed, 3)] == [r.seed for r in requests(own, 0, 3)]
+
+
+def test_another_list_of_seeds_keeps_the_keys_of_those_that_stay():
+    row = {"conversations": ["a", "b"]}
+    before, after = (set(keys(row, seed=listed, samples=len(listed))) for listed in ([1, 2], [4, 2, 3]))
+    assert len(before & after) == 2 and (len(before), len(after)) == (4, 6)
+
+
 def test_more_samples_keep_the_keys_of_the_first():
     row = {"conversations": ["a", "b"]}
     two, five = (set(keys(row, samples=count)) for count in (2, 5))

@@ -31,6 +31,8 @@ from darkroom.plan.stages import EDITED, IMAGES, STAGES
 SECTIONS: dict[str, type[BaseModel]] = {}
 METRICS: dict[str, type[BaseModel]] = {}
 
+_MADE_BY = {stage.rows: stage.section for stage in (IMAGES, EDITED)}  # rows -> the section that says what they make
+
 # The least value of resources that Snakemake or a cluster counts; all others are a whole number or text.
 _COUNTED = {"threads": 1, "gpu": 0, "mem_mb": 1, "disk_mb": 1, "nodes": 1, "tasks": 1, "cpus_per_task": 1}
 
@@ -104,7 +106,7 @@ def _no_stage_section(name: str) -> DarkroomError:
     )
 
 
-def _each_once(values: list[str]) -> list[str]:
+def _each_once(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("must not name anything twice")
     return values
@@ -129,6 +131,14 @@ def _check_resources(resources: dict[str, int | str]) -> dict[str, int | str]:
 
 
 Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+Seeds = Annotated[
+    Annotated[list[Seed], Field(min_length=1, max_length=1000), AfterValidator(_each_once)] | None,
+    Field(
+        description="Seeds of the images of every prompt (here and under `edit`: of every edit), such as `[1, 2, 3]`: one image for"
+        " each, in place of `samples_per_prompt` images with seeds that follow from the root seed. A row's own `seed` goes before them, and its `samples` takes the first so many."
+    ),
+]
 Thresholds = dict[str, Number]
 Preferred = Annotated[
     str | None,
@@ -399,6 +409,7 @@ def model_folder(section: ModelSource) -> str | None:
 class Generate(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-dev"
     family: Family = "auto"
+    seeds: Seeds = None
     width: Pixels = 1024
     height: Pixels = 1024
 
@@ -406,6 +417,7 @@ class Generate(ModelSection):
 class Edit(ModelSection):
     model: Model = "black-forest-labs/FLUX.1-Kontext-dev"
     family: Family = "auto"
+    seeds: Seeds = None
     width: Pixels = None
     height: Pixels = None
 
@@ -683,15 +695,16 @@ class Config(Section):
     )
     rows: Rows = Field(default_factory=Rows)
     results: PathText = Field(default="results", description="Folder for everything that is made.")
-    seed: int = Field(
+    seed: Seed = Field(
         default=0,
-        ge=0,
-        le=9_007_199_254_740_991,
         description="Root seed. An image's seed is a hash of it, the row's id and the sample number, so it does not change when rows"
         " are added, moved or split over more jobs.",
     )
     samples_per_prompt: int = Field(
-        default=1, ge=1, le=1000, description="Images of each prompt and each edit. A row's `samples` replaces it."
+        default=1,
+        ge=1,
+        le=1000,
+        description="Images of each prompt and each edit. A row's `samples` replaces it, and so does a section's `seeds`.",
     )
     shards: Shards = Field(default_factory=Shards)
     trial: int | None = Field(
@@ -735,6 +748,18 @@ class Config(Section):
     report: Report = Field(default_factory=Report)
     export: Export = Field(default_factory=Export)
 
+    @model_validator(mode="after")
+    def _one_number_of_samples(self) -> Self:
+        for section in _MADE_BY.values():
+            seeds = self.seed_of(section)
+            stated = "samples_per_prompt" in self.model_fields_set
+            if not isinstance(seeds, int) and stated and len(seeds) != self.samples_per_prompt:
+                raise Refused(
+                    f"{section}.seeds: lists {len(seeds)}, and samples_per_prompt is {self.samples_per_prompt}; leave out one"
+                    " of them"
+                )
+        return self
+
     def section(self, name: str) -> StageSection:
         """The section of a stage. Raises DarkroomError where there is none."""
         section = getattr(self, name, None)
@@ -745,6 +770,20 @@ class Config(Section):
     def rows_of(self, rows: str) -> str | list[str] | None:
         """What is named under "prompts" or "edits", None where nothing is."""
         return {"prompts": self.prompts, "edits": self.edits}[rows]
+
+    def seed_of(self, section: str) -> int | list[int]:
+        """What the seeds of a section's requests come from: the root seed, or a list of them."""
+        return getattr(self.section(section), "seeds", None) or self.seed
+
+    def samples_of(self, rows: str) -> int:
+        """Images of each row of "prompts" or "edits" that does not say how many."""
+        seeds = self.seed_of(_MADE_BY[rows])
+        return self.samples_per_prompt if isinstance(seeds, int) else len(seeds)
+
+    def most_samples(self, rows: str) -> int | None:
+        """How many images a row of "prompts" or "edits" without a seed of its own can ask for; None: any number."""
+        seeds = self.seed_of(_MADE_BY[rows])
+        return None if isinstance(seeds, int) else len(seeds)
 
     def row_files(self, rows: str) -> list[str]:
         """The files of "prompts" or "edits" of a checked config, [] where there are none."""

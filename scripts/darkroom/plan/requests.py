@@ -49,11 +49,13 @@ class Request:
         return self.width, self.height
 
 
-def expand(row: dict[str, Any], section: StageSection, seed: int, samples: int, every: bool = False) -> list[Request]:
+def expand(
+    row: dict[str, Any], section: StageSection, seed: int | list[int], samples: int, every: bool = False
+) -> list[Request]:
     """The requests of a normal row, in order (item, then sample).
 
-    section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed; samples:
-    images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
+    section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed, or the list of
+    those of every prompt; samples: images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
     that makes one picture from each picture of another: they have its place for their source, and its size. What the row
     says of steps, guidance and a negative prompt is for the picture that they start from.
     """
@@ -61,7 +63,7 @@ def expand(row: dict[str, Any], section: StageSection, seed: int, samples: int, 
 
 
 def expand_rows(
-    rows: Iterable[dict[str, Any]], section: StageSection, seed: int, samples: int, every: bool = False
+    rows: Iterable[dict[str, Any]], section: StageSection, seed: int | list[int], samples: int, every: bool = False
 ) -> list[Request]:
     """The requests of several rows, as `expand` has those of one."""
     sampling = section.sampling
@@ -70,7 +72,7 @@ def expand_rows(
     return [request for row in rows for request in _expand(row, sampling, seed, samples)]
 
 
-def _expand(row: dict[str, Any], sampling: Sampling, seed: int, samples: int) -> list[Request]:
+def _expand(row: dict[str, Any], sampling: Sampling, seed: int | list[int], samples: int) -> list[Request]:
     options, read = row["options"], row.get("read", ())
     requests = []
     for item, entry in enumerate(row["items"]):
@@ -142,12 +144,14 @@ def request_keys(recipe: Recipe) -> Callable[[Request, str | None, str | None], 
     return key
 
 
-def image_digest(shard: Shard, recipe: Recipe, seed: int, samples: int) -> str:
-    """The digest an image shard is made for: its rows, the images they name, the recipe and the root seed."""
+def image_digest(shard: Shard, recipe: Recipe, seed: int | list[int], samples: int) -> str:
+    """The digest an image shard is made for: its rows, the images they name, the recipe and the root seed, or the seeds."""
     return digest([shard.digest, shard.sources, recipe, seed, samples])
 
 
-def edited_digest(shard: Shard, recipe: Recipe, seed: int, samples: int, generate_recipe: Recipe | None) -> str:
+def edited_digest(
+    shard: Shard, recipe: Recipe, seed: int | list[int], samples: int, generate_recipe: Recipe | None
+) -> str:
     """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
     parts: list[Any] = [image_digest(shard, recipe, seed, samples)]
     if shard.referenced:

@@ -363,13 +363,15 @@ def make_plan(
     fields: Fields = PLAIN,
     trial: int | None = None,
     reach: Reach | None = None,
+    most: int | None = None,
 ) -> Plan:
     """The plan of the rows in `files`, made anew only where a file, an image they name or an argument changed.
 
     samples: images per prompt, and prompts: the plan of the prompts; both to check the images of this run that
     edits refer to. fields: which fields of the rows are read. trial: take so many of the rows that can be used, those whose ids
     have the least hashes, and of edits all that start from images of `prompts`, which is of the same trial, besides; None:
-    all. Ids, and so seeds and keys, are those of the whole set. reach: rows whose settings it refuses are rejected. Raises DarkroomError where a file cannot be read.
+    all. most: images that a row without a seed of its own may ask for; None: any number. Ids, and so seeds and keys, are those of the
+    whole set. reach: rows whose settings it refuses are rejected. Raises DarkroomError where a file cannot be read.
     """
     import filelock
 
@@ -385,6 +387,7 @@ def make_plan(
     state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
     state += [fields.encoding, fields.delimiter, *([] if trial is None else [trial])]
     state += [] if reach is None else [reach.state]
+    state += [] if most is None else [{"most": most}]
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -396,7 +399,8 @@ def make_plan(
         refusal = f"{name_of(paths)}: changed, or is to be cut otherwise, while another run works on {results}"
         if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
             lock.release()
-        return _Builder(paths, kind, size, folder, samples, prompts, fields, trial, reach).build(state)
+        builder = _Builder(paths, kind, size, folder, samples, prompts, fields, trial, reach, most)
+        return builder.build(state)
 
 
 def base_folder(files: Sequence[str | Path], root: str | None = None) -> Path:
@@ -456,9 +460,11 @@ class _Builder:
         fields: Fields,
         trial: int | None,
         reach: Reach | None,
+        most: int | None,
     ):
         self.paths, self.kind, self.size, self.folder = paths, kind, size, folder
-        self.samples, self.prompts, self.fields, self.trial, self.reach = samples, prompts, fields, trial, reach
+        self.samples, self.prompts, self.fields, self.trial = samples, prompts, fields, trial
+        self.reach, self.most = reach, most
         self.left_out = 0
         self.base = base_folder(paths, fields.root)
         self.pictures: dict[str, bytes] = {}  # of the row in hand
@@ -536,6 +542,7 @@ class _Builder:
             normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
             if self.reach and (unreached := self.reach.refusal(normal)):
                 raise RowError(unreached)
+            self._check_samples(normal["options"])
             references = self._resolve(normal, targets)
             normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
         except _LeftOut:
@@ -545,6 +552,12 @@ class _Builder:
         except RowError as error:
             return None, [], str(error)
         return normal, references, None
+
+    def _check_samples(self, options: dict[str, Any]) -> None:
+        if self.most is not None and "seed" not in options and options.get("samples", 0) > self.most:
+            raise RowError(
+                f"samples: {options['samples']}, and the config lists {self.most} seeds; list more, or give the row a seed"
+            )
 
     def _below(self, path: Path) -> str:
         """The folder of a file of rows within that of all, "" where it is that one."""

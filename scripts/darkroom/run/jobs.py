@@ -66,7 +66,8 @@ def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
     wanted, config = workflow.stage(stage), workflow.config
     table = json.loads(b"[%s]" % b",".join(lines.splitlines()))
     rows = (row for row in table if "rejected" not in row)
-    return expand_rows(rows, config.section(wanted.section), config.seed, config.samples_per_prompt, wanted.every)
+    seed, samples = config.seed_of(wanted.section), config.samples_of(wanted.rows)
+    return expand_rows(rows, config.section(wanted.section), seed, samples, wanted.every)
 
 
 def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:

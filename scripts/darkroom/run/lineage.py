@@ -32,7 +32,7 @@ class Lineage:
 
     results: the results folder. stages: the run's, in order. plans: by rows, "prompts" and "edits". groups: by stage, the shards
     that are scored together. recipes: by stage, what decides pixels; metrics: by metric and stage, what decides scores. seed: the root seed;
-    samples: per prompt. shown: what decides a shard's file of the gallery besides its pictures and scores.
+    samples: per prompt; seeds: by stage, those of every prompt in place of these two. shown: what decides a shard's file of the gallery besides its pictures and scores.
     """
 
     results: str
@@ -44,6 +44,7 @@ class Lineage:
     seed: int
     samples: int
     shown: Any = None
+    seeds: dict[str, list[int]] = field(default_factory=dict)
     _stage: dict[str, Stage] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,15 +62,22 @@ class Lineage:
                 found[stage.name] = {name: digest([found[stage.reads or ""][name], recipe]) for name in shards}
             elif stage.reads:
                 made_by = self.recipes.get(stage.reads)
+                if made_by is not None and stage.reads in self.seeds:
+                    made_by = made_by | {"seeds": self.seeds[stage.reads]}
                 found[stage.name] = {
-                    name: edited_digest(shard, recipe, self.seed, self.samples, made_by)
+                    name: edited_digest(shard, recipe, *self._drawn(stage.name), made_by)
                     for name, shard in shards.items()
                 }
             else:
                 found[stage.name] = {
-                    name: image_digest(shard, recipe, self.seed, self.samples) for name, shard in shards.items()
+                    name: image_digest(shard, recipe, *self._drawn(stage.name)) for name, shard in shards.items()
                 }
         return found
+
+    def _drawn(self, stage: str) -> tuple[int | list[int], int]:
+        """What decides the seeds of a stage's requests, and how many there are of a prompt."""
+        seeds = self.seeds.get(stage)
+        return (self.seed, self.samples) if seeds is None else (seeds, len(seeds))
 
     @cached_property
     def score_digests(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -112,7 +120,7 @@ class Lineage:
         """stage -> shard -> the id of how its pictures are made; a stage has one, or two where it reads another stage."""
         found: dict[str, dict[str, str]] = {}
         for stage in self.stages:
-            parts = [stage.name, self.recipes[stage.name], self.seed, self.samples]
+            parts = [stage.name, self.recipes[stage.name], *self._drawn(stage.name)]
             own = digest(parts, ID)
             from_files = dict.fromkeys(self.plans[stage.rows].shards, own)
             if stage.reads in found:

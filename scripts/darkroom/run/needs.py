@@ -32,6 +32,7 @@ from darkroom.engines import DEFAULTS, family
 from darkroom.metrics.rubric import JUDGE
 from darkroom.models.hub import marker_bytes
 from darkroom.models.identity import model_bytes
+from darkroom.plan.stages import ROWS
 from darkroom.run.lineage import Step
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def shards_together(config: Config) -> int:
     if asked != "auto":
         return asked
     model = known_bytes("judge", config.judge)
-    shard = judge_seconds(Work(config.shards.size * config.samples_per_prompt, 0), model)
+    samples = max(config.samples_of(rows) for rows in ROWS)
+    shard = judge_seconds(Work(config.shards.size * samples, 0), model)
     return shards_for(START_SECONDS + model / READ_BYTES_PER_SECOND, shard, STARTS_SHARE)
 
 

@@ -117,11 +117,12 @@ class Workflow:
                 rows,
                 config.shards.size,
                 config.results,
-                config.samples_per_prompt,
+                config.samples_of("prompts"),
                 plans.get("prompts") if rows == "edits" else None,
                 Fields.of(config.rows.model_dump(), rows),
                 config.trial,
                 Reach(next(config.section(stage.section) for stage in stages if stage.rows == rows), rows),
+                config.most_samples(rows),
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):
@@ -220,7 +221,14 @@ class Workflow:
             seed=self.config.seed,
             samples=self.config.samples_per_prompt,
             shown=[GALLERY_VERSION, options],
+            seeds=self._seeds,
         )
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        """stage -> the seeds of every prompt, where the config lists them."""
+        found = {stage.name: self.config.seed_of(stage.section) for stage in self.stages}
+        return {name: seeds for name, seeds in found.items() if not isinstance(seeds, int)}
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -237,7 +245,7 @@ class Workflow:
 
     def requests(self, stage: str, shard: str) -> int:
         """Images to make in a shard of a stage."""
-        return self.plans[stage].shards[shard].requests(self.config.samples_per_prompt)
+        return self.plans[stage].shards[shard].requests(self.config.samples_of(self.stage(stage).rows))
 
     @cached_property
     def scored_apart(self) -> bool:
@@ -627,9 +635,14 @@ class Workflow:
             rejected = f", {plan.rows_rejected:,} rejected" if plan.rows_rejected else ""
             name = Path(self.rows_name(rows)).name
             told["rows"][rows] = f"{name}: {number} rows in {len(plan.shards):,} shards{rejected}"
-        told["rows"] |= {"seed": config.seed, "samples per prompt": config.samples_per_prompt}
+        samples = {rows: config.samples_of(rows) for rows in self.row_plans}
+        told["rows"] |= {"seed": config.seed, "samples per prompt": next(iter(samples.values()))}
+        if len(set(samples.values())) > 1:
+            told["rows"]["samples per edit"] = samples["edits"]
         for stage in self.stages:
             told[stage.section] = self._named(self.recipes[stage.name])
+            if stage.name in self._seeds:
+                told[stage.section] |= {"seeds of each row": ", ".join(map(str, self._seeds[stage.name]))}
         for metric in self.metrics:
             told[metric.name] = self._named(metric.recipe(self.stages[0].name))
         chosen = {
@@ -656,7 +669,7 @@ class Workflow:
             Kind(
                 name=stage.name,
                 plan=self.plans[stage.name],
-                samples=self.config.samples_per_prompt,
+                samples=self.config.samples_of(stage.rows),
                 image_digests=self.lineage.image_digests[stage.name],
                 score_digests={
                     metric: self.lineage.score_digests[metric][stage.name]
