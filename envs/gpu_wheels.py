@@ -31,7 +31,7 @@ GIVEN = frozenset(
 )
 # By group: what is wanted of it itself, and what it is for.
 GROUPS = {
-    "core": ("pyarrow psutil pillow pydantic diffusers accelerate pytest", "every test and part"),
+    "core": ("pyarrow psutil pillow pydantic diffusers accelerate peft pytest", "every test and part"),
     "judge": ("xgrammar qwen-vl-utils", "the judge"),
     "int8": ("torchao", "quantization: int8, fp8"),
     "nf4": ("bitsandbytes", "quantization: nf4"),

@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 from conftest import FLUX, REPOSITORY
-from darkroom.models.hub import HubModel, judge_files, pipeline_files
+from darkroom.config.load import lora_files
+from darkroom.config.models import Generate, Lora
+from darkroom.errors import DarkroomError
+from darkroom.models.hub import HubModel, judge_files, local_section, pipeline_files
 from hubserver import Hub, Repository, model_files, surroundings, tiny_hub
 
 FETCH = """
 import json, sys
 from pathlib import Path
+from darkroom.config.models import Lora
 from darkroom.models.hub import HubModel, fetch, report_lines
 from darkroom.jobs.runtime import job
 with job(None, online=True):
     section, repo, revision, cache, marker = sys.argv[1:]
-    print(report_lines(section, fetch(HubModel(section, repo, revision, cache, Path(marker)))))
+    lora = Lora.model_validate_json(section) if section[0] == "{" else Lora(model=repo) if "." in section else None
+    section = "generate.loras.0" if lora else section
+    print(report_lines(section, fetch(HubModel(section, repo, revision, cache, Path(marker), lora))))
 """
 TOKEN = "hf_" + "secretsecret" * 3
 
@@ -262,6 +268,35 @@ def test_of_flux_only_the_components_are_taken():
     others = {"flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "README.md", "LICENSE.md", ".gitattributes"}
     others |= {"image_encoder/model.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors"}
     assert pipeline_files(wanted | others, contents.get) == sorted(wanted)
+
+
+def test_of_a_lora_one_file_is_taken_with_its_card_and_the_engine_is_told_where_it_lies(client):
+    files = ["README.md", "a.safetensors", "b.safetensors", "a.bin"]
+    assert lora_files(files, "b.safetensors") == ["b.safetensors", "README.md"]
+    assert lora_files(["x/a.safetensors", "b.bin"], None) == ["x/a.safetensors"]
+    for names, wanted, words in (
+        (files, None, "has several files of weights (a.safetensors, b.safetensors); name one as weight_name"),
+        (files, "a.bin", "has no weights a.bin; there are a.safetensors, b.safetensors"),
+        (["a.bin"], None, "has no weights as safetensors, and others are not loaded"),
+    ):
+        with pytest.raises(DarkroomError, match=re.escape(words)):
+            lora_files(names, wanted)
+    done = client.fetch("generate.loras.0", "tiny/flux", "main", check=False)
+    assert done.returncode == 1 and "generate.loras.0.model: tiny/flux: has several files of weights (" in done.stderr
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    lora = Lora(model="tiny/flux", weight_name=weights, scale=2)
+    client.fetch(lora.model_dump_json(), "tiny/flux", "main")
+    assert client.stored() == {weights: True, "README.md": True}
+    hub = HubModel("generate.loras.0", "tiny/flux", "main", str(client.cache), client.marker, lora)
+    (found,) = local_section(Generate(loras=[lora]), {hub.section: hub}, "generate").loras
+    assert (found.file, found.model, found.scale) == (str(client.cache / _snapshot(hub) / weights), None, 2)
+    assert HubModel(
+        "generate.loras.0", "tiny/flux", "main", str(client.cache), client.marker, Lora(model="a/b")
+    ).outdated
+
+
+def _snapshot(hub):
+    return f"models--tiny--flux/snapshots/{hub.commit}"
 
 
 def test_of_a_judge_the_transformers_files_are_taken():

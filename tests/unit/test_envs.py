@@ -35,13 +35,13 @@ OTHER |= {(env, "bitsandbytes") for env in ("generate.yaml", "gpu.lock")}  # wor
 CHECKERS = {"codespell", "ruff", "mypy", "mypy-extensions", "librt", "ast-serialize", "types-pyyaml"}
 CHECKERS |= {"snakefmt", "black", "shfmt-py", "pytokens"}
 OTHER |= {("quick.lock", name) for name in CHECKERS}
-HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "vllm"}
+HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "peft", "vllm"}
 # Imported by functions that only the run itself calls, or other stages.
 RUN = {"charset_normalizer", "psutil"}
 ELSEWHERE = {
     "tables.yaml": RUN | {"huggingface_hub", "httpx2"},
     "report.yaml": RUN | {"huggingface_hub", "httpx2"},
-    "judge.yaml": RUN | {"diffusers", "torchao", "httpx2"},
+    "judge.yaml": RUN | {"diffusers", "peft", "torchao", "httpx2"},
     "generate.yaml": RUN | {"httpx2"},
     "hub.yaml": RUN | {"numpy", "PIL", "pyarrow"},
 }

@@ -7,15 +7,15 @@ from darkroom.config.load import load_config
 from darkroom.config.models import Edit, Generate, Judge
 from darkroom.errors import DarkroomError
 from darkroom.exports import TRAINING
-from darkroom.models.licences import check_licences, model_of
+from darkroom.models.licences import check_licences, model_of, models_of
 
 DEV = "flux-1-dev-non-commercial-license"
 HUB = "https://huggingface.co"
 
 
-def checked(tmp_path, stages=("prompts",), model="black-forest-labs/FLUX.1-dev", **export):
+def checked(tmp_path, stages=("prompts",), model="black-forest-labs/FLUX.1-dev", generate=None, **export):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
-    config = small_config(generate={"model": model}, edit={"model": "black-forest-labs/FLUX.1-Kontext-dev"})
+    config = small_config(generate=generate or {"model": model}, edit={"model": "black-forest-labs/FLUX.1-Kontext-dev"})
     config |= {"prompts": None, "edits": None} | dict.fromkeys(stages, str(tmp_path / "rows.jsonl"))
     config = load_config(config | {"export": export}, [tmp_path, REPOSITORY])
     check_licences(config, TRAINING)
@@ -37,6 +37,23 @@ def test_training_on_what_a_licence_limits_has_to_be_acknowledged(tmp_path, form
     checked(tmp_path, formats=["folder", format], acknowledge_licences=[DEV])
     with pytest.raises(DarkroomError, match=r"edit\.model black-forest-labs/FLUX\.1-Kontext-dev"):
         checked(tmp_path, stages=("edits",), formats=[format], acknowledge_licences=["mit"])
+
+
+def test_a_lora_is_licensed_by_the_card_beside_its_file_or_the_model_it_was_made_for(tmp_path):
+    tmp_path.joinpath("l.safetensors").write_bytes(b"")
+    lora, acknowledged = {"loras": [{"file": "l.safetensors"}]}, {"formats": ["parquet"]}
+    generate = {"model": "black-forest-labs/FLUX.1-schnell"}
+
+    def models(**export):
+        return [(m.name, m.licence.name) for m in models_of(checked(tmp_path, generate=generate | lora, **export))]
+
+    assert models(**acknowledged)[1] == ("l.safetensors", "unknown")
+    tmp_path.joinpath("README.md").write_text("---\nbase_model: black-forest-labs/FLUX.1-dev\n---\n")
+    with pytest.raises(DarkroomError, match=r"generate\.loras\.0\.model l\.safetensors is under flux-1-dev-non"):
+        models(**acknowledged)
+    assert models(**acknowledged, acknowledge_licences=[DEV])[1] == ("l.safetensors", DEV)
+    tmp_path.joinpath("README.md").write_text("---\nlicense: mit\n---\n")
+    assert models(**acknowledged)[1] == ("l.safetensors", "mit")
 
 
 def test_what_is_not_for_training_or_not_limited_needs_nothing(tmp_path):

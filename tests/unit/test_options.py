@@ -61,6 +61,29 @@ def test_every_option_that_can_change_pixels_makes_a_key_of_its_own(hub):
         assert options.options_of(image_recipe(section)) == chosen
 
 
+def test_a_lora_is_part_of_recipe_and_key_by_its_content_and_scale(hub, tmp_path):
+    def recipe(*loras):
+        section = hub(generate=f"loras: [{', '.join(loras)}]").generate
+        return digest(image_recipe(section)), key(section)
+
+    for name in ("one", "other"):
+        tmp_path.joinpath(f"{name}.safetensors").write_bytes(name.encode())
+    tmp_path.joinpath("copy").mkdir()
+    tmp_path.joinpath("copy/again.safetensors").write_bytes(b"one")
+    one = "{file: one.safetensors}"
+    named = [f"{{model: a/b, revision: {digit * 40}}}" for digit in "ab"]
+    sets = [[], [one], ["{file: one.safetensors, scale: 0.5}"], ["{file: other.safetensors}"], *([x] for x in named)]
+    sets += [["{model: a/b, weight_name: x.safetensors, revision: " + "a" * 40 + "}"], [one, named[0]]]
+    found = [recipe(*loras) for loras in sets]
+    assert len({first for first, _ in found}) == len({second for _, second in found}) == len(sets)
+    assert recipe("{model: ./copy}") == recipe(one)  # the same content under another name
+    assert "loras" not in image_recipe(hub().generate)
+    with pytest.raises(
+        DarkroomError, match=r"^config: generate\.loras\.0\.model: \S+/model: has no weights as safetensors"
+    ):
+        recipe("{model: ./model}")
+
+
 def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
     plain = image_recipe(hub().generate)
     for change in ("offload: model", "offload: sequential", "cache_threshold: 0.2", "cache_interval: 7"):
@@ -83,6 +106,10 @@ def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
         ("generate", "family: sdxl, cache: taylorseer", "generate.cache: works with the families flux and"),
         ("edit", "true_cfg: 2, cache: taylorseer", "edit.cache: FLUX Kontext's pipeline does not tell a cache"),
         ("edit", "batch_size: 2, cache: first_block", "edit.cache: first_block decides by a mean over the whole batch"),
+        ("generate", "loras: [{scale: 2}]", "generate.loras.0.model: name a model or a file, one of the two"),
+        ("generate", "loras: [{file: x.bin}]", "generate.loras.0.file: only safetensors are loaded, and x.bin is none"),
+        ("generate", "loras: [{file: gone.safetensors}]", "generate.loras.0.file: no such file: gone.safetensors"),
+        ("edit", "loras: [{model: a/b, scal: 2}]", "unknown key edit.loras.0.scal; did you mean scale?"),
         ("judge", "engine_args: {model: x}", "judge.engine_args.model: use judge.model"),
         (
             "judge",

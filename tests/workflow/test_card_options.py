@@ -14,6 +14,7 @@ from darkroom.metrics import judge, vlm
 from darkroom.metrics.rubric import load_rubric
 from darkroom.tools.replay import replay
 from PIL import Image
+from safetensors.torch import save_file
 from test_engines import RUBRIC, build_stable_diffusion, filled, filled_config, lines, make, stage_for
 
 STEPS = 6  # few steps are too far apart for a cache to find anything alike
@@ -57,6 +58,57 @@ def test_an_option_changes_pixels_a_little_and_repeats_exactly(plain, tmp_path, 
     if "batch_size" not in option:
         together = engine.run(requests, (64, 64), sources)
         assert np.abs(together - first).max() < 1e-3
+
+
+def lora(path, **parts):
+    """A file with a LoRA of rank 2; parts: name of a linear layer, __ for each point -> (values out, values in)."""
+    noise, weights = torch.Generator().manual_seed(0), {}
+    for name, sides in parts.items():
+        for side, shape in (("A", (2, sides[1])), ("B", (sides[0], 2))):
+            weights[f"{name.replace('__', '.')}.lora_{side}.weight"] = torch.randn(shape, generator=noise) / 10
+    save_file(weights, path)
+    return {"file": str(path)}
+
+
+LAYER = "transformer__transformer_blocks__0__attn__to_q"
+ENCODER = "text_encoder__text_model__encoder__layers__0__self_attn__q_proj"
+
+
+def test_loras_change_pixels_by_their_scale_with_quantized_weights_too(plain, tmp_path):
+    one = lora(tmp_path / "one.safetensors", **{LAYER: (128, 128)})
+    two = lora(tmp_path / "two.safetensors", **{LAYER: (128, 128), ENCODER: (64, 64)})
+
+    def difference(name="generate", before=None, **section):
+        pictures = alone(*engine_of(name, tmp_path, **section))
+        return np.abs(pictures - (plain[name] if before is None else before)).max(), pictures
+
+    assert difference(loras=[one | {"scale": 0}, two | {"scale": 0}])[0] == 0
+    half, _ = difference(loras=[one | {"scale": 0.5}])
+    whole, pictures = difference(loras=[one])
+    assert 0 < half < whole and difference(loras=[one], before=pictures)[0] == 0
+    assert difference(loras=[one, two], before=pictures)[0] > 0 and difference("edit", loras=[one])[0] > 0
+    _, quantized = difference(quantization="int8")
+    assert difference(quantization="int8", loras=[one | {"scale": 0}], before=quantized)[0] == 0
+    assert difference(quantization="int8", loras=[one], before=quantized)[0] > half / 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({LAYER: (136, 128)}, "size mismatch for transformer_blocks.0.attn.to_q"),
+        (
+            {LAYER: (128, 128), LAYER.replace("0", "9"): (128, 128)},
+            "2 of its 4 weights have no place in the transformer",
+        ),
+        ({"unet__mid": (8, 8)}, "it holds weights of unet, and the model has none of that name"),
+    ],
+)
+def test_a_lora_of_another_model_is_one_line(tmp_path, parts, reason):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(DarkroomError) as error:
+        engine_of("generate", tmp_path, loras=[lora(path, **parts)])
+    assert str(error.value).startswith(f"generate.loras.0: {path} does not fit FluxPipeline: {reason}")
+    assert "\n" not in str(error.value)
 
 
 def test_a_kernel_of_attention_is_used_and_holds_for_its_engine_alone(plain, tmp_path):

@@ -18,6 +18,7 @@ elif find_spec("darkroom") is None:
 from darkroom.config.load import DEMONSTRATION, names_rows
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import search_first
+from darkroom.models.hub import models_of_section
 from darkroom.run.events import watch_over
 from darkroom.run.lineage import manifest_of
 from darkroom.run.needs import (
@@ -231,24 +232,25 @@ def threads(step):
 
 
 def model(section, makes):
-    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder.
+    """Input of the jobs that make files `makes` with the model of a section: none where that lies in a folder, and its LoRAs in files.
 
     makes: as in `again`. The marker's time counts for nothing; but where the model has to be fetched again, Snakemake would
     pass over jobs whose only input from that is ancient(), whatever else they are to be run for.
     """
-    if section not in DARKROOM.models:
+    wanted = models_of_section(DARKROOM.models, section)
+    if not wanted:
         return []
-    wanted = DARKROOM.models[section]
 
-    def marker(wildcards):
-        if wanted.commit is None:
-            sys.exit(f"error: {wanted.unpinned}")
-        path = str(wanted.marker)
+    def markers(wildcards):
+        for one in wanted:
+            if one.commit is None:
+                sys.exit(f"error: {one.unpinned}")
         made = makes.format(**dict(wildcards.items()))
-        waits = path in AGAIN and (made in AGAIN or not Path(made).exists())
-        return [path if waits else ancient(path)]
+        missing = made in AGAIN or not Path(made).exists()
+        paths = [str(one.marker) for one in wanted]
+        return [path if missing and path in AGAIN else ancient(path) for path in paths]
 
-    return marker
+    return markers
 
 
 def rows_files():

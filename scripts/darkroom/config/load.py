@@ -4,7 +4,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
-from darkroom.config.models import Config, ModelSection, ModelSource, RowFields, config_model, is_folder_name
+from darkroom.config.models import Config, Lora, ModelSection, ModelSource, RowFields, config_model, is_folder_name
 from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import Unusable, expanded, explain, read_value
 from darkroom.engines import FAMILIES
@@ -209,6 +209,32 @@ def _in_a_folder_of(model: str, roots: Sequence[Path]) -> bool:
     return any((root / Path(model).parts[0]).is_dir() for root in roots)
 
 
+def _found(lora: Lora, roots: Sequence[Path], where: str) -> Lora:
+    """A LoRA with its file where that was found; one of the hub as it is. Raises DarkroomError where there is none, or several."""
+    if lora.file is not None:
+        return lora.model_copy(update={"file": _find(lora.file, roots, f"{where}.file", "file")})
+    assert lora.model is not None, "one of the two is given"
+    if not is_folder_name(lora.model) and not _in_a_folder_of(lora.model, roots):
+        return lora
+    folder = Path(_find(lora.model, roots, f"{where}.model", "folder", " (a hub model is written owner/name)"))
+    try:
+        (name,) = lora_files({path.name for path in folder.iterdir() if path.is_file()}, lora.weight_name)[:1]
+    except DarkroomError as error:
+        raise DarkroomError(f"config: {where}.model: {folder}: {error}") from None
+    return lora.model_copy(update={"model": None, "weight_name": None, "file": str(folder / name)})
+
+
+def lora_files(names: Collection[str], weight_name: str | None) -> list[str]:
+    """Of the files of a folder or repository: the weights of a LoRA, then its card, where it has one. Raises DarkroomError."""
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    if weight_name is not None and weight_name not in weights:
+        raise DarkroomError(f"has no weights {weight_name}; there are {', '.join(weights) or 'none as safetensors'}")
+    if weight_name is None and len(weights) != 1:
+        several = f"has several files of weights ({', '.join(weights[:4])}); name one as weight_name"
+        raise DarkroomError(several if weights else "has no weights as safetensors, and others are not loaded")
+    return [weight_name or weights[0], *(name for name in names if name == "README.md")]
+
+
 def _with_files(config: Config, roots: Sequence[Path]) -> Config:
     """The config with the files and folders that it names where they were found."""
     if config.prompts is None and config.edits is None:
@@ -233,4 +259,7 @@ def _with_files(config: Config, roots: Sequence[Path]) -> Config:
             hint = " (a hub model is written owner/name)"
             folder = _find(section.model_name, roots, f"{name}.model", "folder", hint)
             config = config.with_section(name, model=folder)
+        if isinstance(section, ModelSection) and section.loras:
+            found_loras = [_found(lora, roots, f"{name}.loras.{place}") for place, lora in enumerate(section.loras)]
+            config = config.with_section(name, loras=found_loras)
     return config.with_section("judge", rubric=_find(config.judge.rubric, roots, "judge.rubric", "file"))

@@ -7,7 +7,7 @@ models. Extensions add sections and metrics with `allow_section` and `allow_metr
 import codecs
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
@@ -264,6 +264,7 @@ class Options:
 
     dtype: str = "auto"
     offload: str = "none"
+    loras: list["Lora"] = field(default_factory=list)
     quantization: str | None = None
     attention: str = "native"
     compile: bool = False
@@ -313,6 +314,26 @@ class StageSection(DeviceSection):
         return {one.name: getattr(self, one.name) for one in fields(group) if one.name in type(self).model_fields}
 
 
+class Lora(Section):
+    """A LoRA that is put onto the model of a section."""
+
+    model: PathText | None = Field(default=None, description="A folder, or owner/name on the Hugging Face hub.")
+    file: PathText | None = Field(default=None, description="In place of `model`: a `.safetensors` file.")
+    revision: Revision = None
+    weight_name: Text | None = Field(default=None, description="Which file of `model`, where it has several.")
+    scale: Annotated[float, AS_GIVEN] = Field(default=1, ge=-100, le=100, description="How much of it is added.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.model is None) == (self.file is None):
+            raise Refused("model: name a model or a file, one of the two")
+        if self.file is not None and (self.revision or self.weight_name):
+            raise Refused("file: has no revision and no weight_name; leave them out")
+        if self.file is not None and not self.file.endswith(".safetensors"):
+            raise Refused(f"file: only safetensors are loaded, and {self.file} is none by its name")
+        return self
+
+
 class ModelSection(StageSection, ModelSource):
     """What the section of a stage has whose pictures a model makes, such as `generate` and `edit`."""
 
@@ -357,6 +378,12 @@ class ModelSection(StageSection, ModelSource):
         description="Weights of the transformer and T5 (of any other pipeline: denoiser and text encoders) in `int8` or `fp8`, by"
         " torchao, or `nf4`, 4 bits by bitsandbytes. With `fp8` a GPU (Ada, Hopper or later) also multiplies in 8 bits, best with"
         " `compile`.",
+    )
+    loras: list[Lora] = Field(
+        default=[],
+        description="LoRAs on the model, such as `[{model: owner/name, scale: 0.8}]`, each with `model` (a folder, or owner/name on"
+        " the hub, with `revision`, and `weight_name` where it has several files) or `file`, and `scale`, 1 unless given. They are"
+        " fetched and licensed as models are.",
     )
     attention: Literal[
         "native",

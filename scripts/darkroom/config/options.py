@@ -149,7 +149,7 @@ def refusal(section: StageSection, device: str) -> str | None:
 
 def _refusals(section: StageSection, device: str) -> Iterator[str]:
     chosen, kind = section.options, family(section.family)
-    for option, unused in (IMAGE_OPTIONS | {"offload": "none"}).items():
+    for option, unused in (IMAGE_OPTIONS | {"offload": "none", "loras": []}).items():
         value = getattr(chosen, option)
         if value != unused and not kind.takes(option, value):
             able = [other.name for other in FAMILIES.values() if other.takes(option, value)]
@@ -193,6 +193,8 @@ def missing(section: StageSection, device: str) -> str | None:
     for (option, value), (module, remedy) in _NEEDS.items():
         if getattr(section.options, option) == value and find_spec(module) is None:
             return f"{option}: {value} needs the package {module}, which is not installed; {remedy}"
+    if section.options.loras and find_spec("peft") is None:
+        return "loras: need the package peft, which is not installed; " + _PIP.format("peft")
     if section.options.compile:
         if device == "cuda" and find_spec("triton") is None:
             return "compile: needs the package triton, which is not installed; " + _PIP.format("triton")
@@ -206,7 +208,7 @@ def packages(section: StageSection) -> list[str]:
     """The distributions whose versions decide pixels because of an option."""
     chosen = section.options
     modules = [module for (option, value), (module, _) in _NEEDS.items() if getattr(chosen, option) == value]
-    return [_DISTRIBUTIONS.get(module, module) for module in modules]
+    return [_DISTRIBUTIONS.get(module, module) for module in modules] + ["peft"] * bool(chosen.loras)
 
 
 def judge_refusal(section: Judge) -> str | None:

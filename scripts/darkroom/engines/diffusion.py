@@ -20,7 +20,7 @@ from PIL import Image
 
 from darkroom.config import options
 from darkroom.config.models import ModelSection
-from darkroom.engines import family, fitting, recognised, unusable
+from darkroom.engines import family, fitting, loras, recognised, unusable
 from darkroom.engines.base import Engine, Failure
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.jobs.runtime import say
@@ -82,6 +82,7 @@ class DiffusionEngine(Engine):
         try:
             pipe = self._read(cls, parts)
             pipe.set_progress_bar_config(disable=True)
+            loras.put_on(pipe, self.section.loras, self.name, self.torch_dtype)
             return fitting.fit(pipe, self.section, self.name, self.torch_device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(

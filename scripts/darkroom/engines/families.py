@@ -47,7 +47,7 @@ def _diffusers(name: str, pipeline: Pipeline, licences: Mapping[str, str], **mor
         "open": "darkroom.engines.diffusion:PipelineEngine",
         "makes": True,
         "recipe_keys": ("dtype", "max_sequence_length"),
-        "options": frozenset({"attention", "compile", "offload"}),
+        "options": frozenset({"attention", "compile", "loras", "offload"}),
         "packages": ("torch", "diffusers", "transformers"),
         "quantized": ("transformer", "text_encoder"),
         "guided": guided,

@@ -46,7 +46,7 @@ class ShardJob:
     """What a job that makes a shard of images works with.
 
     name: the section of the config. folder: of the user's rows. pictures: the file of those that rows held. rule: what makes the shard. edits: its pictures start from others.
-    images: the shards of pictures of this run that they may start from. model: the section's model, where that is of the hub.
+    images: the shards of pictures of this run that they may start from. models: those of the hub that the section names, by section (`models.hub`).
     made_from: the content of `images`, as their manifests say it.
     """
 
@@ -60,7 +60,7 @@ class ShardJob:
     edits: bool = False
     strict: bool = False
     images: list[Path] = field(default_factory=list)
-    model: HubModel | None = None
+    models: dict[str, HubModel] = field(default_factory=dict)
     made_from: list[str] = field(default_factory=list)
     extensions: tuple[str, ...] = ()
     pictures: Path | None = None
@@ -90,7 +90,7 @@ def work(
     DarkroomError where the environment is broken; what the engine has made is written before that.
     """
     sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
-    engine = (open_engine or engines.open_engine)(local_section(job.section, job.model), job.name)
+    engine = (open_engine or engines.open_engine)(local_section(job.section, job.models, job.name), job.name)
     say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section.batch_size}")
     batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts, job.family.guided)
     if batches:

@@ -20,6 +20,7 @@ _prefix = ""
 # What these warn of are other libraries' versions and the classes of a checkpoint: nobody who reads a job's log can act on it.
 _CHATTER = (
     "diffusers.configuration_utils",
+    "diffusers.loaders.peft",
     "diffusers.pipelines.pipeline_utils",
     "diffusers.quantizers.torchao.torchao_quantizer",
     "torch._library.triton",

@@ -18,12 +18,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from darkroom.config.load import used_sections
-from darkroom.config.models import Config, Judge, StageSection, model_folder
+from darkroom.config.load import lora_files, used_sections
+from darkroom.config.models import Config, Judge, Lora, ModelSection, StageSection, model_folder
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.identity import digest
@@ -41,14 +41,15 @@ AnySection = TypeVar("AnySection", StageSection, Judge)
 
 @dataclass(frozen=True)
 class HubModel:
-    """The model of a section of the config, on the hub.
+    """The model of a section of the config, or a LoRA on it, on the hub.
 
     Attributes:
-        section: name of the section.
+        section: name of the section; of a LoRA with its place, "generate.loras.0".
         repo: owner/name.
         revision: as the config has it: a commit, a branch or a tag.
         cache_dir: None for the default.
         marker: the file that says what was fetched.
+        lora: what the config says of a LoRA.
     """
 
     section: str
@@ -56,6 +57,12 @@ class HubModel:
     revision: str
     cache_dir: str | None
     marker: Path
+    lora: Lora | None = None
+
+    @property
+    def used_by(self) -> str:
+        """The section of the config whose jobs need it."""
+        return self.section.partition(".")[0]
 
     @cached_property
     def fetched(self) -> dict[str, Any] | None:
@@ -63,6 +70,7 @@ class HubModel:
         try:
             marker = json.loads(self.marker.read_bytes())
             fits = marker["repo"] == self.repo and self.revision in (marker["revision"], marker["commit"])
+            fits = fits and marker.get("weight_name") == self.weight_name
             return marker if fits and isinstance(marker["files"], dict) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -77,7 +85,12 @@ class HubModel:
     @property
     def digest(self) -> str:
         """The digest that the marker is made for."""
-        return digest([FETCH_VERSION, self.repo, self.commit or self.revision])
+        return digest(_wanted(self, self.commit or self.revision))
+
+    @property
+    def weight_name(self) -> str | None:
+        """The file of a LoRA that the config names."""
+        return self.lora.weight_name if self.lora else None
 
     @property
     def unpinned(self) -> str:
@@ -111,9 +124,15 @@ class HubModel:
         if missing := self.missing:
             raise DarkroomError(
                 f"{self.section}.model: {self.repo}: {missing[0]} is not in {self.fetched['folder']}; run `darkroom fetch`"
-                f" again, with {self.section}.cache_dir on a disk that this machine sees"
+                f" again, with {self.used_by}.cache_dir on a disk that this machine sees"
             )
         return self.fetched["folder"]
+
+    def lora_file(self) -> str:
+        """The file of a LoRA. Raises DarkroomError as `folder` does."""
+        folder = self.folder()
+        assert self.fetched
+        return os.path.join(folder, next(iter(self.fetched["files"])))  # its card comes after it
 
 
 def hub_models(config: Config, unpinned: bool = False) -> dict[str, HubModel]:
@@ -130,15 +149,48 @@ def hub_models(config: Config, unpinned: bool = False) -> dict[str, HubModel]:
         if model.commit is None and not unpinned:
             raise DarkroomError(model.unpinned)
         models[name] = model
+    for name, section in used_sections(config).items():
+        for place, lora in enumerate(section.loras if isinstance(section, ModelSection) else ()):
+            if lora.model is None:
+                continue
+            key = f"{name}.loras.{place}"
+            marker = Path(config.results, ".darkroom", "models", f"{key}.json")
+            model = HubModel(key, lora.model, lora.revision or "main", section.cache_dir, marker, lora)
+            if model.commit is None and not unpinned:
+                raise DarkroomError(model.unpinned)
+            models[key] = model
     return models
+
+
+def models_of_section(models: Mapping[str, HubModel], name: str) -> list[HubModel]:
+    """The hub models that the jobs of a section need, its own first, then its LoRAs."""
+    return [model for model in models.values() if model.used_by == name]
+
+
+def _wanted(model: HubModel, commit: str) -> list[Any]:
+    """What a marker is made for."""
+    return [FETCH_VERSION, model.repo, commit, *([model.weight_name or ""] if model.lora else [])]
 
 
 def with_commits(config: Config, models: Mapping[str, HubModel]) -> Config:
     """The config with the commit of each of its hub models for `revision`, where it is known."""
     for name, model in models.items():
-        if model.commit:
+        if model.commit and model.lora is None:
             config = config.with_section(name, revision=model.commit)
+        elif model.commit:
+            config = _with_lora(config, model, revision=model.commit)
     return config
+
+
+def _with_lora(config: Config, model: HubModel, **changes: Any) -> Config:
+    """The config with other values for the LoRA that a hub model is."""
+    section = config.section(model.used_by)
+    loras = [_changed(lora, model, place, changes) for place, lora in enumerate(section.options.loras)]
+    return config.with_section(model.used_by, loras=loras)
+
+
+def _changed(lora: Lora, model: HubModel, place: int, changes: dict[str, Any]) -> Lora:
+    return lora.model_copy(update=changes) if model.section == f"{model.used_by}.loras.{place}" else lora
 
 
 @cache
@@ -148,9 +200,19 @@ def marker_bytes(marker: str) -> int:
     return sum(size for name, size in files.items() if name.endswith(".safetensors"))
 
 
-def local_section(section: AnySection, model: HubModel | None) -> AnySection:
-    """A section of the config as engines take it: with the model's folder in place of its name."""
-    return section if model is None else section.model_copy(update={"model": model.folder()})
+def local_section(section: AnySection, models: Mapping[str, HubModel], name: str) -> AnySection:
+    """A section of the config as engines take it: with folders and files in place of names of the hub.
+
+    models: those of the hub, by section; name: of the section.
+    """
+    changes: dict[str, Any] = {"model": models[name].folder()} if name in models else {}
+    if isinstance(section, ModelSection) and section.loras:
+        found = [models.get(f"{name}.loras.{place}") for place in range(len(section.loras))]
+        changes["loras"] = [
+            lora.model_copy(update={"model": None, "weight_name": None, "file": hub.lora_file()}) if hub else lora
+            for lora, hub in zip(section.loras, found, strict=True)
+        ]
+    return section.model_copy(update=changes) if changes else section
 
 
 def fetch(model: HubModel) -> dict[str, Any]:
@@ -185,6 +247,8 @@ def fetch(model: HubModel) -> dict[str, Any]:
             return content
 
         choose = judge_files if model.section == "judge" else pipeline_files
+        if model.lora:
+            choose = partial(_lora_files, model.lora)
         try:
             names = choose(set(listing), read)
         except _Unusable as error:
@@ -208,14 +272,14 @@ def fetch(model: HubModel) -> dict[str, Any]:
         if bad := [name for name in names if _size(folder / name) != listing[name]]:
             raise DarkroomError(f"{model.section}.model: {model.repo}: {bad[0]} did not arrive whole; fetch again")
     marker = {
-        "digest": digest([FETCH_VERSION, model.repo, commit]),
+        "digest": digest(_wanted(model, commit)),
         "repo": model.repo,
         "revision": model.revision,
         "commit": commit,
         "cache_dir": model.cache_dir,
         "folder": str(folder),
         "files": {name: listing[name] for name in names},
-    }
+    } | ({"weight_name": model.weight_name} if model.lora else {})
     if marker != model.fetched:
         with replacing(model.marker) as temporary:
             temporary.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
@@ -259,6 +323,13 @@ def pipeline_files(listing: set[str], read: Callable[[str], dict[str, Any]]) -> 
     if not any(name.endswith(".safetensors") for name in wanted):
         raise _Unusable(_no_safetensors("it"))
     return sorted(wanted)
+
+
+def _lora_files(lora: Lora, listing: set[str], read: Callable[[str], dict[str, Any]]) -> list[str]:
+    try:
+        return lora_files(listing, lora.weight_name)
+    except DarkroomError as error:
+        raise _Unusable(str(error)) from None
 
 
 def judge_files(listing: set[str], read: Callable[[str], dict[str, Any]]) -> list[str]:
@@ -340,7 +411,7 @@ def _check_room(model: HubModel, cache: Path, need: int) -> None:
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if (free := shutil.disk_usage(there).free) < need:
         raise DarkroomError(
-            f"{model.section}.cache_dir: {model.repo} needs {_gigabytes(need)} more in {cache}, where {_gigabytes(free)} are"
+            f"{model.used_by}.cache_dir: {model.repo} needs {_gigabytes(need)} more in {cache}, where {_gigabytes(free)} are"
             " free; free some, or set cache_dir to a larger disk"
         )
 
@@ -374,7 +445,7 @@ def _explain(error: BaseException, model: HubModel, cache: Path) -> str:
     # Addresses of files can hold a signature.
     line = re.sub(r"\?\S+", "", (str(error).strip() or type(error).__name__).splitlines()[0])
     if _disk_is_full(error):
-        return f"no space left in {cache} for {repo}; free some, or set {model.section}.cache_dir; {again}"
+        return f"no space left in {cache} for {repo}; free some, or set {model.used_by}.cache_dir; {again}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{where}: HF_HUB_OFFLINE is set, so {repo} cannot be fetched; unset it for `darkroom fetch`"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -397,7 +468,7 @@ def _explain(error: BaseException, model: HubModel, cache: Path) -> str:
     if status:
         return f"{where}: {constants.ENDPOINT} answers {status} for {repo}; fetch again later, {again}"
     if isinstance(error, OSError) and error.filename:
-        return f"{model.section}.cache_dir: cannot write {error.filename}: {error.strerror}"
+        return f"{model.used_by}.cache_dir: cannot write {error.filename}: {error.strerror}"
     if isinstance(error, httpx2.HTTPError | OSError):
         return (
             f"{where}: {repo} cannot be fetched from {constants.ENDPOINT} ({line}); run `darkroom fetch` on a host with"

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from darkroom.config.models import ModelSource, model_folder
+from darkroom.config.models import Lora, ModelSource, model_folder
 from darkroom.identity import digest
 
 _WHOLE_FILE = 16 * 2**20
@@ -23,6 +23,13 @@ def model_identity(section: ModelSource) -> str:
     base = Path(folder)
     files = sorted(path for path in base.rglob("*") if path.is_file() and not _is_side_file(path.relative_to(base)))
     return "folder:" + digest([[path.relative_to(base).as_posix(), _file_digest(path)] for path in files])
+
+
+def lora_identity(lora: Lora) -> str:
+    """What a LoRA is, for keys and digests: `owner/name@commit` on the hub, with its file where one is named, or a file's digest."""
+    if lora.file is not None:
+        return "file:" + digest(_file_digest(Path(lora.file)))
+    return f"{lora.model}@{lora.revision or 'main'}" + (f"/{lora.weight_name}" if lora.weight_name else "")
 
 
 def _is_side_file(path: Path) -> bool:

@@ -4,15 +4,16 @@ If the model is a folder, its licence is read from its model card; for some mode
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from darkroom.config.models import Config, ModelSection, ModelSource, is_folder_name, model_folder
+from darkroom.config.models import Config, Lora, ModelSection, ModelSource, is_folder_name, model_folder
 from darkroom.engines import FAMILIES
 from darkroom.engines.families import FLUX_2, FLUX_DEV, HUNYUAN, KREA, QWEN_RESEARCH, SANA, STABILITY
 from darkroom.errors import DarkroomError
+from darkroom.models.hub import HubModel, hub_models
 from darkroom.plan.stages import used_stages
 
 HUB = "https://huggingface.co"
@@ -83,9 +84,9 @@ class Model:
     licence: Licence
 
 
-def model_of(section: str, settings: ModelSource) -> Model:
-    """The model of a section of the config, with its licence."""
-    name, folder = settings.model_name, model_folder(settings)
+def model_of(section: str, settings: ModelSource, fetched: str | None = None) -> Model:
+    """The model of a section of the config, with its licence; fetched: the folder with its card, of one of the hub."""
+    name, folder = settings.model_name, fetched or model_folder(settings)
     local = is_folder_name(name)
     name = Path(name).absolute().name if local else name
     stated = _of_card(Path(folder) / "README.md") if folder else {}
@@ -94,7 +95,7 @@ def model_of(section: str, settings: ModelSource) -> Model:
     if licence is None:
         # A model made from another one is bound by that one's licence.
         known = {model.lower(): name for names in (_JUDGES, *_of_families()) for model, name in names.items()}
-        origin = stated.get("base_model", "") if local else name
+        origin = stated.get("base_model", "" if local else name)
         licence = known.get(origin.lower())
     licence = (licence or stated.get("license") or "unknown").lower()
     link = stated.get("license_link")
@@ -104,6 +105,15 @@ def model_of(section: str, settings: ModelSource) -> Model:
     if limits is None and ("non-commercial" in licence or "noncommercial" in licence or "-nc" in licence):
         limits = _NON_COMMERCIAL
     return Model(section, name, Licence(licence, link or known_link or page, limits))
+
+
+def _lora_of(section: str, lora: Lora, hub: HubModel | None) -> Model:
+    """A LoRA with its licence, which the card beside its file says; of one of the hub, once it is fetched."""
+    if lora.file is None:
+        fetched = hub.fetched["folder"] if hub and hub.fetched else None
+        return model_of(section, ModelSource(model=lora.model), fetched)
+    found = model_of(section, ModelSource(model=str(Path(lora.file).absolute().parent)))
+    return replace(found, name=Path(lora.file).name)
 
 
 def _of_families() -> Iterable[Mapping[str, str]]:
@@ -125,11 +135,14 @@ def _of_card(card: Path) -> dict[str, str]:
 
 def models_of(config: Config) -> list[Model]:
     """The models that a config uses, the judge last; a family that needs none is named in its place, without a licence."""
-    used = []
+    used, hub = [], hub_models(config, unpinned=True)
     for section in dict.fromkeys(stage.section for stage in used_stages(config)):
         settings = config.section(section)
         if isinstance(settings, ModelSection) and settings.model is not None:
             used.append(model_of(section, settings))
+            for place, lora in enumerate(settings.loras):
+                name = f"{section}.loras.{place}"
+                used.append(_lora_of(name, lora, hub.get(name)))
         else:
             used.append(Model(section, settings.family, Licence("none")))
     return [*used, model_of("judge", config.judge)]

@@ -7,7 +7,7 @@ from typing import Any
 from darkroom.config.models import Judge, Sampling, StageSection
 from darkroom.config.options import image_options, judge_options
 from darkroom.engines import family
-from darkroom.models.identity import model_identity
+from darkroom.models.identity import lora_identity, model_identity
 
 # Raise one of these when a change of the code changes what it makes from the same input: the digests of all
 # shards of that stage change with it, and their requests are made again.
@@ -27,6 +27,8 @@ def image_recipe(section: StageSection) -> Recipe:
     if section.sampling.negative_prompt is not None:
         recipe["negative_prompt"] = section.sampling.negative_prompt
     recipe |= image_options(section)
+    if loras := section.options.loras:
+        recipe["loras"] = [{"model": lora_identity(lora), "scale": lora.scale} for lora in loras]
     recipe |= {"version": IMAGE_RECIPE_VERSION, "model": kind.model_identity(section)}
     return json.loads(json.dumps(recipe))
 

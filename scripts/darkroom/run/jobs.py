@@ -12,6 +12,7 @@ from pathlib import Path
 from darkroom.engines.work import ShardJob
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.history import append_record
+from darkroom.models.hub import models_of_section
 from darkroom.plan.requests import Request, expand_rows
 from darkroom.run.lineage import Step, manifest_of
 from darkroom.run.needs import seconds_of_step, work_of
@@ -86,7 +87,7 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         scratch=Kept(workflow, lineage.step(stage)).scratch(shard),
         strict=workflow.config.strict,
         images=[Path(path) for path in images],
-        model=workflow.models.get(wanted.section),
+        models={one.section: one for one in models_of_section(workflow.models, wanted.section)},
         made_from=contents(images),
         extensions=tuple(workflow.config.extensions),
     )

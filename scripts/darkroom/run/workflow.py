@@ -96,7 +96,7 @@ class Workflow:
     @classmethod
     def _of_checked(cls, config: Config, models: dict[str, HubModel], planned: bool) -> "Workflow":
         rubric = load_rubric(config.judge.rubric)
-        metrics = metrics_of(config, rubric, lambda: local_section(config.judge, models.get("judge")))
+        metrics = metrics_of(config, rubric, lambda: local_section(config.judge, models, "judge"))
         check_licences(config, TRAINING)
         stages = used_stages(config)
         catalogue = catalogue_of(metrics, [*STAGES])
@@ -530,7 +530,7 @@ class Workflow:
         if not any(model.outdated for model in self.models.values()):
             return set()
         needed = {step.section for step in self.lineage.steps() if next(self.wanted(step), None)}
-        return {str(model.marker) for name, model in self.models.items() if name in needed and model.outdated}
+        return {str(model.marker) for model in self.models.values() if model.used_by in needed and model.outdated}
 
     @property
     def stamp(self) -> Path:

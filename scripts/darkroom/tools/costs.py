@@ -462,7 +462,7 @@ def _lines(costs: Costs, gpus: Sequence[int], jobs: int) -> Iterator[str]:
     largest = sorted(costs.rooms, key=lambda room: -room.bytes)[:4]
     yield "        " + ", ".join(f"{room.name} {size(round(room.bytes))}" for room in largest if room.bytes)
     if fetched := [
-        f"{model.repo} {size(workflow.model_bytes[name])}"
+        f"{model.repo} {size(workflow.model_bytes[name])}" if name in workflow.model_bytes else model.repo
         for name, model in workflow.models.items()
         if not model.fetched
     ]:

@@ -15,7 +15,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import device_kind, versions
 from darkroom.models.hub import HubModel, local_section
-from darkroom.plan.recipe import IMAGE_RECIPE_VERSION
+from darkroom.plan.recipe import IMAGE_RECIPE_VERSION, image_recipe
 from darkroom.plan.requests import Request
 from darkroom.plan.stages import STAGES
 from darkroom.store.images import open_picture
@@ -86,9 +86,11 @@ def replay(
         raise DarkroomError(f"{path}: made with model {recipe['model']}; {name}.model of the config is {identity}")
     told: dict[str, Any] = {one.name: record.get(one.name) for one in fields(Request) if one.name in IMAGE_COLUMNS}
     request = Request(**told, source=None, given=None, user_row={})
+    if (loras := image_recipe(section).get("loras")) != recipe.get("loras"):
+        raise DarkroomError(f"{path}: made with loras {recipe.get('loras')}; {name}.loras of the config are {loras}")
     if devices and kind.local:
         devices.claim(section, name)  # before the engine's libraries are imported
-    engine = engines.open_engine(local_section(section, (models or {}).get(name)), name)
+    engine = engines.open_engine(local_section(section, models or {}, name), name)
     engine.prepare([request])
     size = engine.work_size(*request.size)
     sources = [open_picture(source["bytes"], source["path"]).image] if source else None
