@@ -24,6 +24,7 @@ from darkroom.jobs.spread import WorkerDied, spread
 from darkroom.plan.requests import Request, request_keys
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
+from darkroom.store.images import suffix
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_with_manifest
 from darkroom.store.sources import Sources, source_name
 
@@ -226,6 +227,7 @@ def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -
     data = given or kept.get(request.key) or job.scratch.get(request.key)
     if data is None:
         raise DarkroomError(f"{job.scratch.path(request.key)}: gone while the job ran; run again")
-    columns["image"] = {"bytes": data, "path": f"{request.key}.png"}
+    ending = ".png" if request.given else suffix(job.recipe.get("image_format"))
+    columns["image"] = {"bytes": data, "path": request.key + ending}
     columns["sha256"] = hashlib.sha256(data).hexdigest()
     return columns

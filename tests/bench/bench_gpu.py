@@ -456,20 +456,20 @@ def traced(path: Path, device: str) -> Iterator[list[dict[str, Any]]]:
 
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
-    encode, events = work.encode_png, []
+    encode, events = work.encode, []
 
-    def marked(picture: Any) -> bytes:
+    def marked(picture: Any, format: Any) -> bytes:
         with torch.profiler.record_function("finish"):
-            return encode(picture)
+            return encode(picture, format)
 
-    work.encode_png = marked
+    work.encode = marked
     try:
         # Pictures are finished beside the engine, in threads that a profile leaves out unless told.
         everywhere = _ExperimentalConfig(profile_all_threads=True)
         with torch.profiler.profile(activities=activities, experimental_config=everywhere) as profile:
             yield events
     finally:
-        work.encode_png = encode
+        work.encode = encode
     profile.export_chrome_trace(str(path))
     events += json.loads(path.read_bytes())["traceEvents"]
     path.unlink()

@@ -120,6 +120,12 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
             "samples_per_prompt: 2\nedit: {seeds: [1, 2, 3]}",
             "edit.seeds: lists 3, and samples_per_prompt is 2; leave out one of them",
         ),
+        (
+            "edit: {image_format: {jpeg: 0}}",
+            "edit.image_format: expected webp-lossless, {png: 0 to 9} or {jpeg: 1 to 100}, got {'jpeg': 0}",
+        ),
+        ("generate: {image_format: {gif: 1}}", "generate.image_format: expected webp-lossless, {png: 0 to 9} or"),
+        ("generate: {image_format: webp}", "generate.image_format: expected webp-lossless"),
         ("shards: {size: 0}", "shards.size: must be at least 1, got 0"),
         ("judge: {top_p: 0}", "judge.top_p: must be above 0, got 0"),
         ("judge: {gpus: 0}", "judge.gpus: must be at least 1, got 0"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from darkroom.errors import RowError
 from darkroom.store import images
-from darkroom.store.images import MAX_PIXELS, encode_png, open_picture, read_file
+from darkroom.store.images import MAX_PIXELS, encode, encode_png, open_picture, read_file, suffix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -248,6 +248,23 @@ def test_png_keeps_every_pixel_and_equal_pixels_are_equal_bytes(width, height, s
     assert encode_png(picture.copy()) == data
     opened = open_picture(data, "p")
     assert (np.array(opened.image) == pixels).all() and opened.data == data
+
+
+def test_each_format_is_what_it_says_and_equal_pixels_are_equal_bytes():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype="uint8")
+    picture = Image.fromarray(pixels)
+    found = {}
+    for format in ({"png": 0}, {"png": 9}, "webp-lossless", {"jpeg": 60}, {"jpeg": 95}):
+        data = found[str(format)] = encode(picture, format)
+        picture.info["comment"] = "of no matter"
+        assert encode(picture.copy(), format) == data
+        with Image.open(io.BytesIO(data)) as opened:
+            assert suffix(format) in (f".{opened.format.lower()}", {"JPEG": ".jpg"}.get(opened.format))
+            error = np.abs(np.array(opened, np.int16) - pixels).max()
+        assert (error > 0) == (suffix(format) == ".jpg")
+        assert np.abs(np.array(open_picture(data, "p").image, np.int16) - pixels).max() == error
+    assert len(set(found.values())) == 5 and len(found["{'jpeg': 60}"]) < len(found["{'jpeg': 95}"])
+    assert encode(picture, None) == encode(picture, {"png": 6}) == encode_png(picture) and suffix(None) == ".png"
 
 
 def test_stored_data_and_hash_are_of_what_was_read():

@@ -41,6 +41,9 @@ def test_recipes_and_keys_of_a_config_without_options_are_what_they_were(folder)
 
 
 CHANGES = [
+    "{image_format: {png: 1}}",
+    "image_format: webp-lossless",
+    "{image_format: {jpeg: 90}}",
     "quantization: int8",
     "quantization: fp8",
     "quantization: nf4",
@@ -54,8 +57,11 @@ CHANGES = [
 
 
 def test_every_option_that_can_change_pixels_makes_a_key_of_its_own(hub):
-    sections = [hub().generate, *(hub(generate=change.strip("{}")).generate for change in CHANGES)]
-    assert len({key(section) for section in sections}) == len({digest(image_recipe(s)) for s in sections}) == 10
+    sections = [
+        hub().generate,
+        *(hub(generate=change.removeprefix("{").removesuffix("}")).generate for change in CHANGES),
+    ]
+    assert len({key(section) for section in sections}) == len({digest(image_recipe(s)) for s in sections}) == 13
     for section in sections:
         chosen = options.IMAGE_OPTIONS | options.image_options(section)
         assert options.options_of(image_recipe(section)) == chosen
@@ -86,7 +92,13 @@ def test_a_lora_is_part_of_recipe_and_key_by_its_content_and_scale(hub, tmp_path
 
 def test_what_cannot_change_a_pixel_is_in_no_recipe(hub):
     plain = image_recipe(hub().generate)
-    for change in ("offload: model", "offload: sequential", "cache_threshold: 0.2", "cache_interval: 7"):
+    for change in (
+        "image_format: {png: 6}",
+        "offload: model",
+        "offload: sequential",
+        "cache_threshold: 0.2",
+        "cache_interval: 7",
+    ):
         assert image_recipe(hub(generate=change).generate) == plain
 
 

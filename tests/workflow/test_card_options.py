@@ -148,19 +148,22 @@ def test_a_call_that_failed_leaves_nothing_in_the_cache(tmp_path):
 
 def test_shards_repeat_have_keys_of_their_own_and_replay_by_their_record(tmp_path):
     keys, rows = [], lines({"items": [{"prompt": "a red circle"}]})
-    for option in ({}, {"quantization": "int8"}):
+    for option in ({}, {"quantization": "int8"}, {"image_format": {"jpeg": 80}}):
         section = filled(option, "generate", tmp_path)
         files = []
         for time in ("one", "two"):
-            folder = tmp_path / f"{time}{len(option)}"
+            folder = tmp_path / f"{time}{len(keys)}"
             folder.mkdir()
             _, records = make(stage_for(section, "generate", folder), rows, folder / "s.parquet")
             files.append(folder / "s.parquet")
         assert files[0].read_bytes() == files[1].read_bytes()
         keys.append(records[0]["key"])
+        (image,) = (record["image"] for record in records)
+        jpeg = "image_format" in option
+        assert (image["path"], image["bytes"][:3] == b"\xff\xd8\xff") == (keys[-1] + (".jpg" if jpeg else ".png"), jpeg)
         config = filled_config({"offload": "none"}, "generate", tmp_path)  # says nothing of the option
         assert replay(files[0], 0, config).equal
-    assert keys[0] != keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_any_other_pipeline_is_quantized_too_and_what_it_cannot_do_is_one_line(tmp_path):

@@ -213,6 +213,28 @@ Resources = Annotated[
     AfterValidator(_check_resources),
 ]
 
+PNG_6: dict[str, int] = {"png": 6}  # what pictures are stored as unless the config says otherwise
+_LIMITS = {"png": (0, 9), "jpeg": (1, 100)}
+
+
+def _known_format(value: str | dict[str, int]) -> str | dict[str, int]:
+    if isinstance(value, dict):
+        (name, number), *more = value.items() or [("", 0)]
+        low, high = _LIMITS.get(name, (1, 0))
+        if more or not low <= number <= high:
+            raise ValueError(f"expected webp-lossless, {{png: 0 to 9}} or {{jpeg: 1 to 100}}, got {value}")
+    return value
+
+
+ImageFormat = Annotated[
+    Literal["webp-lossless"] | dict[str, int],
+    AfterValidator(_known_format),
+    Field(
+        description="How pictures are stored: `{png: 6}` (level 0 to 9; 1 takes a fraction of the time), `webp-lossless` (smaller), or"
+        " `{jpeg: 90}` (quality 1 to 100, 4:4:4; much smaller, and the pixels are not quite those that were made). It is part of the recipe: another one makes the"
+        " pictures anew."
+    ),
+]
 BatchSize = Annotated[
     int,
     Field(
@@ -300,6 +322,7 @@ class StageSection(DeviceSection):
 
     family: Family
     batch_size: BatchSize = 1
+    image_format: ImageFormat = PNG_6
 
     @property
     def sampling(self) -> Sampling:

@@ -86,6 +86,8 @@ def _shown(field: FieldInfo) -> str:
     default = {} if field.default_factory else field.default
     if isinstance(default, bool) or default is None or default in ([], {}):
         return json.dumps(default)
+    if isinstance(default, dict):
+        return f"`{{{', '.join(f'{key}: {value}' for key, value in default.items())}}}`"
     return f"`[{', '.join(default)}]`" if isinstance(default, list) else f"`{default}`"
 
 

@@ -21,7 +21,7 @@ from darkroom.jobs.spread import Report
 from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import Recipe
 from darkroom.plan.requests import Request
-from darkroom.store.images import encode_png
+from darkroom.store.images import encode
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS
 from darkroom.store.sources import Sources
@@ -109,7 +109,7 @@ def work(
                     failed[request.key] = made.reason
                     say(f"{request.name}: {made.reason}")
                 else:
-                    saved.append(writing.call(_save, job.scratch, request.key, made))
+                    saved.append(writing.call(_save, job, request.key, made))
             reports.append(((len(batch) + len(unread), failed), saved))
             while reports and all(future.done() for future in reports[0][1]):
                 yield _written(*reports.popleft())
@@ -117,8 +117,8 @@ def work(
             yield _written(*reports.popleft())
 
 
-def _save(scratch: Scratch, key: str, picture: "Image") -> None:
-    scratch.put(key, encode_png(picture))
+def _save(job: ShardJob, key: str, picture: "Image") -> None:
+    job.scratch.put(key, encode(picture, job.recipe.get("image_format")))
 
 
 def _written(report: Report, saved: list[Future[None]]) -> Report:

@@ -125,11 +125,11 @@ def _hashes(export: Export) -> str:
         original = "The column `sha256` is of the bytes in `image`."
     elif export.settings.provenance:
         original = (
-            "The `sha256` in a record, and in a PNG file's text, is of the PNG file as it was made, without that text (prompt,"
+            "The `sha256` in a record, and in a PNG file's text, is of the file as it was stored, a PNG file without that text (prompt,"
             " model, revision, seed, key, software, and XMP with the IPTC digital source type). The pixels are the same."
         )
     else:
-        original = "The `sha256` in a record is of the picture's file as it was made."
+        original = "The `sha256` in a record is of the picture's file as it was stored."
     return f"`SHA256SUMS` has the hash of every file here (`sha256sum -c SHA256SUMS`). {original}"
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from darkroom.config.models import Judge, Sampling, StageSection
+from darkroom.config.models import PNG_6, Judge, Sampling, StageSection
 from darkroom.config.options import image_options, judge_options
 from darkroom.engines import family
 from darkroom.models.identity import lora_identity, model_identity
@@ -27,6 +27,8 @@ def image_recipe(section: StageSection) -> Recipe:
     if section.sampling.negative_prompt is not None:
         recipe["negative_prompt"] = section.sampling.negative_prompt
     recipe |= image_options(section)
+    if section.image_format != PNG_6:
+        recipe["image_format"] = section.image_format
     if loras := section.options.loras:
         recipe["loras"] = [{"model": lora_identity(lora), "scale": lora.scale} for lora in loras]
     recipe |= {"version": IMAGE_RECIPE_VERSION, "model": kind.model_identity(section)}

@@ -130,7 +130,9 @@ def request_keys(recipe: Recipe) -> Callable[[Request, str | None, str | None], 
     """`request_key` for many requests of a recipe: a function of the request and its images."""
     kind = family(recipe["family"])
     common = {name: recipe[name] for name in ("version", "family", "model", *kind.recipe_keys)}
-    common |= {name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values(), "loras") if name in recipe}
+    common |= {
+        name: recipe[name] for name in (*IMAGE_OPTIONS, *CACHE_KEYS.values(), "loras", "image_format") if name in recipe
+    }
 
     def key(request: Request, source: str | None, given: str | None) -> str:
         if request.given:  # one that cannot be read has no content; its name stands for it

@@ -6,13 +6,14 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image, ImageOps, PngImagePlugin
 
 from darkroom.errors import RowError
 from darkroom.rows.formats import MAX_FILE_BYTES
 
+ImageFormat = str | dict[str, int]  # as the config has it (`image_format`)
 MAX_PIXELS = 100_000_000
 # Pillow refuses what is larger than twice this, and warns of what is larger than this. The warning is not made an error for each
 # picture that is opened: the filters of warnings are of all threads, and several open pictures at once.
@@ -98,6 +99,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def encode_png(image: Image.Image) -> bytes:
     """The image as PNG bytes, without text, times or anything else but pixels."""
+    return encode(image, None)
+
+
+def encode(image: Image.Image, format: ImageFormat | None) -> bytes:
+    """The image as the bytes of a file, as `image_format` of a recipe says; None: PNG. Nothing but pixels is in it."""
+    name, number = _parts(format)
+    how: dict[str, dict[str, Any]] = {
+        "png": {"compress_level": number},
+        "jpeg": {"quality": number, "subsampling": "4:4:4"},
+        "webp-lossless": {"lossless": True, "exact": True},
+    }
     out = io.BytesIO()
-    Image.frombytes("RGB", image.size, image.convert("RGB").tobytes()).save(out, "PNG", compress_level=PNG_LEVEL)
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    plain.save(out, name.partition("-")[0].upper(), **how[name])
     return out.getvalue()
+
+
+def suffix(format: ImageFormat | None) -> str:
+    """The ending of the name of a file in this format."""
+    return {"png": ".png", "jpeg": ".jpg", "webp-lossless": ".webp"}[_parts(format)[0]]
+
+
+def _parts(format: ImageFormat | None) -> tuple[str, int]:
+    """(name, level or quality) of a format."""
+    if isinstance(format, dict):
+        return next(iter(format.items()))
+    return format or "png", PNG_LEVEL

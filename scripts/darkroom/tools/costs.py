@@ -49,8 +49,10 @@ _OTHER_SECONDS = {
     "export_dataset": (0.0013, 0.017),
     "draw_plots": (0.0004, 0.0),
 }
-# Bytes of a PNG's pixel; of a record beside its picture; of its scores; of its line in the tables; of a job's logs.
-_PIXEL, _RECORD, _SCORES, _LINE, _LOGS = 2.0, 500, 1000, 1500, 6000
+# Bytes of a pixel of a picture, as it is stored.
+_PIXEL = {"png": 2.0, "webp-lossless": 1.6, "jpeg": 0.5}
+# Bytes of a record beside its picture; of its scores; of its line in the tables; of a job's logs.
+_RECORD, _SCORES, _LINE, _LOGS = 500, 1000, 1500, 6000
 _WEBP_PIXEL = 0.2 * 4 / 3  # in base64
 _WIDTH, _MARGIN = 100, 8  # of the lines below the tables
 _OTHERS = "rows, tables, gallery"
@@ -357,7 +359,9 @@ def _picture_bytes(costs: Costs, kind: str) -> float:
     """Of a request in a file of pictures: as those that are there, else of as many pixels, the source's among them."""
     workflow = costs.workflow
     known = _recorded_bytes(workflow, workflow.lineage.step(kind))
-    return known or _pixels(costs, kind) * (2 if workflow.stage(kind).reads else 1) * _PIXEL + _RECORD
+    stored = workflow.section(kind).image_format
+    pixel = _PIXEL[stored if isinstance(stored, str) else next(iter(stored))]
+    return known or _pixels(costs, kind) * (2 if workflow.stage(kind).reads else 1) * pixel + _RECORD
 
 
 def _recorded_bytes(workflow: Workflow, step: Step) -> float | None:

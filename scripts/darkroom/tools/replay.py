@@ -18,7 +18,7 @@ from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION, image_recipe
 from darkroom.plan.requests import Request
 from darkroom.plan.stages import STAGES
-from darkroom.store.images import open_picture
+from darkroom.store.images import encode, open_picture
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, RecordReader, iter_records, read_meta
 
 
@@ -97,6 +97,8 @@ def replay(
     ((_, image),) = engine.make([request], size, sources)
     if isinstance(image, Failure):
         raise DarkroomError(f"{path}: row {record['row']}: {image.reason}")
+    # With the losses of the format that it was stored in.
+    image = open_picture(encode(image, recipe.get("image_format")), record["key"]).image
     before = np.asarray(open_picture(stored["bytes"], record["key"]).image, np.int16)
     difference = np.abs(np.asarray(image, np.int16) - before)
     then = meta["versions"] | {"device": meta["device"]}

@@ -224,7 +224,7 @@ def _pictures(images: Path) -> Iterator[tuple[str, bytes]]:
 def reduced(data: bytes, thumbnail: int, preview: int | None, name: str) -> tuple[tuple[int, int], bytes, bytes | None]:
     """(width and height of the picture, its thumbnail, its preview) as image files.
 
-    data: PNG or JPEG; thumbnail, preview: longest side in pixels. Small files are kept as they are, others become WebP. No
+    data: PNG, JPEG or WebP; thumbnail, preview: longest side in pixels. Small files are kept as they are, others become WebP. No
     preview where the thumbnail is the picture itself, or preview is None. Raises RowError for what is no picture.
     """
     from PIL import Image
