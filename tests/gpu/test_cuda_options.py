@@ -85,6 +85,21 @@ def test_an_option_works_repeats_and_changes_what_it_may(model, plain, tmp_path,
     assert (made(model, tmp_path, name, device, **options) == pictures).all(), "an engine opened anew makes others"
 
 
+@pytest.mark.needs("compiler")
+def test_compiled_code_is_loaded_by_the_next_engine_and_makes_the_same(model, tmp_path, device, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    pictures, counted = [], []
+    for _ in range(2):
+        torch.compiler.reset()
+        counters.clear()
+        pictures.append(made(model, tmp_path, "generate", device, compile=True))
+        counted.append({name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")})
+    assert (pictures[0] == pictures[1]).all()
+    assert counted[0]["miss"] > 0 and counted[1]["miss"] == 0 and counted[1]["hit"] > 0
+
+
 @pytest.mark.needs("card", "fp8")
 def test_fp8_multiplies_in_eight_bits_and_a_token_by_itself(model, tmp_path, device):
     section = {"model": str(model), "device": device, "dtype": "bfloat16", "quantization": "fp8"}

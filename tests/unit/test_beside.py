@@ -100,6 +100,25 @@ def until(happened):
         time.sleep(0.002)
 
 
+def test_jobs_that_compile_keep_the_code_in_the_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    told = []
+    for compile in (False, True):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+        def open_engine(section, name):
+            told.append(os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
+            return StandIn()
+
+        section, scratch = Generate(family="flux", compile=compile), Scratch(tmp_path / "scratch")
+        job = ShardJob(
+            "generate", section, {"family": "flux"}, "d", tmp_path, "r", scratch, compiled=tmp_path / "compiled"
+        )
+        assert list(work(job, [], {}, 0, 1, open_engine)) == [(0, {})]
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    assert told == [None, str(tmp_path / "compiled")]
+
+
 def wait_for(event):
     assert event.wait(SOON)
 

@@ -425,7 +425,8 @@ class ModelSection(StageSection, ModelSource):
     )
     compile: bool = Field(
         default=False,
-        description="torch.compile of the transformer's repeated blocks; anew in every job and for every size of image.",
+        description="torch.compile of the transformer's repeated blocks, for every size of image. The code is kept in"
+        " `results/.darkroom/compiled/`, so that the next job on such a card loads it.",
     )
     cache: Literal["first_block", "taylorseer"] | None = Field(
         default=None,

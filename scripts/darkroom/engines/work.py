@@ -1,5 +1,6 @@
 """Make the images of a job with its engine, batch by batch, into the scratch folder."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
@@ -47,7 +48,7 @@ class ShardJob:
 
     name: the section of the config. folder: of the user's rows. pictures: the file of those that rows held. rule: what makes the shard. edits: its pictures start from others.
     images: the shards of pictures of this run that they may start from. models: those of the hub that the section names, by section (`models.hub`).
-    made_from: the content of `images`, as their manifests say it.
+    made_from: the content of `images`, as their manifests say it. compiled: where compiled code of the run's jobs is kept.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ShardJob:
     images: list[Path] = field(default_factory=list)
     models: dict[str, HubModel] = field(default_factory=dict)
     made_from: list[str] = field(default_factory=list)
+    compiled: Path | None = None
     extensions: tuple[str, ...] = ()
     pictures: Path | None = None
 
@@ -90,6 +92,9 @@ def work(
     DarkroomError where the environment is broken; what the engine has made is written before that.
     """
     sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
+    if job.compiled and job.section.options.compile:
+        # PyTorch keeps its code there under what it depends on: the graph, the card, versions and settings.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(job.compiled.absolute()))
     engine = (open_engine or engines.open_engine)(local_section(job.section, job.models, job.name), job.name)
     say(f"device {engine.device}, dtype {engine.dtype}, batch size {job.section.batch_size}")
     batches = share(list(_batches(todo, sizes, engine, job.section.batch_size)), part, parts, job.family.guided)

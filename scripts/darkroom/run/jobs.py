@@ -89,6 +89,7 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         images=[Path(path) for path in images],
         models={one.section: one for one in models_of_section(workflow.models, wanted.section)},
         made_from=contents(images),
+        compiled=workflow.results(".darkroom", "compiled"),
         extensions=tuple(workflow.config.extensions),
     )
 
