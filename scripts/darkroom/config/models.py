@@ -135,8 +135,9 @@ Seed = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 Seeds = Annotated[
     Annotated[list[Seed], Field(min_length=1, max_length=1000), AfterValidator(_each_once)] | None,
     Field(
-        description="Seeds of the images of every prompt (here and under `edit`: of every edit), such as `[1, 2, 3]`: one image for"
-        " each, in place of `samples_per_prompt` images with seeds that follow from the root seed. A row's own `seed` goes before them, and its `samples` takes the first so many."
+        description="Seeds of the images of every prompt (under `edit`: of every edit), such as `[1, 2, 3]`: one image for each, in"
+        " place of `samples_per_prompt` images with seeds that follow from the root seed. A row's own `seed` goes before them, and its"
+        " `samples` takes the first so many."
     ),
 ]
 Thresholds = dict[str, Number]
@@ -231,8 +232,8 @@ ImageFormat = Annotated[
     AfterValidator(_known_format),
     Field(
         description="How pictures are stored: `{png: 6}` (level 0 to 9; 1 takes a fraction of the time), `webp-lossless` (smaller), or"
-        " `{jpeg: 90}` (quality 1 to 100, 4:4:4; much smaller, and the pixels are not quite those that were made). It is part of the recipe: another one makes the"
-        " pictures anew."
+        " `{jpeg: 90}` (quality 1 to 100, 4:4:4; much smaller, and the pixels are not quite those that were made). It is part of the"
+        " recipe: another one makes the pictures anew."
     ),
 ]
 BatchSize = Annotated[

@@ -2,6 +2,7 @@
 
 import html
 import io
+import json
 import math
 import textwrap
 from collections.abc import Callable
@@ -336,7 +337,8 @@ class RecipePage:
         for name, table in self.tables.items():
             out.write(f"<h2>{html.escape(name)}</h2><table>")
             for key, value in table.items():
-                told = "-" if value is None else str(value)
+                told = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+                told = "-" if value is None else told
                 out.write(f"<tr><th>{html.escape(key)}</th><td>{html.escape(told)}</td></tr>")
             out.write("</table>")
         for kind, questions in self.questions.items():
