@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from darkroom.errors import RowError
+from darkroom.exports.provenance import as_png
 from darkroom.store import images
 from darkroom.store.images import MAX_PIXELS, encode, encode_png, open_picture, read_file, suffix
+from darkroom.views.gallery import reduced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -262,7 +264,11 @@ def test_each_format_is_what_it_says_and_equal_pixels_are_equal_bytes():
             assert suffix(format) in (f".{opened.format.lower()}", {"JPEG": ".jpg"}.get(opened.format))
             error = np.abs(np.array(opened, np.int16) - pixels).max()
         assert (error > 0) == (suffix(format) == ".jpg")
-        assert np.abs(np.array(open_picture(data, "p").image, np.int16) - pixels).max() == error
+        shown = np.array(open_picture(data, "p").image)
+        assert np.abs(shown.astype(np.int16) - pixels).max() == error
+        exported = as_png(data, "p")  # what other views of it hold: a PNG file, a small file as it is
+        assert exported.startswith(b"\x89PNG") and (np.array(open_picture(exported, "p").image) == shown).all()
+        assert reduced(data, 256, None, "p") == ((60, 40), data, None)
     assert len(set(found.values())) == 5 and len(found["{'jpeg': 60}"]) < len(found["{'jpeg': 95}"])
     assert encode(picture, None) == encode(picture, {"png": 6}) == encode_png(picture) and suffix(None) == ".png"
 
