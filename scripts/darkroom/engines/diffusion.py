@@ -95,7 +95,9 @@ class DiffusionEngine(Engine):
             quantization = fitting.quantization_config(self.section, self.torch_device, self.torch_dtype, parts)
             how = {"quantization_config": quantization} if quantization else {}
             if quantization and self.device == "cuda" and self.section.offload == "none":
-                how["device_map"] = self.device  # quantized there: a thread of the CPU takes three minutes for FLUX.1-dev
+                how["device_map"] = (
+                    self.device
+                )  # quantized there: a thread of the CPU takes three minutes for FLUX.1-dev
             return cls.from_pretrained(folder, dtype=self.torch_dtype, use_safetensors=True, **how, **parts)
         except torch.OutOfMemoryError:
             raise
