@@ -415,6 +415,7 @@ def test_pictures_are_the_same_alone_and_in_company_and_follow_their_prompts(che
         told = any("dispatch_attention_fn" in inspect.getsource(kind) for kind in processors)
         assert told == FAMILIES[name].takes("attention", "sage")
         assert FAMILIES[name].takes("compile", True) == bool(denoiser._repeated_blocks)
+        assert FAMILIES[name].takes("loras", ["any"]) == hasattr(engine.pipe, "lora_state_dict")
         if engine.embeds:
             assert "3 prompts encoded" in log or "4 prompts encoded" in log  # and what they are guided away from
             assert getattr(engine.pipe, "text_encoder", None) is None

@@ -149,6 +149,15 @@ def test_a_setting_without_effect_on_the_family_is_refused():
         load_config(ROWS | {"edit": {"model": "black-forest-labs/FLUX.1-dev"}})
 
 
+def test_loras_are_refused_where_diffusers_loads_none(tmp_path):
+    (tmp_path / "style.safetensors").write_bytes(b"")
+    loras = [{"file": str(tmp_path / "style.safetensors")}]
+    for kind in ("flux", "sdxl", "sd3", "sana", "krea2-turbo", "qwen-image"):
+        assert load_config(ROWS | {"generate": {"family": kind, "loras": loras}}).generate.loras
+    with pytest.raises(DarkroomError, match=r"^config: generate\.loras: works with the families flux, .* and auto$"):
+        load_config(ROWS | {"generate": {"family": "hunyuan-image", "loras": loras}})
+
+
 def test_families_are_told_without_anything_heavy():
     code = "import sys, darkroom.engines, darkroom.engines.base, darkroom.plan.requests, darkroom.models.licences\n"
     code += "print([name for name in ('torch', 'diffusers', 'PIL', 'numpy', 'pyarrow') if name in sys.modules])"

@@ -19,7 +19,7 @@ SANA = "nscl-v2-custom"
 HUNYUAN = "tencent-hunyuan-community"
 _OWNER = "black-forest-labs"
 # Of denoisers that name no blocks to compile, and call torch's attention by themselves, whatever the backend.
-_OWN_KERNELS = frozenset({"offload"})
+_OWN_KERNELS = frozenset({"loras", "offload"})
 
 
 def _true_cfg(request: "Request | Sampling") -> bool:
@@ -357,6 +357,7 @@ for _family in (
             guided=guided,
             settings=settings,
             recipe_keys=("dtype",),
+            options=frozenset({"attention", "compile", "offload"}),  # diffusers loads no LoRAs for it
             named=named,
             defaults=defaults | {"width": 2048, "height": 2048},
         )
