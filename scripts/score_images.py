@@ -50,6 +50,7 @@ if __name__ == "__main__":
             made_from=contents(list(images)),
             open_scorer=open_scorer,
             retry_failed=workflow.config.retry_failed,
+            threads=snakemake.threads,
         )
         keep_record(workflow, step, group, counts, started, devices)
         devices.release()

@@ -205,11 +205,23 @@ def test_of_a_large_set_the_newest_jobs_tell_the_time(small):
     assert set(found.seconds.values()) == {3.0} and len(found.seconds) == 99
     assert (found.jobs, found.total) == (103, 103 * 3)
     record(small, small.lineage.step("images", "judge"), "group", 5.0, 7.0, made=1, working=1.0)
-    columns = ["kind", "row", "error", "selected", *small.catalogue.score_names("images")]
+    names = [*small.catalogue.score_names("images"), *small.catalogue.names("images", "mass")]
+    columns = ["kind", "row", "error", "selected", *names]
     pq.write_table(pa.table({name: pa.array([], pa.string()) for name in columns}), small.results("scores.parquet"))
     said = summary(small)
     assert "0 selected; about 309 s, as the newest 99 of 103 jobs tell\n" in said
     assert "  judged: 7 s; rejected rows: 0\n" in said  # every job told it
+
+
+@pytest.mark.parametrize("masses", [(0.6, 0.1), (0.6, 0.4)])
+def test_the_end_of_a_run_warns_of_a_judge_that_wanted_to_say_something_else(small, masses):
+    line = {"kind": "images", "row": "r", "error": None, "selected": True, "p_yes": 0.9}
+    line |= dict.fromkeys(small.catalogue.score_names("images"), 1)
+    pq.write_table(
+        pa.Table.from_pylist([line | {"p_yes_mass": mass} for mass in masses]), small.results("scores.parquet")
+    )
+    said = summary(small)
+    assert ("WARNING: p_yes is no number to trust: on average 35.0% of" in said) == (sum(masses) < 1)
 
 
 def test_records_that_cannot_be_read_are_passed_over(small):

@@ -6,7 +6,10 @@ import io
 import json
 import math
 import sys
+import threading
+from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_exports
@@ -16,7 +19,7 @@ from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
-from darkroom.metrics import catalogue_of, metrics_of
+from darkroom.metrics import catalogue_of, metrics_of, score
 from darkroom.metrics.base import Metric, ScoreColumn
 from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.score import score_chunk, score_shards
@@ -28,7 +31,7 @@ from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views import plots
 from darkroom.views.gallery import write_index, write_shard
-from darkroom.views.report import read_table
+from darkroom.views.report import KindReport, Score, read_table
 from metric_contract import MetricContract, image_record
 from PIL import Image, ImageOps
 
@@ -288,6 +291,57 @@ def test_the_report_counts_every_metric(two, tmp_path):
     titles = [axes.get_title() for axes in plots.score_distributions(kind).axes]
     assert titles == list(kind.scores)
     assert plots.example_sheet(kind, kinds[0].image_file).texts[0].get_text() == "best by brightness"
+
+
+class Slow(Told):
+    """Says 1 and this mass of each picture; its second chunk may have begun to be prepared before the first is scored."""
+
+    def __init__(self, mass=0.9, wait=False):
+        columns = [self.column("told"), self.column("told_error", "text", role="error")]
+        super().__init__(None, [*columns, self.column("told_mass", role="mass")])
+        self.mass, self.wait, self.prepared, self.overlapped = mass, wait, [], threading.Event()
+
+    name = "told"
+
+    def prepare(self, subject):
+        self.prepared.append(subject.key)
+        if len(self.prepared) > score.CHUNK + 1:
+            self.overlapped.set()
+        return replace(subject, images=[image.size for image in subject.images])
+
+    def score(self, subjects):
+        if self.wait:
+            assert self.overlapped.wait(20), "nothing is prepared while it scores"
+            assert len(self.prepared) <= 2 * score.CHUNK + 1
+            self.wait = False  # the last chunk has none after it
+        return [{"told": subject.images[0][0] / 64, "told_mass": self.mass} for subject in subjects]
+
+
+def test_pictures_are_prepared_while_those_before_are_scored(tmp_path, capsys):
+    shard, number = tmp_path / "images.parquet", 3 * score.CHUNK
+    records = [image_record("images", n) | {"key": f"{n:032x}"} for n in range(number)]
+    write_shard_file(shard, IMAGE_COLUMNS, records, {"digest": "i", "rule": "r", "failed": 0})
+
+    def scored(metric, threads):
+        path, journal = tmp_path / f"{threads}.parquet", tmp_path / "journal.jsonl"
+        score_shards(metric, "images", {shard: "i"}, path, "s", journal, [], [], ["i"], threads=threads)
+        return path.read_bytes()
+
+    beside, alone = Slow(wait=True), Slow()
+    assert scored(beside, 3) == scored(alone, 1)
+    assert sorted(beside.prepared) == sorted(alone.prepared) and len(alone.prepared) == number
+    assert "WARNING" not in capsys.readouterr().out
+    scored(Slow(mass=0.3), 2)
+    assert "WARNING: told is no number to trust: on average 30.0% of" in capsys.readouterr().out
+
+
+def test_the_report_marks_a_score_that_is_not_to_be_trusted():
+    kind = KindReport("images")
+    for name, mass in (("plain", (0.0, 0)), ("good", (1.2, 2)), ("bad", (0.9, 2))):
+        kind.scores[name] = Score(name, np.linspace(0, 1, 101), False, np.zeros((4, 100), int), mass=mass)
+        kind.scores[name].counts[0, 50] = 2
+    titles = [axes.get_title() for axes in plots.score_distributions(kind).axes]
+    assert titles == ["plain", "good", "bad: not to be trusted\nlabel mass 45.0% on average"]
 
 
 @pytest.mark.parametrize("format", ["folder", "imagefolder", "parquet", "webdataset", "preferences"])

@@ -1,6 +1,7 @@
 """What every job needs: a log, progress, an orderly stop, and the versions it ran with."""
 
 import contextlib
+import ctypes
 import errno
 import importlib.metadata
 import logging
@@ -17,6 +18,7 @@ from darkroom.errors import DarkroomError
 
 stop_requested = threading.Event()
 _prefix = ""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 # What these warn of are other libraries' versions and the classes of a checkpoint: nobody who reads a job's log can act on it.
 _CHATTER = (
     "diffusers.configuration_utils",
@@ -141,6 +143,17 @@ def limit_threads(threads: int, device: str) -> None:
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(1 if device_kind(device) == "cpu" else threads)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep up to a GiB of freed memory for what comes next, where it is glibc.
+
+    By itself it gives blocks of megabytes back at once, and takes them anew for each picture: a fifth of the CPU time of judging one.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            libc.mallopt(option, 2**30)
 
 
 @contextlib.contextmanager

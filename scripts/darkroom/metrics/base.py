@@ -22,6 +22,7 @@ TAKEN = frozenset(
     " sha256 error fields image source source_name source_origin source_sha256 selected label".split()
 )
 ROLES = ("score", "mass", "reply", "error", "text")
+TRUSTED_MASS = 0.5  # on average: below it, a model mostly wanted to say something else than what it was scored by
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,12 @@ class Catalogue:
         """The columns of a kind that have this role."""
         return [column.name for column in self.columns(kind) if column.role == role]
 
+    def masses(self, kind: str) -> dict[str, str]:
+        """Name of each score of a kind that has a mass -> the column that holds it."""
+        masses = {(c.metric, c.question): c.name for c in self.columns(kind) if c.role == "mass"}
+        scores = ((column.name, masses.get((column.metric, column.question))) for column in self.scores(kind))
+        return {name: mass for name, mass in scores if mass}
+
     def questions(self, kind: str) -> list[Asked]:
         """The questions that the columns of a kind belong to, in order."""
         found: dict[tuple[str, str], list[ScoreColumn]] = {}
@@ -166,6 +173,16 @@ class Catalogue:
         asked = [question for question in self.questions(kind) if question.reply]
         free = [question for question in asked if all(column.role != "mass" for column in question.columns)]
         return next((question.reply for question in [*free, *asked]), None)
+
+
+def mass_warning(score: str, total: float, number: int) -> str | None:
+    """Why a score is not to be trusted, or None; total: of its mass over so many pictures."""
+    if not number or total / number >= TRUSTED_MASS:
+        return None
+    return (
+        f"WARNING: {score} is no number to trust: on average {total / number:.1%} of the judge's probability is on the answers it was"
+        f" asked for, and at least {TRUSTED_MASS:.0%} should be; ask another judge, or in other words"
+    )
 
 
 @dataclass(frozen=True)
@@ -192,7 +209,10 @@ class Subject:
 
 @dataclass
 class Ask:
-    """One question about `images` (PIL, RGB; for an edit the source, then the result). `text` is filled in."""
+    """One question about `images` (PIL, RGB, or as the judge prepared them; for an edit the source, then the result).
+
+    `text` is filled in.
+    """
 
     images: list[Any]
     text: str
@@ -215,7 +235,11 @@ class Answer:
 
 
 class Scorer(Protocol):
-    """A metric that is ready to score: its model is loaded."""
+    """A metric that is ready to score: its model is loaded.
+
+    It may also have a method `prepare(subject) -> Subject` for what can be done with a subject alone and in any thread, such as
+    resizing: `score` is given what it returns, and while it scores, the next subjects are prepared.
+    """
 
     def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
         """The columns of each subject, in order; a column that is left out is null.

@@ -1,6 +1,7 @@
 """The judge: a metric that asks a vision-language model the questions of a rubric, and reads its replies."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +58,13 @@ class JudgeScorer:
 
     def __init__(self, engine: Any, questions: list[Question]):
         self.engine, self.questions = engine, questions
+
+    def prepare(self, subject: Subject) -> Subject:
+        """The subject with its pictures as the judge sees them."""
+        names = [subject.record[name] for name in ("source_sha256", "sha256") if subject.record.get(name)]
+        known = len(names) == len(subject.images)
+        images = [self.engine.fit(image, names[n] if known else None) for n, image in enumerate(subject.images)]
+        return replace(subject, images=images)
 
     def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
         asks = [

@@ -4,15 +4,19 @@ Scores are kept while the job runs in a journal (JSON lines), so that a killed j
 carried over from old score files where the picture, the prompt and the metric's recipe are the same.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.identity import digests
+from darkroom.jobs.beside import ahead
 from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
-from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject
+from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject, mass_warning
 from darkroom.plan.recipe import Recipe
 from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
@@ -21,6 +25,7 @@ from darkroom.store.shardfile import ImageRecord, check_digest, image_records, w
 
 # Images scored together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64
+_PREPARING = 4  # threads that prepare pictures, at the most: each may hold one of `MAX_PIXELS`
 
 # Columns of a score file before those of its metric.
 SCORE_COLUMNS = {
@@ -83,6 +88,7 @@ def score_shards(
     made_from: list[str],
     open_scorer: Callable[[], Scorer] | None = None,
     retry_failed: bool = False,
+    threads: int = 1,
 ) -> dict[str, float]:
     """Write the score file of some image shards.
 
@@ -98,6 +104,8 @@ def score_shards(
         made_from: the content of the image shards, as their manifests say it.
         open_scorer: what opens the metric, called only where something is to be scored; `metric.open` unless told.
         retry_failed: score again what has no score for a reason of the metric's own.
+        threads: of the job. Where there are more than one, those beside the scorer's prepare the pictures of the next chunk for a
+            scorer that has a `prepare`.
 
     Returns:
         The counts requests, made, carried and failed, and "working", the seconds spent on scoring.
@@ -120,11 +128,15 @@ def score_shards(
     working = 0.0
     if todo and columns:
         say(f"{metric.name}: versions: " + ", ".join(f"{n} {v}" for n, v in versions(*metric.packages).items()))
-        chunks = _chunks(images, recipe, todo)
         scorer = open_scorer() if open_scorer else metric.open(kind)
-        new, working = _score_all(chunks, len(todo), metric, kind, scorer, journal)
+        records_now = _to_score(images, recipe, todo)
+        new, working = _score_all(records_now, len(todo), metric, kind, scorer, journal, threads)
         known |= new
     unscored = sum(any(known.get(key, {}).get(name) for name in reasons) for key in keys)
+    for score, mass in Catalogue.of({kind: columns}).masses(kind).items():
+        there = [value for key in dict.fromkeys(keys) if (value := known.get(key, {}).get(mass)) is not None]
+        if warning := mass_warning(score, sum(there), len(there)):
+            say(warning)
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for key, record in zip(keys, records, strict=True):
@@ -168,38 +180,47 @@ def _about(key: str, record: ImageRecord) -> ScoreRecord:
 
 
 def _score_all(
-    chunks: Iterable[dict[str, ImageRecord]], number: int, metric: Metric, kind: str, scorer: Scorer, journal: Path
+    records: Iterable[tuple[int, str, ImageRecord]],
+    number: int,
+    metric: Metric,
+    kind: str,
+    scorer: Scorer,
+    journal: Path,
+    threads: int,
 ) -> tuple[dict[str, Scores], float]:
-    """key -> scores of the records in `chunks`, each chunk in the journal when it is done; and the seconds it took."""
+    """key -> scores of the records, each chunk in the journal when it is done; and the seconds it took."""
     progress = Progress(number, "images")
     found: dict[str, Scores] = {}
-    with open_journal(journal) as out:
-        for chunk in chunks:
+    beside = min(threads, _PREPARING) if threads > 1 and hasattr(scorer, "prepare") else 0
+
+    def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError]:
+        return one[0], one[1], _subject(scorer, one[1], one[2])
+
+    with (
+        open_journal(journal) as out,
+        contextlib.closing(ahead(prepare, records, CHUNK if beside else 0, beside or 1)) as prepared,
+    ):
+        for _, chunk in groupby(prepared, key=itemgetter(0)):
+            subjects = {key: subject for _, key, subject in chunk}
             if stop_requested.is_set():
                 raise Interrupted(
                     f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
                 )
-            new = score_chunk(metric, kind, scorer, chunk)
+            new = _score(metric, kind, scorer, subjects)
             out.add(new)
             found |= new
             progress.add(len(new))
     return found, progress.seconds
 
 
-def _chunks(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[dict[str, ImageRecord]]:
-    """The records to score, by score key, in the fixed chunks of the shards together."""
-    chunk: dict[str, ImageRecord] = {}
+def _to_score(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[tuple[int, str, ImageRecord]]:
+    """(number of the chunk, score key, record) of the records to score, in the fixed chunks of the shards together."""
     left, key_of = set(todo), score_keys(recipe)
     for number, record in enumerate(_records(images)):
-        if number % CHUNK == 0 and chunk:
-            yield chunk
-            chunk = {}
         key = key_of(record)
         if record["error"] is None and key in left:
             left.discard(key)
-            chunk[key] = record
-    if chunk:
-        yield chunk
+            yield number // CHUNK, key, record
 
 
 def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, ImageRecord]) -> dict[str, Scores]:
@@ -208,19 +229,30 @@ def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, Im
     A picture that cannot be opened has nulls and a reason. Raises DarkroomError where the scorer does not keep its
     contract: another number of results, or columns that were not promised.
     """
+    return _score(metric, kind, scorer, {key: _subject(scorer, key, record) for key, record in records.items()})
+
+
+def _subject(scorer: Scorer, key: str, record: ImageRecord) -> Subject | RowError:
+    """The picture of a record, ready to be scored, or why it cannot be opened. Can be called in any thread."""
+    try:
+        parts = filter(None, (record.get("source"), record["image"]))
+        pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
+    except RowError as error:
+        return error
+    about = {name: value for name, value in record.items() if name not in _PICTURES}
+    subject = Subject(key, record["prompt"], pictures, about)
+    prepare: Callable[[Subject], Subject] | None = getattr(scorer, "prepare", None)
+    return prepare(subject) if prepare else subject
+
+
+def _score(metric: Metric, kind: str, scorer: Scorer, opened: Mapping[str, Subject | RowError]) -> dict[str, Scores]:
     columns = metric.columns(kind)
     questions = Catalogue.of({kind: columns}).questions(kind)
-    scores: dict[str, Scores] = {key: {column.name: None for column in columns} for key in records}
-    subjects = []
-    for key, record in records.items():
-        try:
-            parts = filter(None, (record.get("source"), record["image"]))
-            pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
-        except RowError as error:
-            scores[key] |= {question.error: str(error) for question in questions}
-            continue
-        about = {name: value for name, value in record.items() if name not in _PICTURES}
-        subjects.append(Subject(key, record["prompt"], pictures, about))
+    scores: dict[str, Scores] = {key: {column.name: None for column in columns} for key in opened}
+    for key, reason in opened.items():
+        if isinstance(reason, RowError):
+            scores[key] |= {question.error: str(reason) for question in questions}
+    subjects = [subject for subject in opened.values() if isinstance(subject, Subject)]
     results = scorer.score(subjects) if subjects else []
     if len(results) != len(subjects):
         raise DarkroomError(f"metric {metric.name}: {len(results)} results for {len(subjects)} images")

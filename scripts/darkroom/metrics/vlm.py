@@ -1,17 +1,21 @@
-"""Ask a vision-language model of the Qwen-VL family: through vLLM, or through transformers with the same answers.
+"""Ask a vision-language model: through vLLM, or through transformers with the same answers.
 
-Both engines see the same prompt text (the checkpoint's chat template) and the same pixels (qwen-vl-utils, by the
-model's own patch size), decode JSON under the same grammar (xgrammar) and read yes and no from the same logits.
+Both engines see the same tokens (the checkpoint's chat template) and the same pixels (of the Qwen-VL family by qwen-vl-utils and the
+model's own patch size; others are reduced to the pixels that the config allows, and fitted by the checkpoint's own processor), decode
+JSON under the same grammar (xgrammar) and read yes and no from the same logits.
 """
 
 import difflib
+import math
 import os
-from dataclasses import fields
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from darkroom.config import models
 from darkroom.errors import DarkroomError
-from darkroom.jobs.runtime import say
+from darkroom.jobs.runtime import keep_freed_memory, say
 from darkroom.metrics.base import Answer, Ask
 from darkroom.metrics.rubric import Rubric
 from darkroom.plan.stages import STAGES
@@ -19,6 +23,28 @@ from darkroom.plan.stages import STAGES
 QUESTION_TOKENS = 4096  # room for a question's text: a prompt of some 15 000 characters
 _YES = ("yes", "Yes", " yes", " Yes", "YES")
 _NO = ("no", "No", " no", " No", "NO")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture as the judge sees it, or why it cannot. name: of its content, the same for no other; None: not known."""
+
+    image: Any
+    name: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as the engines take it: token ids with one mark for each picture, as the chat template has it."""
+
+    ask: Ask
+    ids: list[int]
+    pictures: list[Fitted]
+
+    @property
+    def images(self) -> list[Any]:
+        return [picture.image for picture in self.pictures]
 
 
 class Judge:
@@ -40,12 +66,18 @@ class Judge:
             self.config = AutoConfig.from_pretrained(self.path)
         except Exception as error:  # the libraries raise many kinds; all of them mean that this is no usable model
             raise DarkroomError(f"judge.model: cannot load {self.path}: {_first_line(error)}") from error
-        self.tokenizer = self.processor.tokenizer
-        image = self.processor.image_processor
-        self.patch_size, self.merge_size = image.patch_size, image.merge_size
-        if self.merge_size != 2:
-            raise DarkroomError(f"judge.model: {self.path}: not of the Qwen-VL family (merge_size {self.merge_size})")
-        least, most = _own_pixels(image)
+        image = getattr(self.processor, "image_processor", None)
+        self.tokenizer: Any = getattr(self.processor, "tokenizer", None)
+        if image is None or self.tokenizer is None:
+            raise DarkroomError(f"judge.model: {self.path}: not a model that reads pictures and text")
+        self.template = self.processor.chat_template or self.tokenizer.chat_template
+        if not isinstance(self.template, str):
+            raise DarkroomError(
+                f"judge.model: {self.path}: has no chat template; use a model tuned to follow instructions"
+            )
+        # The Qwen-VL family takes pictures of any size: they are fitted here, so that each is resized once for all its questions.
+        self.side = image.patch_size * image.merge_size if type(image).__name__.startswith("Qwen2VL") else None
+        least, most = _own_pixels(image) if self.side else (1, 1 << 62)
         # Within the checkpoint's own limits, so that no engine resizes the pictures once more.
         self.min_pixels = min(max(section.min_pixels or least, least), most)
         self.max_pixels = min(max(section.max_pixels or most, self.min_pixels), most)
@@ -55,52 +87,86 @@ class Judge:
         added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
         self.special = sorted(special, key=len, reverse=True)
-        budget = self.images_each * (self.max_pixels // (self.patch_size * 2) ** 2 + 2)
-        own = getattr(self.config.get_text_config(), "max_position_embeddings", 1 << 20)
-        self.max_length = min(own, budget + QUESTION_TOKENS + section.max_tokens)
+        refuse_thinking(self.path, self.text("yes or no?"))
+        own = getattr(self.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+        self.max_length = min(own, self.images_each * self._picture_tokens() + QUESTION_TOKENS + section.max_tokens)
         self.max_length = section.engine_args.get("max_model_len", self.max_length)
 
     def _label_ids(self, words: tuple[str, ...]) -> list[int]:
         encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
         return sorted({ids[0] for ids in encoded if len(ids) == 1})
 
-    def conversation(self, ask: Ask) -> tuple[str, list[Any]]:
-        """(prompt text, PIL images resized to the pixel budget) of a question. Raises ValueError for an odd image."""
-        from qwen_vl_utils import process_vision_info
+    def _picture_tokens(self) -> int:
+        """Tokens of a picture of the most pixels."""
+        if self.side:
+            return self.max_pixels // self.side**2 + 2
+        from PIL import Image
 
-        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        content = [{"type": "image", "image": image, **limits} for image in ask.images]
-        text = ask.text
+        side = math.isqrt(min(self.max_pixels, 2048**2))
+        # For those that cut pictures into tiles by their form, of the forms the one with the most.
+        forms = [(side, side), (2 * side, side // 2), (side // 2, 2 * side)]
+        blank = [Image.new("RGB", form) for form in forms]
+        text = self.text("", pictures=1)
+        return max(self.processor(text=[text], images=[one], return_tensors="pt").input_ids.shape[1] for one in blank)
+
+    def fit(self, image: Any, name: str | None = None) -> Fitted:
+        """A picture (PIL, RGB) resized for the judge. Can be called in any thread."""
+        try:
+            return Fitted(self._resized(image), name)
+        except ValueError as error:
+            return Fitted(None, name, f"the judge cannot take this image: {_first_line(error)}")
+
+    def _resized(self, image: Any) -> Any:
+        if self.side:
+            import numpy as np
+            from qwen_vl_utils import smart_resize
+
+            height, width = smart_resize(image.height, image.width, self.side, self.min_pixels, self.max_pixels)
+            # As an array: the libraries copy a picture of Pillow's several times for each question.
+            return np.array(image.resize((width, height)))
+        pixels = image.width * image.height
+        scale = math.sqrt(min(max(pixels, self.min_pixels), self.max_pixels) / pixels)
+        size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+        return image.resize(size) if size != image.size else image
+
+    def text(self, question: str, pictures: int | None = None) -> str:
+        """The prompt of a question by the checkpoint's chat template, which is told not to think where it asks."""
         for token in self.special:  # a prompt is data: it must not end its turn, or stand for an image
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        images, _ = process_vision_info(messages, image_patch_size=self.patch_size)
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), images
+            question = question.replace(token, f"{token[0]} {token[1:]}")
+        content = [{"type": "image"}] * (self.images_each if pictures is None else pictures)
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        thinking = {"enable_thinking": False} if "enable_thinking" in self.template else {}
+        return self.processor.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True, **thinking
+        )
 
-    def too_long(self, text: str, images: list[Any]) -> str | None:
-        """Why a question does not fit the judge's context, or None."""
-        side = self.patch_size * 2
-        tokens = len(self.tokenizer.encode(text)) + sum((i.width // side) * (i.height // side) for i in images)
+    def prompt(self, ask: Ask, pictures: list[Fitted]) -> Prompt | str:
+        """A question about fitted pictures, or why it cannot be asked."""
+        if error := next((picture.error for picture in pictures if picture.error), None):
+            return error
+        # What the template wrote has every token that is to be there, also that of the beginning.
+        ids = self.tokenizer.encode(self.text(ask.text, len(pictures)), add_special_tokens=False)
+        tokens = len(ids)
+        if self.side:
+            tokens += sum(math.prod(edge // self.side for edge in picture.image.shape[:2]) for picture in pictures)
+        return self.too_long(tokens) or Prompt(ask, ids, pictures)
+
+    def too_long(self, tokens: int) -> str | None:
+        """Why a question of so many tokens does not fit the judge's context, or None."""
         room = self.max_length - self.section.max_tokens
         return None if tokens <= room else f"the question has {tokens} tokens; the judge takes {room}"
 
     def ask(self, asks: list[Ask]) -> list[Answer]:
-        """One answer per question, in order."""
-        answers: list[Answer | None] = []
-        ready = []
-        for ask in asks:
-            try:
-                text, images = self.conversation(ask)
-                reason = self.too_long(text, images)
-            except ValueError as error:
-                text, images, reason = "", [], f"the judge cannot take this image: {_first_line(error)}"
-            answers.append(Answer(error=reason) if reason else None)
-            if not reason:
-                ready.append((ask, text, images))
-        replies = iter(self.reply(ready))
-        return [answer or next(replies) for answer in answers]
+        """One answer per question, in order. Pictures that are not `Fitted` are fitted, each once for all its questions."""
+        fitted: dict[int, Fitted] = {}
+        for image in (image for ask in asks for image in ask.images if not isinstance(image, Fitted)):
+            if id(image) not in fitted:
+                fitted[id(image)] = self.fit(image)
+        prompts = [self.prompt(ask, [fitted.get(id(image), image) for image in ask.images]) for ask in asks]
+        replies = iter(self.reply([prompt for prompt in prompts if isinstance(prompt, Prompt)]))
+        return [next(replies) if isinstance(prompt, Prompt) else Answer(error=prompt) for prompt in prompts]
 
-    def reply(self, ready: list[tuple[Ask, str, list[Any]]]) -> list[Answer]:
+    def reply(self, ready: list[Prompt]) -> list[Answer]:
         raise NotImplementedError
 
 
@@ -133,7 +199,14 @@ class VllmJudge(Judge):
         if not cpu and section.device == "cpu":
             raise DarkroomError("judge.device is cpu, but this vLLM is not built for the CPU; set engine: transformers")
         self.device = "cpu" if cpu else current_platform.get_device_name()
-        dtype: Any = {"auto": "float32" if cpu else "auto"}.get(section.dtype, section.dtype)
+        # On the CPU vLLM computes layers of linear attention (Qwen3.5) in bfloat16 alone.
+        linear = "linear_attention" in (getattr(self.config.get_text_config(), "layer_types", None) or ())
+        own = {"auto": ("bfloat16" if linear else "float32") if cpu else "auto"}
+        dtype: Any = own.get(section.dtype, section.dtype)
+        if cpu and linear and dtype != "bfloat16":
+            raise DarkroomError(
+                f"judge.dtype is {dtype}, but on the CPU vLLM computes {self.path} in bfloat16 alone; set auto"
+            )
         self.dtype = dtype
         gpus, heads = 1 if cpu else section.gpus, self.config.get_text_config().num_attention_heads
         if heads % gpus:
@@ -144,7 +217,7 @@ class VllmJudge(Judge):
         if cpu:  # a fixed, small cache: the default is a share of the host's memory, refused where that is small
             host = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
             host["kv_cache_memory_bytes"] = max(256 * 2**20, 2 * self.cache_bytes())
-            host |= {"max_num_seqs": 16, "enable_prefix_caching": False}
+            host["max_num_seqs"] = 16
         try:
             self.llm = LLM(
                 model=self.path,
@@ -157,6 +230,7 @@ class VllmJudge(Judge):
             )
         except Exception as error:  # an engine fails in many ways; all of them are the environment's
             raise DarkroomError(f"judge: vLLM cannot start with {self.path}: {_first_line(error)}") from error
+        keep_freed_memory()
         say(f"judge: vLLM on {self.device} as {self.dtype}, context {self.max_length} tokens")
 
     def cache_bytes(self) -> int:
@@ -165,17 +239,32 @@ class VllmJudge(Judge):
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * head * self.max_length
 
-    def reply(self, ready: list[tuple[Ask, str, list[Any]]]) -> list[Answer]:
+    def reply(self, ready: list[Prompt]) -> list[Answer]:
+        # The questions about a picture share what vLLM made of it: pixels, the vision tower's output, keys and values. What was made
+        # for earlier questions goes: memory stays bounded, and answers depend on no more than what is asked together.
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        self.llm.reset_mm_cache()
+        return self._reply(ready)
+
+    def _reply(self, ready: list[Prompt]) -> list[Answer]:
         if not ready:
             return []
-        prompts: list[Any] = [{"prompt": text, "multi_modal_data": {"image": images}} for _, text, images in ready]
+        prompts: list[Any] = [
+            {
+                "prompt_token_ids": prompt.ids,
+                "multi_modal_data": {"image": prompt.images},
+                "multi_modal_uuids": {"image": [picture.name for picture in prompt.pictures]},
+            }
+            for prompt in ready
+        ]
         try:
-            outputs = self.llm.generate(prompts, [self._sampling(ask) for ask, _, _ in ready], use_tqdm=False)
+            outputs = self.llm.generate(prompts, [self._sampling(prompt.ask) for prompt in ready], use_tqdm=False)
         except ValueError as error:  # one question that vLLM does not take must not cost the others their answers
             if len(ready) == 1:
                 return [Answer(error=f"the judge cannot take this question: {_first_line(error)}")]
-            return [answer for one in ready for answer in self.reply([one])]
-        return [self._answer(ask, output.outputs[0]) for (ask, _, _), output in zip(ready, outputs, strict=True)]
+            return [answer for one in ready for answer in self._reply([one])]
+        return [self._answer(one.ask, output.outputs[0]) for one, output in zip(ready, outputs, strict=True)]
 
     def _sampling(self, ask: Ask) -> Any:
         from vllm import SamplingParams
@@ -224,16 +313,19 @@ class TransformersJudge(Judge):
         self.compiler = xgrammar.GrammarCompiler(info)
         say(f"judge: transformers on {self.device} as {self.dtype}, context {self.max_length} tokens")
 
-    def reply(self, ready: list[tuple[Ask, str, list[Any]]]) -> list[Answer]:
+    def reply(self, ready: list[Prompt]) -> list[Answer]:
         import torch
 
         with torch.no_grad():
-            return [self._one(ask, text, images) for ask, text, images in ready]
+            return [self._one(prompt) for prompt in ready]
 
-    def _one(self, ask: Ask, text: str, images: list[Any]) -> Answer:
+    def _one(self, prompt: Prompt) -> Answer:
         import torch
 
-        inputs = self.processor(text=[text], images=images, return_tensors="pt")
+        ask, text = prompt.ask, self.text(prompt.ask.text, len(prompt.pictures))
+        inputs = self.processor(text=[text], images=prompt.images, add_special_tokens=False, return_tensors="pt")
+        if reason := self.too_long(inputs["input_ids"].shape[1]):
+            return Answer(error=reason)
         inputs = inputs.to(self.model.device)
         if ask.question.type == "yes_no":
             logits = self.model(**inputs, logits_to_keep=1).logits[0, -1]
@@ -256,6 +348,21 @@ class TransformersJudge(Judge):
         ended = int(new[-1]) in (ends if isinstance(ends, list) else [ends, self.tokenizer.eos_token_id])
         reply = self.tokenizer.decode(new, skip_special_tokens=True)
         return Answer(reply=reply, cut=None if ended or len(new) < self.section.max_tokens else len(new))
+
+
+def refuse_thinking(model: str, prompt: str) -> None:
+    """Raises DarkroomError for a model that thinks before it answers; prompt: one of its template."""
+    # Where the template opens a thought that it does not close, or a model of this name does it by itself.
+    named = re.search(r"thinking", Path(model).name + "/" + _hub_name(Path(model)), re.IGNORECASE)
+    if named or prompt.rfind("<think>") > prompt.rfind("</think>"):
+        raise DarkroomError(
+            f"judge.model: {model}: thinks before it answers, so its first token is no yes or no; use its variant that does not (Instruct)"
+        )
+
+
+def _hub_name(folder: Path) -> str:
+    """The name of a model in the folder of the hub's cache that it lies in (models--owner--name/snapshots/revision)."""
+    return folder.parents[1].name if len(folder.parents) > 1 and folder.parent.name == "snapshots" else ""
 
 
 def _own_pixels(image_processor: Any) -> tuple[int, int]:

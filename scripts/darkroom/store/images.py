@@ -74,7 +74,7 @@ def open_picture(data: bytes, name: str) -> Picture:
             plain = opened.format in ("PNG", "JPEG") and opened.mode == "RGB" and not opened.has_transparency_data
             upright = opened.getexif().get(0x0112, 1) == 1
             opened.load()
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            image = _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except RowError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds; a bad image must never stop a shard

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import benchmarks
+from darkroom.metrics.base import mass_warning
 from darkroom.run.workflow import Workflow
 from darkroom.tools.failures import lines as failure_lines
 from darkroom.tools.prune import superseded_line
@@ -32,8 +33,12 @@ def summary(workflow: Workflow) -> str:
             f"{kind:>8}: {count.rows} rows, {count.requests} requests, {count.requests - count.failed} images,"
             f" {count.failed} failed, {count.selected} selected; {_taken(workflow, kind)}"
         )
-        told = ", ".join(f"{name} {total / number:.2f}" for name, (total, number) in count.scores.items() if number)
+        means = ((name, *count.scores.get(name, (0.0, 0))) for name in workflow.catalogue.score_names(kind))
+        told = ", ".join(f"{name} {total / number:.2f}" for name, total, number in means if number)
         lines.append(f"{'':10}{told} (means)")
+        for score, mass in workflow.catalogue.masses(kind).items():
+            if warning := mass_warning(score, *count.scores.get(mass, (0.0, 0))):
+                lines.append(f"{'':10}{warning}")
     rejected = sum(shard.rejected for plan in workflow.plans.values() for shard in plan.shards.values())
     lines.append(f"  judged: {_taken(workflow)}; rejected rows: {rejected}")
     lines.append("")
@@ -68,7 +73,11 @@ def _count(workflow: Workflow, scores: Path) -> dict[str, _Count]:
 
     counts = {kind: _Count() for kind in workflow.plans}
     last = dict.fromkeys(counts)  # a row's images stand together
-    numbers = {name: None for kind in counts for name in workflow.catalogue.score_names(kind)}
+    numbers = {
+        name: None
+        for kind in counts
+        for name in (*workflow.catalogue.score_names(kind), *workflow.catalogue.names(kind, "mass"))
+    }
     for batch in Table(scores).batches(["kind", "row", "error", "selected", *numbers]):
         for kind, count in counts.items():
             part = batch.filter(pc.equal(batch["kind"], kind))

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from darkroom.metrics.base import Asked
+from darkroom.metrics.base import TRUSTED_MASS, Asked
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records
 from darkroom.views.report import Example, KindReport, Score, StageTimes
@@ -117,6 +117,9 @@ def score_distributions(kind: KindReport) -> Figure:
         if score.name in kind.thresholds:
             axes.axvline(kind.thresholds[score.name], color=INK, linewidth=1.2, linestyle="--")
         axes.set_title(score.name)
+        if score.share < TRUSTED_MASS:
+            doubt = f"{score.name}: not to be trusted\nlabel mass {score.share:.1%} on average"
+            axes.set_title(doubt, color=RED, fontweight="bold")
         missing = f", {score.missing:,} without" if score.missing else ""
         axes.set_xlabel(f"{score.number:,} images, mean {score.mean:.2f}{missing}" if score.number else "no scores")
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))

@@ -27,7 +27,7 @@ _REASONS_KEPT = 10_000
 @dataclass
 class Score:
     """A score's bins, and how many pictures fall into each: `counts` [groups, bins] for the groups all, selected, accept,
-    reject. whole: a rating in whole numbers, a bin each."""
+    reject. whole: a rating in whole numbers, a bin each. mass: of the answers it rests on, (sum, pictures)."""
 
     name: str
     edges: np.ndarray
@@ -35,6 +35,7 @@ class Score:
     counts: np.ndarray
     missing: int = 0
     total: float = 0.0
+    mass: tuple[float, int] = (0.0, 0)
 
     GROUPS = ("all", "selected", *LABELS)
 
@@ -56,6 +57,12 @@ class Score:
     @property
     def mean(self) -> float:
         return self.total / self.number if self.number else float("nan")
+
+    @property
+    def share(self) -> float:
+        """Mean of its mass; 1 where it has none."""
+        total, number = self.mass
+        return total / number if number else 1.0
 
     @property
     def auc(self) -> float:
@@ -154,7 +161,7 @@ def read_table(
     images = Table(table)
     wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
     for kind in kinds.values():
-        wanted |= {*kind.scores, *catalogue.names(kind.name, "error")}
+        wanted |= {*kind.scores, *catalogue.names(kind.name, "error"), *catalogue.names(kind.name, "mass")}
     for batch in images.batches(sorted(wanted & images.names.keys())):
         whole = batch.to_pydict()
         of = np.array(whole["kind"], object)
@@ -184,6 +191,7 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
         for chosen in (0, 1):
             kind.agreement[place, chosen] += int((groups[name] & (reached == bool(chosen))).sum())
     binned: dict[str, np.ndarray] = {}
+    masses = catalogue.masses(kind.name)
     whole = made.copy()
     for name, score in kind.scores.items():
         values = np.array([np.nan if value is None else value for value in columns[name]], float)
@@ -195,6 +203,9 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
             score.counts[row] += np.bincount(bins[there & groups[group]], minlength=len(score.edges) - 1)
         score.missing += int((made & ~there).sum())
         score.total += float(values[there].sum())
+        if (mass := masses.get(name)) in columns:
+            known = [share for place in np.flatnonzero(there) if (share := columns[mass][place]) is not None]
+            score.mass = score.mass[0] + sum(known), score.mass[1] + len(known)
         if name == kind.by:
             _extremes(kind, values, np.flatnonzero(there), columns)
     kind.scored += int(whole.sum()) if kind.scores else 0
