@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import judge_models
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ import xgrammar
 from conftest import FLUX, JUDGE, read_requests, small_config
 from darkroom.engines import open_engine
 from darkroom.engines.work import ShardJob
+from darkroom.errors import DarkroomError
 from darkroom.jobs import runtime
 from darkroom.make import make_shard
 from darkroom.metrics import judge, vlm
@@ -88,6 +90,38 @@ def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
         assert a.p_yes / (a.p_yes + a.p_no) == pytest.approx(b.p_yes / (b.p_yes + b.p_no), abs=1e-4)
     replies = [(a.reply, b.reply) for ask, a, b in zip(asks, one, other, strict=True) if ask.question.type == "json"]
     assert len(replies) == 32 and all(a == b for a, b in replies)
+
+
+@pytest.mark.parametrize(
+    "make", [judge_models.qwen3_vl, judge_models.qwen3_5, judge_models.llava], ids=lambda make: make.__name__
+)
+def test_both_engines_give_the_same_answers_and_think_no_first_token(make, tmp_path):
+    section, rubric = judge_models.saved(make, tmp_path), load_rubric(RUBRIC)
+    thinks = make is judge_models.qwen3_5
+    questions = rubric.questions["images"]
+    asks = [judge.Ask([p], q.ask(f"a red circle {n}"), q, 1) for n, p in enumerate(pictures(4)) for q in questions]
+    one = vlm.VllmJudge(section, "images", rubric).ask(asks)
+    other = vlm.TransformersJudge(section.model_copy(update={"engine": "transformers"}), "images", rubric)
+    for ask, a, b in zip(asks, one, other.ask(asks), strict=True):
+        assert a.error is None and b.error is None
+        if ask.question.type == "yes_no":
+            close = 1e-2 if thinks else 1e-4  # on the CPU vLLM computes Qwen3.5 in bfloat16 alone
+            assert a.p_yes / (a.p_yes + a.p_no) == pytest.approx(b.p_yes / (b.p_yes + b.p_no), abs=close)
+            assert a.p_yes + a.p_no == pytest.approx(b.p_yes + b.p_no, rel=5 * close)
+        elif not thinks:
+            assert a.reply == b.reply
+    assert len({round(a.p_yes / a.p_no, 4) for a in one if a.p_yes is not None}) == 4
+    text = other.text("a red circle")
+    assert text.count("<think>") == text.count("</think>") == (thinks)
+    assert text.endswith("</think>\n\n" if thinks else "assistant\n")
+
+
+def test_a_model_that_thinks_is_refused_in_one_line(tmp_path):
+    section = judge_models.saved(
+        judge_models.qwen3_vl, tmp_path, lambda _: judge_models.TURNS + "{{- '<think>\\n' }}{%- endif %}"
+    )
+    with pytest.raises(DarkroomError, match=r"judge.model: .*: thinks before it answers, .* \(Instruct\)$"):
+        vlm.TransformersJudge(section, "images", load_rubric(RUBRIC))
 
 
 def test_the_same_picture_in_other_company_gets_the_same_scores(tmp_path):
