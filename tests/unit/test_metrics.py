@@ -19,7 +19,7 @@ from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
-from darkroom.metrics import catalogue_of, metrics_of, score
+from darkroom.metrics import catalogue_of, metrics_of, score, vlm
 from darkroom.metrics.base import Metric, ScoreColumn
 from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.score import score_chunk, score_shards
@@ -333,6 +333,20 @@ def test_pictures_are_prepared_while_those_before_are_scored(tmp_path, capsys):
     assert "WARNING" not in capsys.readouterr().out
     scored(Slow(mass=0.3), 2)
     assert "WARNING: told is no number to trust: on average 30.0% of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt"),
+    [
+        ("/cache/models--Qwen--Qwen3-VL-8B-Thinking/snapshots/0a1b", "<|im_start|>assistant\n"),
+        ("/models/GLM-4.1V-9B-Thinking", "<|assistant|>"),
+        ("/models/judge", "<|im_start|>assistant\n<think>\n"),
+    ],
+)
+def test_a_judge_that_thinks_first_is_told_by_its_name_or_its_template(model, prompt):
+    with pytest.raises(DarkroomError, match="thinks before it answers"):
+        vlm.refuse_thinking(model, prompt)
+    vlm.refuse_thinking("/thinking/judge", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_the_report_marks_a_score_that_is_not_to_be_trusted():

@@ -218,12 +218,12 @@ def test_what_this_machine_cannot_do_is_told_before_a_model_is_loaded(tmp_path, 
 
 def test_engine_args_reach_vllm(tmp_path):
     rubric = load_rubric(REPOSITORY / RUBRIC)
-    args = {"max_num_seqs": 3, "max_model_len": 400, "enable_prefix_caching": True}
+    args = {"max_num_seqs": 3, "max_model_len": 400, "enable_prefix_caching": False}
     section = filled({"engine_args": args, "max_tokens": 32}, "judge", tmp_path)
     engine = vlm.open_judge(section, "images", rubric)
     config = engine.llm.llm_engine.vllm_config
     assert (config.scheduler_config.max_num_seqs, config.model_config.max_model_len) == (3, 400)
-    assert config.cache_config.enable_prefix_caching
+    assert not config.cache_config.enable_prefix_caching
     question = rubric.questions["images"][0]
     picture = Image.new("RGB", (64, 64), "red")
     asks = [judge.Ask([picture], question.ask(text), question, 1) for text in ("a red circle", "word " * 400)]

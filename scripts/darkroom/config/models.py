@@ -477,7 +477,9 @@ class Edit(ModelSection):
 class Judge(DeviceSection, ModelSource):
     model: PathText = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
-        description="A vision-language model of the Qwen family, a folder or owner/name.",
+        description="A chat model that reads pictures, a folder or owner/name: Qwen2.5-VL, Qwen3-VL, Qwen3.5 (which is told not to"
+        " think), or another that vLLM runs and that has a single token each for yes and no. Those that think before they answer are"
+        " refused.",
     )
     engine: Literal["vllm", "transformers"] = Field(
         default="vllm", description="`transformers` gives the same answers one by one, where vLLM does not run."
