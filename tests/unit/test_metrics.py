@@ -317,6 +317,16 @@ class Slow(Told):
         return [{"told": subject.images[0][0] / 64, "told_mass": self.mass} for subject in subjects]
 
 
+def test_the_log_says_how_many_scores_are_lost_and_why(tmp_path, capsys):
+    shard = tmp_path / "images.parquet"
+    records = [image_record("images", n) | {"key": f"{n:032x}"} for n in range(4)]
+    write_shard_file(shard, IMAGE_COLUMNS, records, {"digest": "i", "rule": "r", "failed": 0})
+    metric = Told({"told": None, "told_error": "reply is cut off after 8 tokens; raise judge.max_tokens"})
+    score_shards(metric, "images", {shard: "i"}, tmp_path / "s.parquet", "s", tmp_path / "j.jsonl", [], [], ["i"])
+    why = "4 of 4 without a whole score, most often for told: reply is cut off after 8 tokens; raise judge.max_tokens\n"
+    assert capsys.readouterr().out.endswith(f"done: 4 scored, 0 carried, 0 without an image, {why}")
+
+
 def test_pictures_are_prepared_while_those_before_are_scored(tmp_path, capsys):
     shard, number = tmp_path / "images.parquet", 3 * score.CHUNK
     records = [image_record("images", n) | {"key": f"{n:032x}"} for n in range(number)]

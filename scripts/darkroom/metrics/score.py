@@ -6,6 +6,7 @@ carried over from old score files where the picture, the prompt and the metric's
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
@@ -132,7 +133,8 @@ def score_shards(
         records_now = _to_score(images, recipe, todo)
         new, working = _score_all(records_now, len(todo), metric, kind, scorer, journal, threads)
         known |= new
-    unscored = sum(any(known.get(key, {}).get(name) for name in reasons) for key in keys)
+    lost = [{name: why for name in reasons if (why := known.get(key, {}).get(name))} for key in keys]
+    unscored = sum(map(bool, lost))
     for score, mass in Catalogue.of({kind: columns}).masses(kind).items():
         there = [value for key in dict.fromkeys(keys) if (value := known.get(key, {}).get(mass)) is not None]
         if warning := mass_warning(score, sum(there), len(there)):
@@ -156,7 +158,10 @@ def score_shards(
     }
     write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
     clear_journal(journal, set(keys))
-    say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image, {unscored} without a score")
+    said = Counter(f"{name.removesuffix('_error')}: {why}" for one in lost for name, why in one.items())
+    often = "".join(f", most often for {reason}" for reason, _ in said.most_common(1))
+    whole = f"{unscored} of {len(records)} without a whole score{often}"
+    say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image, {whole}")
     counts = {"requests": len(records), "made": len(todo), "carried": carried, "failed": missing}
     return counts | {"working": round(working, 3)}
 
