@@ -24,7 +24,7 @@ from darkroom.jobs.spread import WorkerDied, spread
 from darkroom.plan.requests import Request, request_keys
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
-from darkroom.store.images import suffix
+from darkroom.store.images import MAX_PIXELS, combined_sha256, encode_png, sheet, sheet_pixels, suffix
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_with_manifest
 from darkroom.store.sources import Sources, source_name
 
@@ -54,7 +54,7 @@ def make_shard(
     Raises DarkroomError where the environment is broken (no model, no memory), and
     Interrupted after SIGTERM with all finished images kept.
     """
-    sources = Sources(job.folder, job.images, job.scratch, job.pictures)
+    sources = job.sources()
     failures: dict[int, str] = {}
     sizes = identify(requests, job, sources, failures, threads or 1)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
@@ -101,30 +101,40 @@ def identify(
     """Set every request's key and final size; note those whose source cannot be read. Returns key -> (width, height)."""
     sizes, key = {}, request_keys(job.recipe)
     threads = min(threads, _LOOKING)
-    references = [one for request in requests for one in (request.source, request.given) if one]
+    references = [one for request in requests for one in (*request.sources, request.given) if one]
     neighbours = [one for one, _ in groupby(references)]  # several edits of one image stand together
     looks = ahead(partial(_look, sources), neighbours, threads if threads > 1 else 0, threads)
     looked: tuple[dict[str, Any], tuple[str, tuple[int, int]] | RowError] | None = None
     for place, request in enumerate(requests):
-        hashes: dict[str, str | None] = {"source": None, "given": None}
-        for part in hashes:
-            if reference := getattr(request, part):
-                if looked is None or looked[0] != reference:
-                    looked = reference, next(looks)
-                if isinstance(looked[1], RowError):
-                    failures.setdefault(place, str(looked[1]))
-                    continue
-                hashes[part], (width, height) = looked[1]
-                if part == "source" and max(width, height) > MAX_SIDE and None in (request.width, request.height):
+        hashes: dict[str, list[str]] = {"source": [], "given": []}
+        sides: list[tuple[int, int]] = []
+        for part, reference in [*(("source", one) for one in request.sources), ("given", request.given)]:
+            if reference is None:
+                continue
+            if looked is None or looked[0] != reference:
+                looked = reference, next(looks)
+            if isinstance(looked[1], RowError):
+                failures.setdefault(place, str(looked[1]))
+                continue
+            sha256, (width, height) = looked[1]
+            hashes[part].append(sha256)
+            if part == "source":
+                sides.append((width, height))
+                if max(width, height) > MAX_SIDE and None in (request.width, request.height):
                     failures[place] = (
                         f"source {source_name(reference)}: {width} x {height} pixels; at most {MAX_SIDE} a side"
                     )
-                if part == "given" or request.width is None:
-                    request.width = width
-                if part == "given" or request.height is None:
-                    request.height = height
-        request.source_sha256, request.given_sha256 = hashes["source"], hashes["given"]
-        request.key = key(request, hashes["source"], hashes["given"])
+            if part == "given" or request.width is None:
+                request.width = width
+            if part == "given" or request.height is None:
+                request.height = height
+        if request.more and (pixels := sheet_pixels(sides)) > MAX_PIXELS // 2:
+            failures.setdefault(place, f"sources: {pixels} pixels side by side; at most {MAX_PIXELS // 2}")
+        whole = len(hashes["source"]) == len(request.sources)
+        request.parts_sha256 = hashes["source"] if whole else []
+        request.source_sha256 = combined_sha256(request.parts_sha256)
+        request.given_sha256 = hashes["given"][0] if hashes["given"] else None
+        request.key = key(request, request.source_sha256, request.given_sha256)
         if place not in failures:
             sizes[request.key] = request.size
     return sizes
@@ -203,8 +213,7 @@ def _records(
         record["image"] = record["sha256"] = None
         record["error"] = failures.get(place)
         if job.edits:
-            reference = request.source or {}
-            record |= {"source_name": source_name(reference), "source_origin": sources.origin(reference)}
+            record |= _about_sources(request, job, sources)
             record |= {"source_sha256": None, "source": None}
         if place not in failures:
             try:
@@ -214,12 +223,39 @@ def _records(
         yield cast(ImageRecord, record)
 
 
+def _about_sources(request: Request, job: ShardJob, sources: Sources) -> dict[str, Any]:
+    """What a record says of what it starts from, besides the picture."""
+    parts = [
+        {"name": source_name(one), "origin": sources.origin(one), "kind": job.kind_of(one)} for one in request.sources
+    ]
+    names, origins = map(source_name, request.sources), {part["origin"] for part in parts}
+    told: dict[str, Any] = {"source_name": " + ".join(names), "source_kind": parts[0]["kind"], "source_parts": None}
+    if len(parts) == 1:
+        return told | {"source_origin": parts[0]["origin"]}
+    if request.parts_sha256:
+        sizes = [sources.read(one, sha256).image.size for one, sha256 in request.contents]
+        parts = [
+            part | {"sha256": sha256, "width": width, "height": height}
+            for part, sha256, (width, height) in zip(parts, request.parts_sha256, sizes, strict=True)
+        ]
+    origin = origins.pop() if len(origins) == 1 else None if None in origins else "edited"
+    return told | {"source_kind": None, "source_origin": origin, "source_parts": json.dumps(parts, ensure_ascii=False)}
+
+
+def _source(request: Request, sources: Sources) -> bytes:
+    """The picture of what a request starts from: its source, or all of its sources side by side."""
+    if not request.more:
+        assert request.source is not None and request.source_sha256 is not None, "asked for where it is known"
+        return sources.stored(request.source, request.source_sha256)
+    return encode_png(sheet([sources.read(reference, sha256).image for reference, sha256 in request.contents]))
+
+
 def _pictures(request: Request, job: ShardJob, sources: Sources, kept: Images) -> dict[str, Any]:
     """The columns of a record that hold pictures, and their hashes."""
     columns: dict[str, Any] = {}
     if request.source and request.source_sha256:
         columns["source"] = {
-            "bytes": sources.stored(request.source, request.source_sha256),
+            "bytes": _source(request, sources),
             "path": f"{request.key}.source.png",
         }
         columns["source_sha256"] = request.source_sha256

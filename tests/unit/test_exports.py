@@ -22,6 +22,7 @@ from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.exports import FORMATS
 from darkroom.exports.base import Export, runs, wrong_files
+from darkroom.exports.preferences import asked
 from darkroom.exports.provenance import CREATED, EDITED, SOURCE_TYPES, with_text, xmp_packet
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
@@ -71,7 +72,8 @@ META = {"recipe": {"model": "owner/name@abc"}, "versions": {"diffusers": "1.2"},
 
 def _sources(folder, plan, shard):
     """The files of images that a shard of edits starts from."""
-    return [folder / f"{name}.parquet" for name in sorted({reference.shard for reference in plan.references(shard)})]
+    shards = sorted({reference.shard for reference in plan.references(shard)})
+    return {"images": [folder / f"{name}.parquet" for name in shards]}
 
 
 @functools.cache
@@ -154,6 +156,7 @@ def _records(kind, lines, samples, side, distinct, made, given):
                 record["source_sha256"] = hashlib.sha256(start).hexdigest()
                 record["source_name"] = source_name(source)
                 record["source_origin"] = "given" if "path" in source else "generated"
+                record["source_kind"] = None if "path" in source else "images"
             yield record
 
 
@@ -371,6 +374,13 @@ def test_a_png_says_how_it_was_made_and_keeps_its_pixels(built):
         source = folder / f"exports/folder/sources/{line['shard']}/{line['source_sha256'][:32]}.png"
         assert ("prompt" in Image.open(source).text) == (line["source_sha256"] != given)
         assert hashlib.sha256(without_text(source.read_bytes())).hexdigest() == line["source_sha256"]
+
+
+def test_a_pair_is_of_one_source():
+    """Samples of an edit of an edit may each start from their own."""
+    one, other = ({"row": "e", "item": 0, "sample": n, "source_sha256": f"{n}"} for n in (0, 1))
+    assert asked("edited", one) == asked("edited", one | {"sample": 1}) != asked("edited", other)
+    assert asked("inverted", one) == asked("inverted", other)  # of whose sources the pair is told as well
 
 
 def test_a_source_of_this_run_stays_known_as_that_where_its_image_was_made_again(tmp_path):

@@ -198,6 +198,8 @@ def _with_families(config: Config) -> Config:
             raise DarkroomError(f"config: {error}") from None
         if reason := refusal(section, section.device):
             raise DarkroomError(f"config: {name}.{reason}")
+        if getattr(section, "sources", "apart") == "together" and (reason := FAMILIES[section.family].no_joining()):
+            raise DarkroomError(f"config: {name}.sources: {reason}")
         config = config.model_copy(update={name: section})
     if reason := judge_refusal(config.judge):
         raise DarkroomError(f"config: judge.{reason}")

@@ -472,6 +472,16 @@ class Edit(ModelSection):
     seeds: Seeds = None
     width: Pixels = None
     height: Pixels = None
+    sources: Literal["apart", "together"] = Field(
+        default="apart",
+        description="What is made of a row with several source images: one of each, or, with a model that takes several"
+        " (FLUX.2, Qwen-Image-Edit-2509 and -2511), one of all `together`, as large as the first. A row's `sources` replaces it.",
+    )
+    turns: Literal["last", "chain"] = Field(
+        default="last",
+        description="How an edit with several turns of the user is read: the last is the instruction, or they are a `chain`, each"
+        " working on the result of the one before. A row's `turns` replaces it.",
+    )
 
 
 class Judge(DeviceSection, ModelSource):

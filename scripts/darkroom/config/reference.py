@@ -4,7 +4,7 @@
     PYTHONPATH=scripts python -m darkroom.config.reference --schema my.yaml    print the schema, with my.yaml's extensions
 
 A table begins with `<!-- keys: a, b -->` (keys of the top level, those of sections as section.key) or
-`<!-- section: a, b -->` (the keys of a section, or of several with the same keys), and ends with `<!-- end -->`.
+`<!-- section: a, b -->` (the keys of a section, or of several that have those of the first), and ends with `<!-- end -->`.
 """
 
 import argparse
@@ -53,6 +53,8 @@ def _table(what: str, names: list[str]) -> str:
     else:
         first, *others = [_fields(sections_of(Config)[name]) for name in names]
         fields = {name: [field, *(other[name] for other in others)] for name, field in first.items()}
+        for section, other in zip(names[1:], others, strict=True):  # what it has alone
+            fields |= {f"{section}.{name}": [field] for name, field in other.items() if name not in first}
     told = _fields(sections_of(Config)["generate"]) if "generate" not in names else {}
     heading = " / ".join(names) if len(names) > 1 and what == "section" else ""
     lines = [f"| key | default{f' ({heading})' if heading else ''} | takes | meaning |", "|---|---|---|---|"]

@@ -91,6 +91,7 @@ class Family:
     open: "module:name" of what is called with (section, name of the section) and returns the Engine.
     makes: it makes images from text (`generate`).
     edits: it edits images (`edit`).
+    joins: it can make one image of several sources.
     needs_model: `model` of the section names what makes the pictures. Without it no model is looked up, fetched or licensed.
     local: it computes in the job, which gets devices, and loads the model from a folder or the hub's cache.
     repeats: equal keys give equal pixels on one kind of device.
@@ -117,6 +118,7 @@ class Family:
     open: str
     makes: bool = False
     edits: bool = False
+    joins: bool = False
     needs_model: bool = True
     local: bool = True
     repeats: bool = True
@@ -181,6 +183,13 @@ class Family:
             and all(bool(index.get(key)) == value for key, value in self.marks.items())
             and re.search(self.named, model, re.IGNORECASE) is not None
         )
+
+    def no_joining(self) -> str | None:
+        """Why no image can be made of several sources together, None where it can."""
+        if self.joins:
+            return None
+        able = one_of([other.name for other in FAMILIES.values() if other.joins])
+        return f"a model of the family {self.name} takes one image; say apart, or use {able}"
 
     def refusal(self, stage: str) -> str | None:
         """Why this family cannot serve `generate` or `edit`, "key: reason", or None."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from darkroom.errors import OutOfMemory
 from darkroom.jobs.runtime import say
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from darkroom.plan.requests import Request
 
 Made = TypeVar("Made")
+Source: TypeAlias = "Image | tuple[Image, ...]"  # what an edit starts from: one picture, or several
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class Engine(ABC):
 
     @abstractmethod
     def make(
-        self, batch: Sequence["Request"], size: tuple[int, int], sources: Sequence["Image"] | None
+        self, batch: Sequence["Request"], size: tuple[int, int], sources: "Sequence[Source] | None"
     ) -> Iterator[tuple["Request", "Image | Failure"]]:
         """Each request of a batch with its picture, or why it has none, in any order.
 
         batch: requests of one `batch_key`, any number of them.
         size: the (width, height) they share, of `work_size`.
-        sources: the RGB picture that each request edits, prepared or not, None where there are none.
+        sources: the RGB picture that each request edits, prepared or not, None where there are none. For a request that starts from
+            several, which are `more` of it, a tuple of them, the others prepared at their own `work_size`; only families with `joins` get such.
 
         A picture is RGB, of the request's own size, and depends on its request and source alone. Once it is yielded it is not
         written to, since it is encoded in another thread. Raises OutOfMemory where

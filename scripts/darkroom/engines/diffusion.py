@@ -21,7 +21,7 @@ from PIL import Image
 from darkroom.config import options
 from darkroom.config.models import ModelSection
 from darkroom.engines import family, fitting, loras, recognised, unusable
-from darkroom.engines.base import Engine, Failure
+from darkroom.engines.base import Engine, Failure, Source
 from darkroom.errors import DarkroomError, OutOfMemory
 from darkroom.jobs.runtime import say
 from darkroom.plan.requests import Request
@@ -117,7 +117,7 @@ class DiffusionEngine(Engine):
         return source.resize(size, Image.Resampling.LANCZOS)
 
     def make(
-        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Source] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
         def attempt(part: slice) -> np.ndarray | None:
             return self._arrays(list(batch[part]), size, None if sources is None else sources[part])
@@ -127,13 +127,13 @@ class DiffusionEngine(Engine):
                 yield request, finish_image(array, request.size, self.edits)
 
     def _arrays(
-        self, requests: list[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+        self, requests: list[Request], size: tuple[int, int], sources: Sequence[Source] | None
     ) -> np.ndarray | None:
         """What `run` makes at `size`, of sources of any size; None where the memory did not suffice.
 
         Raises DarkroomError where the model makes another size.
         """
-        pictures = None if sources is None else [self.prepare_source(one, size) for one in sources]
+        pictures = None if sources is None else [self._prepared(one, size) for one in sources]
         arrays = None
         with contextlib.suppress(torch.OutOfMemoryError):
             arrays = self.run(requests, size, pictures)
@@ -148,7 +148,14 @@ class DiffusionEngine(Engine):
             )
         return arrays
 
-    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Image.Image] | None) -> np.ndarray:
+    def _prepared(self, source: Source, size: tuple[int, int]) -> Source:
+        if not isinstance(source, tuple):
+            return self.prepare_source(source, size)
+        first, *more = source
+        others = [self.prepare_source(one, self.work_size(*one.size)) for one in more]
+        return self.prepare_source(first, size), *others
+
+    def run(self, requests: list[Request], size: tuple[int, int], sources: list[Source] | None) -> np.ndarray:
         """float32 [len(requests), height, width, 3], 0..1 (NaN where the model failed); sources: images of `size`."""
         if self.shares:
             return self.call(requests, size, sources)
@@ -158,7 +165,7 @@ class DiffusionEngine(Engine):
         ]
         return np.concatenate(made)
 
-    def call(self, requests: list[Request], size: tuple[int, int], sources: list[Image.Image] | None) -> np.ndarray:
+    def call(self, requests: list[Request], size: tuple[int, int], sources: list[Source] | None) -> np.ndarray:
         """One call of the pipeline, as `run`: of requests of one `batch_key`, of one alone where they cannot share it."""
         raise NotImplementedError
 
@@ -212,15 +219,22 @@ class PipelineEngine(DiffusionEngine):
         return max(width // self.multiple, 1) * self.multiple, max(height // self.multiple, 1) * self.multiple
 
     def make(
-        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Source] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
         most = self.how.most_ratio
-        if sources is not None and most is not None and max(size) > most * min(size):
-            reason = f"{self.kind.name} edits what is at most {most:g} times as long one way as the other"
-            for request in batch:
-                yield request, Failure(f"{request.width} x {request.height} pixels: {reason}")
-        else:
+        if sources is None or most is None:
             yield from super().make(batch, size, sources)
+            return
+        fit: list[int] = []
+        for place, (request, source) in enumerate(zip(batch, sources, strict=True)):
+            sides = [size, *(one.size for one in source[1:])] if isinstance(source, tuple) else [size]
+            if any(max(side) > most * min(side) for side in sides):
+                reason = f"{self.kind.name} edits what is at most {most:g} times as long one way as the other"
+                yield request, Failure(f"{request.width} x {request.height} pixels: {reason}")
+            else:
+                fit.append(place)
+        if fit:
+            yield from super().make([batch[place] for place in fit], size, [sources[place] for place in fit])
 
     def prepare(self, requests: Sequence[Request]) -> None:
         without = {}
@@ -304,7 +318,8 @@ class PipelineEngine(DiffusionEngine):
             if guided:
                 arguments["negative_prompt"] = [self._negative(request) for request in requests]
         if sources is not None:
-            arguments["image"] = sources
+            # Several are those of the one request of this call: `joins` is for families whose edits share none.
+            arguments["image"] = list(sources[0]) if isinstance(sources[0], tuple) else sources
             arguments |= self.how.source(width, height) if self.how.source else {}
         if "max_sequence_length" in self.kind.recipe_keys:
             arguments["max_sequence_length"] = self.section.max_sequence_length
@@ -395,7 +410,7 @@ class AutoEngine(DiffusionEngine):
         )
 
     def make(
-        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Image.Image] | None
+        self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Source] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
         for place, request in enumerate(batch):
             own = {name: getattr(request, name) for name in ("steps", "guidance", "negative_prompt")}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom import engines
 from darkroom.config.extensions import load
 from darkroom.config.models import StageSection, stage_section_model
-from darkroom.engines.base import Engine, Failure
+from darkroom.engines.base import Engine, Failure, Source
 from darkroom.errors import DarkroomError, Interrupted, RowError
 from darkroom.jobs.beside import Beside, ahead
 from darkroom.jobs.runtime import say, stop_requested
@@ -47,8 +47,9 @@ class ShardJob:
     """What a job that makes a shard of images works with.
 
     name: the section of the config. folder: of the user's rows. pictures: the file of those that rows held. rule: what makes the shard. edits: its pictures start from others.
-    images: the shards of pictures of this run that they may start from. models: those of the hub that the section names, by section (`models.hub`).
-    made_from: the content of `images`, as their manifests say it. compiled: where compiled code of the run's jobs is kept.
+    images: the shards of pictures of this run that they may start from, `edits_before` those that other edits do. kinds: what the
+    tables call the pictures of these. models: those of the hub that the section names, by section (`models.hub`). made_from: the content
+    of all of them, as their manifests say it. compiled: where compiled code of the run's jobs is kept.
     """
 
     name: str
@@ -61,11 +62,21 @@ class ShardJob:
     edits: bool = False
     strict: bool = False
     images: list[Path] = field(default_factory=list)
+    edits_before: list[Path] = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
     made_from: list[str] = field(default_factory=list)
     compiled: Path | None = None
     extensions: tuple[str, ...] = ()
     pictures: Path | None = None
+
+    def sources(self) -> Sources:
+        """The images that its requests start from."""
+        return Sources(self.folder, self.images, self.scratch, self.pictures, self.edits_before)
+
+    def kind_of(self, reference: dict[str, Any]) -> str | None:
+        """What the tables call the pictures that a reference is to one of; None for the user's."""
+        return next((kind for of, kind in self.kinds.items() if of in reference), None)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -91,7 +102,7 @@ def work(
     those that failed did: key -> reason. open_engine: the family's own unless given. Raises Interrupted after SIGTERM, and
     DarkroomError where the environment is broken; what the engine has made is written before that.
     """
-    sources = sources or Sources(job.folder, job.images, job.scratch, job.pictures)
+    sources = sources or job.sources()
     if job.compiled and job.section.options.compile:
         # PyTorch keeps its code there under what it depends on: the graph, the card, versions and settings.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(job.compiled.absolute()))
@@ -178,26 +189,29 @@ def _batches(
 
 def _with_sources(
     engine: Engine, job: ShardJob, sources: Sources, batch: Batch
-) -> tuple[Batch, list["Image"] | None, list[tuple[Request, Failure]]]:
+) -> tuple[Batch, "list[Source] | None", list[tuple[Request, Failure]]]:
     """Those requests of a batch whose sources can be read, with these (None where there are none), and the others with the reason."""
     requests, size = batch
     if not job.edits:
         return batch, None, []
-    there, pictures, unread = [], [], []
+    there: list[Request] = []
+    pictures: list[Source] = []
+    unread = []
     for request in requests:
-        assert request.source is not None  # an edit has one
         try:
-            picture = sources.read(request.source, request.source_sha256).image
+            first, *more = [sources.read(reference, sha256).image for reference, sha256 in request.contents]
         except RowError as error:
             unread.append((request, Failure(str(error))))
         else:
             there.append(request)
-            pictures.append(engine.prepare_source(picture, size))
+            prepared = [engine.prepare_source(one, engine.work_size(*one.size)) for one in more]
+            one = engine.prepare_source(first, size)
+            pictures.append((one, *prepared) if prepared else one)
     return (there, size), pictures, unread
 
 
 def _results(
-    engine: Engine, job: ShardJob, batch: list[Request], size: tuple[int, int], pictures: list["Image"] | None
+    engine: Engine, job: ShardJob, batch: list[Request], size: tuple[int, int], pictures: "list[Source] | None"
 ) -> Iterator[tuple[Request, "Image | Failure"]]:
     """An image of the request's own size, or the reason why not, for each request of a batch."""
     if not batch:

@@ -80,7 +80,7 @@ class Export:
         scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
         left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))}
         if not kind.has_sources:
-            left_out |= {"source_name", "source_origin", "source_sha256"}
+            left_out |= {"source_name", "source_origin", "source_kind", "source_parts", "source_sha256"}
         return {column: type_ for column, type_ in self.images.columns.items() if column not in left_out}
 
     def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any], dict[str, Any]]]:
@@ -106,10 +106,9 @@ class Export:
 
     def marker(self, kind: Kind) -> Marker:
         """What turns the pictures of a kind into PNG files."""
-        reads = next((other for other in self.kinds if other.name == kind.reads), None)
         names = {model.section: model.name for model in self.models}
-        before = names.get(reads.section or "") if reads else None
-        return Marker(kind, before, names.get(kind.section or ""), self.settings.provenance)
+        models = {other.name: names.get(other.section or "") for other in self.kinds}
+        return Marker(kind, models, self.settings.provenance)
 
     def described(self, kind: Kind, image: "Image") -> dict[str, Any]:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""

@@ -12,6 +12,7 @@ from typing import Any
 from darkroom.exports.base import Export, Pictures, Sums
 from darkroom.exports.parquet import write_files
 from darkroom.identity import digest
+from darkroom.plan.stages import EDITED
 from darkroom.store.shardfile import Type
 from darkroom.tables.kind import Kind
 
@@ -31,7 +32,7 @@ _PAIR = {
 }
 # The same for both images of a pair.
 _SHARED = frozenset(
-    "row item negative_prompt width height steps guidance true_cfg origin source_name source_origin source_sha256"
+    "row item negative_prompt width height steps guidance true_cfg origin source_name source_origin source_kind source_parts source_sha256"
     " model recipe".split()
 )
 
@@ -77,13 +78,18 @@ def deciding_score(export: Export, kind: Kind) -> str | None:
     )
 
 
+def asked(kind: str, record: dict[str, Any]) -> tuple[Any, ...]:
+    """What pictures of a pair have in common. Samples of an edit may start from samples of another one, each from its own."""
+    return record["row"], record["item"], record["source_sha256"] if kind == EDITED.name else None
+
+
 def _pairs(export: Export, kind: Kind) -> Iterator[dict[str, Any]]:
     by, pictures = deciding_score(export, kind), Pictures(kind)
     if by is None:
         return
     named = list(_columns(export, kind))
-    samples = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"], found[2]["item"]))
-    for (shard, _, _), group in samples:
+    samples = itertools.groupby(export.records(kind), key=lambda found: (found[0], *asked(kind.name, found[2])))
+    for (shard, *_), group in samples:
         judged = [
             (place, record) for _, place, record, _ in group if record["error"] is None and record[by] is not None
         ]

@@ -5,6 +5,7 @@ the one whose SHA-256 is recorded.
 """
 
 import io
+from collections.abc import Mapping
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -17,6 +18,7 @@ from darkroom.tables.kind import Kind
 
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 CREATED, EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
+_MADE_HERE = {"generated": CREATED, "edited": EDITED}  # by where a source is from
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = len(_SIGNATURE) + 25  # the header chunk, IHDR, has 13 bytes, and 12 around them
 _SETTINGS = ("negative_prompt", "steps", "guidance", "true_cfg")
@@ -71,12 +73,12 @@ def as_png(data: bytes, name: str) -> bytes:
 class Marker:
     """Turns pictures of a kind into PNG files, and into those that say how they were made where `on`.
 
-    kind: of the pictures; before and model: the names of the models that make what they start from, and them. Pictures that the
-    user gave are not marked.
+    kind: of the pictures; models: the names of those that make them and what they start from, by kind. Pictures that the user gave
+    are not marked.
     """
 
-    def __init__(self, kind: Kind, before: str | None, model: str | None, on: bool):
-        self.kind, self.before, self.model, self.on = kind, before, model, on
+    def __init__(self, kind: Kind, models: Mapping[str, str | None], on: bool):
+        self.kind, self.models, self.on = kind, models, on
         self.shard: str | None = None
 
     def image(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
@@ -86,36 +88,40 @@ class Marker:
             return png
         self._open(shard)
         edits_given = self.kind.has_sources and record["source_origin"] != "generated"
-        return _marked(png, record, self.model, self.meta, EDITED if edits_given else CREATED)
+        model = self.models.get(self.kind.name)
+        return _marked(png, record, model, self.meta, EDITED if edits_given else CREATED)
 
     def source(self, shard: str, record: dict[str, Any], data: bytes) -> bytes:
-        """The PNG file of an edit's source, marked where it is an image of this run."""
+        """The PNG file of an edit's source, marked where it is one image of this run."""
         png = as_png(data, record["source_sha256"])
-        if not self.on or record["source_origin"] != "generated":
+        if not self.on or record["source_origin"] not in _MADE_HERE or record["source_parts"] is not None:
             return png
         self._open(shard)
-        made, meta = self.sources[record["source_name"]]
+        kind = record["source_kind"]
+        made, meta = self.sources[kind, record["source_name"]]
+        type_ = _MADE_HERE[record["source_origin"]]
         # The image may have been made again since, with other pixels than this one was made from.
-        return _marked(png, made | {"sha256": record["source_sha256"]}, self.before, meta, CREATED)
+        return _marked(png, made | {"sha256": record["source_sha256"]}, self.models.get(kind), meta, type_)
 
     def _open(self, shard: str) -> None:
         """Learn of a shard what its pictures were made with, and of what images of this run it starts from."""
         if shard == self.shard:
             return
         self.shard, self.meta = shard, read_meta(self.kind.image_file(shard))
-        self.sources: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.sources: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
         if not self.kind.has_sources:
             return
         columns = ["source_name", "source_origin"]
         found = iter_records(self.kind.image_file(shard), columns)
-        wanted = {record["source_name"] for record in found if record["source_origin"] == "generated"}
+        wanted = {record["source_name"] for record in found if record["source_origin"] in _MADE_HERE}
         columns = ["key", "row", "item", "sample", "prompt", "seed", *_SETTINGS]
-        for path in self.kind.files.sources(shard):
-            meta = read_meta(path)
-            for record in iter_records(path, columns):
-                name = source_name({part: record[part] for part in ("row", "item", "sample")})
-                if name in wanted:
-                    self.sources[name] = (record, meta)
+        for kind, paths in self.kind.files.sources(shard).items():
+            for path in paths:
+                meta = read_meta(path)
+                for record in iter_records(path, columns):
+                    name = source_name({part: record[part] for part in ("row", "item", "sample")})
+                    if name in wanted:
+                        self.sources[kind, name] = (record, meta)
 
 
 def _marked(png: bytes, record: dict[str, Any], model: str | None, meta: dict[str, Any], type_: str) -> bytes:

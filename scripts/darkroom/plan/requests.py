@@ -1,7 +1,7 @@
 """Requests: the images to make of a row, with their seeds and keys."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darkroom.config.models import Sampling, StageSection
@@ -17,7 +17,8 @@ class Request:
     """One image to make, or a given one to take over.
 
     width and height in pixels; None keeps the source's. source and given: a reference,
-    as in `darkroom.rows.read`. user_row: the user's own row. key: see `request_key`; set once the source is known.
+    as in `darkroom.rows.read`; more: further sources of the one image. user_row: the user's own row. key: see `request_key`; set
+    once the source is known. source_sha256: of the source's content; of several sources a hash of theirs, which are parts_sha256.
     """
 
     row: str
@@ -34,9 +35,22 @@ class Request:
     source: dict[str, Any] | None
     given: dict[str, Any] | None
     user_row: dict[str, Any]
+    more: list[dict[str, Any]] = field(default_factory=list)
     key: str = ""
     source_sha256: str | None = None
+    parts_sha256: list[str] = field(default_factory=list)
     given_sha256: str | None = None
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """All that it starts from."""
+        return [] if self.source is None else [self.source, *self.more]
+
+    @property
+    def contents(self) -> list[tuple[dict[str, Any], str | None]]:
+        """Each of them with the SHA-256 of its content."""
+        known = self.parts_sha256 if self.more else [self.source_sha256] * len(self.sources)
+        return list(zip(self.sources, known, strict=True))
 
     @property
     def name(self) -> str:
@@ -91,12 +105,18 @@ def _expand(row: dict[str, Any], sampling: Sampling, seed: int | list[int], samp
                     steps=options.get("steps", sampling.steps),
                     guidance=_number(options.get("guidance", sampling.guidance)),
                     true_cfg=_number(sampling.true_cfg),
-                    source=entry.get("source"),
+                    source=_of_sample(entry.get("source"), sample),
+                    more=entry.get("more", []),
                     given=given,
                     user_row={name: value for name, value in row["row"].items() if name not in read},
                 )
             )
     return requests
+
+
+def _of_sample(reference: dict[str, Any] | None, sample: int) -> dict[str, Any] | None:
+    """A reference that leaves the sample open is to that of the same number."""
+    return reference | {"sample": sample} if reference and reference.get("sample", sample) is None else reference
 
 
 def _number(value: float | None) -> float | None:
@@ -154,7 +174,10 @@ def image_digest(shard: Shard, recipe: Recipe, seed: int | list[int], samples: i
 def edited_digest(
     shard: Shard, recipe: Recipe, seed: int | list[int], samples: int, generate_recipe: Recipe | None
 ) -> str:
-    """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from."""
+    """The digest of a shard of edits: as `image_digest`, and what decides the images of this run it starts from.
+
+    generate_recipe: of those images that were made from prompts, None where it starts from none.
+    """
     parts: list[Any] = [image_digest(shard, recipe, seed, samples)]
     if shard.referenced:
         parts += [shard.referenced, generate_recipe]

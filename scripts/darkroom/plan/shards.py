@@ -7,12 +7,15 @@ and at most two shards change. `gap` and the share of candidates are chosen so t
 average and (but for the last) more than size/e - 1; four times the size is cut by force, which one shard in
 some ten thousand needs. A shard is named after the id of its first row.
 
+Edits can start from other edits. Their rows are cut by depth (`darkroom.plan.chains`): first all that start from no edit, then
+those that start from these, and so on, each depth in the order of the file and in shards of its own.
+
 The plan of a file is made once and cached under `<results>/.darkroom/plan/<kind>/`:
 
     current.json      which plan holds, and of which state of the user's file
     <id>.json         the shards: name, place in the rows file, counts, digests
     <id>.jsonl        the normal rows (see `darkroom.rows.read`) and the rejected ones, a line each
-    <id>.references   the images of this run that edits start from, a JSON line per shard that has any
+    <id>.references   the images and edits of this run that edits start from, a JSON line per shard that has any
     <id>.places       which shard held which row (see `_Places`); kept for many earlier plans, whose images may be carried over
     pictures.sqlite   the pictures that stood in the rows themselves
 
@@ -32,26 +35,28 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
+from darkroom.plan.chains import Edit, check_counts, resolve
 from darkroom.plan.reach import Reach
 from darkroom.rows.fields import PLAIN, Fields, NameOrder
 from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
 from darkroom.rows.pictures import PictureFile
-from darkroom.rows.read import content_id, parse_row, row_id
+from darkroom.rows.read import APART, Reading, content_id, in_turns, parse_row, references_of, row_id, sources_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 SHARD_NAME = re.compile("[0-9a-f]{12}x*")
 GREATEST = 4  # a shard is cut by force at this many times the average size
 _KEPT_ROWS = 3  # rows files of earlier plans kept, for jobs that still read them
@@ -65,9 +70,10 @@ _REASON_LENGTH = 200
 
 
 class Reference(NamedTuple):
-    """An image of this run that an edit starts from: sample `sample` of item `item` of the prompts' row `row`.
+    """An image of this run that an edit starts from: sample `sample` of item `item` of the prompts' row `row`, or of another edit.
 
-    shard: the image shard it is in; digest: of that row and the image files it names.
+    shard: the shard of images, or of edits, that it is in; digest: of that row and the images it starts from itself. edit: whether
+    it is an edit's.
     """
 
     row: str
@@ -75,6 +81,7 @@ class Reference(NamedTuple):
     sample: int
     shard: str
     digest: str
+    edit: bool = False
 
 
 @dataclass
@@ -85,7 +92,8 @@ class Shard:
     that one sample of its rows makes, of rows that set no `samples`; explicit: requests of those that do, and given images.
     digest: hash of the rows; sources: hash of the contents of the image files they name; referenced: hash of the images of
     this run that they start from, of which the shards' names are no part. The last two are empty where there are none.
-    references_offset and references_length: bytes in the references file (see `Plan.references`).
+    references_offset and references_length: bytes in the references file (see `Plan.references`). depth: of its edits.
+    generated: whether any of its rows starts from an image of this run's prompts, if only by way of other edits.
     """
 
     name: str
@@ -101,6 +109,8 @@ class Shard:
     referenced: str = ""
     references_offset: int = 0
     references_length: int = 0
+    depth: int = 0
+    generated: bool = False
 
     def requests(self, samples: int) -> int:
         """Images to make with `samples` per prompt."""
@@ -153,7 +163,7 @@ class Plan:
         return self._read(".jsonl", shard.offset, shard.length)
 
     def references(self, name: str) -> list[Reference]:
-        """The images of this run that the edits of a shard start from, in the order of its rows."""
+        """The images and edits of this run that the edits of a shard start from, in the order of its rows."""
         shard = self.shards[name]
         if not shard.references_length:
             return []
@@ -364,14 +374,16 @@ def make_plan(
     trial: int | None = None,
     reach: Reach | None = None,
     most: int | None = None,
+    reading: Reading = APART,
 ) -> Plan:
     """The plan of the rows in `files`, made anew only where a file, an image they name or an argument changed.
 
-    samples: images per prompt, and prompts: the plan of the prompts; both to check the images of this run that
+    samples: images per prompt or edit, and prompts: the plan of the prompts; both to check the images of this run that
     edits refer to. fields: which fields of the rows are read. trial: take so many of the rows that can be used, those whose ids
-    have the least hashes, and of edits all that start from images of `prompts`, which is of the same trial, besides; None:
-    all. most: images that a row without a seed of its own may ask for; None: any number. Ids, and so seeds and keys, are those of the
-    whole set. reach: rows whose settings it refuses are rejected. Raises DarkroomError where a file cannot be read.
+    have the least hashes, and of edits all that start from images of `prompts`, which is of the same trial, or from edits that
+    are taken, besides; None: all. most: images that a row without a seed of its own may ask for; None: any number. Ids, and so seeds
+    and keys, are those of the whole set. reach: rows whose settings it refuses are rejected. reading: of edits. Raises DarkroomError
+    where a file cannot be read.
     """
     import filelock
 
@@ -384,7 +396,8 @@ def make_plan(
         raise DarkroomError(f"{error.filename}: {error.strerror}") from error
     seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     read = [[name, *names] for name, names in sorted(fields.names.items())]
-    state = [PLAN_VERSION, seen, read, fields.root, size, samples if prompts else None, prompts.id if prompts else None]
+    about_edits = [samples, prompts.id if prompts else None, list(reading)] if kind == "edits" else []
+    state = [PLAN_VERSION, seen, read, fields.root, size, *about_edits]
     state += [fields.encoding, fields.delimiter, *([] if trial is None else [trial])]
     state += [] if reach is None else [reach.state]
     state += [] if most is None else [{"most": most}]
@@ -399,7 +412,7 @@ def make_plan(
         refusal = f"{name_of(paths)}: changed, or is to be cut otherwise, while another run works on {results}"
         if lock := hold_results(results, f"{refusal}; wait for its end, or stop it"):
             lock.release()
-        builder = _Builder(paths, kind, size, folder, samples, prompts, fields, trial, reach, most)
+        builder = _Builder(paths, kind, size, folder, samples, prompts, fields, trial, reach, most, reading)
         return builder.build(state)
 
 
@@ -448,6 +461,35 @@ class _LeftOut(RowError):
     """An edit starts from an image of a row that is no part of the trial."""
 
 
+Found = list[tuple[dict[str, Any], list[Reference]]]  # normal rows, each with the images of prompts that it starts from
+
+
+class _Later:
+    """Rows that are to be added when those of lesser depths have been, in a file without a name."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, array.array[int]] = {}  # depth -> where its rows begin
+
+    def __enter__(self) -> Self:
+        self.file = tempfile.TemporaryFile(prefix="darkroom-plan-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def put(self, depth: int, number: int, normal: dict[str, Any], references: list[Reference]) -> None:
+        self.places.setdefault(depth, array.array("Q")).append(self.file.tell())
+        self.file.write(json.dumps([number, normal, references]).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[tuple[int, int, dict[str, Any], list[Reference]]]:
+        """(depth, number, row, references) in the order of depths, and of rows in each."""
+        for depth in sorted(self.places):
+            for place in self.places[depth]:
+                self.file.seek(place)
+                number, normal, references = json.loads(self.file.readline())
+                yield depth, number, normal, [Reference(*reference) for reference in references]
+
+
 class _Builder:
     def __init__(
         self,
@@ -461,10 +503,12 @@ class _Builder:
         trial: int | None,
         reach: Reach | None,
         most: int | None,
+        reading: Reading,
     ):
         self.paths, self.kind, self.size, self.folder = paths, kind, size, folder
         self.samples, self.prompts, self.fields, self.trial = samples, prompts, fields, trial
-        self.reach, self.most = reach, most
+        self.reach, self.most, self.reading = reach, most, reading
+        self.own_samples = samples if reading.samples is None else reading.samples  # of an edit
         self.left_out = 0
         self.base = base_folder(paths, fields.root)
         self.pictures: dict[str, bytes] = {}  # of the row in hand
@@ -479,21 +523,40 @@ class _Builder:
         self.seen: set[int] = set()
         self.repeats: Counter[int] = Counter()
         self.sources: dict[str, list[str]] = {}
+        self.hashed: dict[str, list[Any]] = {}  # files whose content was needed before the end
+        self.wanted: set[str] = set()  # ids of edits that others start from
+        self.without: set[str] = set()  # those of them that are no part of the trial
+        self.chained = False  # whether a row's turns may be a chain
+        self.edits: dict[str, Edit] = {}  # these, and what starts from them
+        self.made: dict[str, tuple[str, str]] = {}  # edit that others start from -> its shard, digest
         self.since_candidate = 0
         self.names: set[str] = set()
 
     def build(self, state: list[Any]) -> Plan:
-        targets = self._referenced_rows() if self.prompts else {}
+        targets = self._referenced_rows() if self.kind == "edits" else {}
+        if self.wanted or self.chained:
+            self.edits = self._edits_of_edits(targets)
         taken = None if self.trial is None else self._drawn(targets, self.trial)
         rows, references = self.folder / "new.jsonl", self.folder / "new.references"  # one process builds at a time
         try:
-            with open(rows, "wb") as out, open(references, "wb") as self.reference_lines:
+            with open(rows, "wb") as out, open(references, "wb") as self.reference_lines, _Later() as later:
                 for number, raw, row, reason, below in self._read():
-                    normal, references_of_row, reason = self._normal(row, reason, targets, below)
-                    if reason is None and (normal is None or (taken is not None and number not in taken)):
+                    found, reason = self._normal(row, reason, targets, below)
+                    if reason is not None:
+                        self._reject(out, number, raw, reason)
+                    elif not found or (taken is not None and number not in taken):
                         self.left_out += 1
                     else:
-                        self._add(out, number, raw, normal, references_of_row, reason)
+                        self.order.add(found[0][0]["row"])
+                    for normal, starts_from in found if taken is None or number in taken else ():
+                        self._keep_pictures(normal)
+                        depth = self._depth(normal["id"])
+                        if depth:
+                            later.put(depth, number, normal, starts_from)
+                        else:
+                            self._add(out, 0, number, normal, starts_from)
+                for depth, number, normal, starts_from in later:
+                    self._add(out, depth, number, normal, starts_from)
                 self._close(out)
             plan = self._finish(state, rows, references)
         finally:
@@ -521,37 +584,73 @@ class _Builder:
 
         def others() -> Iterator[tuple[int, int]]:
             for number, _, row, reason, below in self._read():
-                normal, references, _ = self._normal(row, reason, targets, below)
-                if references:
+                found, _ = self._normal(row, reason, targets, below)
+                if not found or self._depth(found[0][0]["id"]):
+                    continue
+                if found[0][1]:
                     belonging.add(number)
-                elif normal is not None:
-                    yield _hash64(b"trial:" + normal["id"].encode()), number
+                else:
+                    yield _hash64(b"trial:" + found[-1][0]["id"].encode()), number
 
-        return {number for _, number in heapq.nsmallest(rows, others())} | belonging
+        taken = {number for _, number in heapq.nsmallest(rows, others())} | belonging
+        for edit in sorted(self.edits.values(), key=lambda edit: edit.depth):
+            if edit.depth and all(self.edits[name].number in taken for name in edit.names):
+                taken.add(edit.number)
+        return taken
+
+    def _depth(self, name: str) -> int:
+        return self.edits[name].depth if name in self.edits else 0
 
     def _normal(
         self, row: dict[str, Any] | None, reason: str | None, targets: dict[str, Any], below: str
-    ) -> tuple[dict[str, Any] | None, list[Reference], str | None]:
-        """(normal row, images of this run that it starts from, None), or (None, [], why it cannot be used).
+    ) -> tuple[Found, str | None]:
+        """(the normal rows that a row stands for, None), or ([], why it cannot be used).
 
-        (None, [], None) is an edit of a row that is no part of the trial.
+        ([], None) is an edit of a row that is no part of the trial.
         """
         if row is None:
-            return None, [], reason
+            return [], reason
         try:
-            normal = parse_row(row, self.kind, self.fields, "" if self.fields.root else below, self.pictures)
+            below = "" if self.fields.root else below
+            normal = parse_row(row, self.kind, self.fields, below, self.pictures, self.reading)
             if self.reach and (unreached := self.reach.refusal(normal)):
                 raise RowError(unreached)
             self._check_samples(normal["options"])
             references = self._resolve(normal, targets)
             normal["id"] = self._id(row)  # last: a row that is rejected takes its id from no other
+            rows = in_turns(normal, self.fields.user_name("id", row))
+            for one in rows[:-1]:
+                self._reserve(one["id"])
         except _LeftOut:
             with contextlib.suppress(RowError):
-                self._id(row)  # of the whole set, this row has it
-            return None, [], None
+                name = self._id(row)  # of the whole set, this row has it
+                if name in self.wanted:
+                    self.without.add(name)
+            return [], None
         except RowError as error:
-            return None, [], str(error)
-        return normal, references, None
+            return [], str(error)
+        found = [(rows[0], references), *((one, []) for one in rows[1:])]
+        if not self.edits:
+            return found, None
+        known = [self.edits[normal["id"]] for normal, _ in found if normal["id"] in self.edits]
+        if reasons := [edit.reason for edit in known if edit.reason is not None]:
+            return [], reasons[0]
+        return ([] if any(edit.left_out for edit in known) else found), None
+
+    def _edits_of_edits(self, targets: dict[str, Any]) -> dict[str, Edit]:
+        """The edits that others start from, and these, by id."""
+        found: dict[str, Edit] = {}
+        for number, _, row, reason, below in self._read():
+            rows = self._normal(row, reason, targets, below)[0]
+            self.wanted |= {normal["id"] for normal, _ in rows[:-1]}
+            for normal, references in rows:
+                items = normal["items"]
+                sources = [source for item in items for source in sources_of(item) if "edit" in source]
+                if sources or normal["id"] in self.wanted:
+                    samples = 1 if "given" in items[0] else normal["options"].get("samples", self.own_samples)
+                    found[normal["id"]] = Edit(number, len(items), samples, sources, bool(references))
+        resolve(found, self.without)
+        return found
 
     def _check_samples(self, options: dict[str, Any]) -> None:
         if self.most is not None and "seed" not in options and options.get("samples", 0) > self.most:
@@ -564,51 +663,72 @@ class _Builder:
         below = os.path.relpath(path.absolute().parent, base_folder(self.paths))
         return "" if below == os.curdir else below
 
-    def _add(
-        self,
-        out: Any,
-        number: int,
-        raw: bytes,
-        normal: dict[str, Any] | None,
-        references: list[Reference],
-        reason: str | None,
-    ) -> None:
-        if normal is None:
-            occurrence = self._occurrence(_hash64(b"rejected:" + raw))
-            row_hash = _hash64(b"rejected:" + str(occurrence).encode() + raw)
-        else:
-            row_hash = _hash64(normal["id"].encode())
-        shard = self._shard(out, number, row_hash)
-        if normal is None:
-            text = raw[:_RAW_KEPT].decode("utf-8", "replace")
-            line = canonical({"rejected": reason, "line": number - shard.first_line, "text": text})
-            shard.rejected += 1
-            told = (reason or "")[:_REASON_LENGTH]
-            known = general(told, _REASON_LENGTH)
-            if known in self.reasons:
-                self.reasons[known][1] += 1
-            elif len(self.reasons) < _REASONS_KEPT:
-                self.reasons[known] = [told, 1, number]
-        else:
-            line = canonical(normal)
-            row = normal["row"]
-            self.order.add(row)
-            shard.rows += 1
-            samples = normal["options"].get("samples")
-            given = sum("given" in item for item in normal["items"])
-            made = len(normal["items"]) - given
-            shard.items += made if samples is None else 0
-            shard.explicit += given + (0 if samples is None else made * samples)
-            self.references += references
-            named = [item[k] for item in normal["items"] for k in ("source", "given") if k in item]
-            for reference in named:
-                if "path" in reference:
-                    self.sources.setdefault(shard.name, []).append(reference["path"])
-                elif "sha256" in reference:
-                    self.kept_pictures.put(reference["sha256"], self.pictures[reference["sha256"]])
+    def _reject(self, out: Any, number: int, raw: bytes, reason: str) -> None:
+        """Write a row that cannot be used."""
+        occurrence = self._occurrence(_hash64(b"rejected:" + raw))
+        row_hash = _hash64(b"rejected:" + str(occurrence).encode() + raw)
+        shard = self._shard(out, 0, number, row_hash)
+        text = raw[:_RAW_KEPT].decode("utf-8", "replace")
+        shard.rejected += 1
+        told = reason[:_REASON_LENGTH]
+        known = general(told, _REASON_LENGTH)
+        if known in self.reasons:
+            self.reasons[known][1] += 1
+        elif len(self.reasons) < _REASONS_KEPT:
+            self.reasons[known] = [told, 1, number]
+        self._write(out, row_hash, {"rejected": reason, "line": number - shard.first_line, "text": text})
+
+    def _add(self, out: Any, depth: int, number: int, normal: dict[str, Any], references: list[Reference]) -> None:
+        """Write a normal row. references: the images of prompts that it starts from."""
+        name, items = normal["id"], normal["items"]
+        row_hash = _hash64(name.encode())
+        shard = self._shard(out, depth, number, row_hash)
+        shard.rows += 1
+        samples = normal["options"].get("samples")
+        given = sum("given" in item for item in items)
+        made = len(items) - given
+        shard.items += made if samples is None else 0
+        shard.explicit += given + (0 if samples is None else made * samples)
+        if depth:
+            references = references + self._made_references(normal)
+        self.references += references
+        shard.generated |= self.edits[name].generated if name in self.edits else bool(references)
+        paths = [one["path"] for item in items if len(item) > 1 for one in references_of(item) if "path" in one]
+        if paths:
+            self.sources.setdefault(shard.name, []).extend(paths)
+        if name in self.wanted:
+            decides = [normal, self._contents(paths), [reference.digest for reference in references]]
+            self.made[name] = shard.name, digest(decides)
+        self._write(out, row_hash, normal)
+
+    def _write(self, out: Any, row_hash: int, content: dict[str, Any]) -> None:
+        line = canonical(content)
         self.hashes.append(row_hash)
         out.write(line + b"\n")
         self.digest.update(line + b"\n")
+
+    def _keep_pictures(self, normal: dict[str, Any]) -> None:
+        """Keep those pictures that the row in hand held and that are needed."""
+        for item in normal["items"] if self.pictures else ():
+            for sha256 in (one["sha256"] for one in references_of(item) if "sha256" in one):
+                self.kept_pictures.put(sha256, self.pictures[sha256])
+
+    def _made_references(self, normal: dict[str, Any]) -> list[Reference]:
+        """The edits that a row starts from; all of them were added before."""
+        named = [source for item in normal["items"] for source in sources_of(item) if "edit" in source]
+        every = range(normal["options"].get("samples", self.own_samples))
+        return [
+            Reference(source["edit"], source["item"], sample, *self.made[source["edit"]], True)
+            for source in named
+            for sample in (every if source["sample"] is None else [source["sample"]])
+        ]
+
+    def _contents(self, paths: list[str]) -> list[str | None]:
+        """The SHA-256 of the files that a row names, None for one that cannot be used."""
+        named = [str(self.base / path) for path in paths]
+        if new := set(named) - self.hashed.keys():
+            self.hashed |= _hash_files(new, self._known_files)
+        return [self.hashed[path][2] for path in named]
 
     def _id(self, row: dict[str, Any]) -> str:
         own = row_id(row, self.fields)
@@ -616,11 +736,14 @@ class _Builder:
             first = content_id(row, 0)
             occurrence = self._occurrence(_hash64(b"id:" + first.encode()))
             return content_id(row, occurrence) if occurrence else first
-        key = _hash64(b"id:" + own.encode())
-        if key in self.seen:
-            raise RowError(f"id {own!r} was used by an earlier row; ids must differ")
-        self.seen.add(key)
+        self._reserve(own)
         return own
+
+    def _reserve(self, name: str) -> None:
+        key = _hash64(b"id:" + name.encode())
+        if key in self.seen:
+            raise RowError(f"id {name!r} was used by an earlier row; ids must differ")
+        self.seen.add(key)
 
     def _occurrence(self, key: int) -> int:
         if key not in self.seen:
@@ -629,10 +752,10 @@ class _Builder:
         self.repeats[key] += 1
         return self.repeats[key]
 
-    def _shard(self, out: Any, number: int, row_hash: int) -> Shard:
-        """The shard of the next row: the last one, or a new one where a border falls."""
+    def _shard(self, out: Any, depth: int, number: int, row_hash: int) -> Shard:
+        """The shard of the next row: the last one, or a new one where a border falls or the depth is another."""
         candidate = row_hash < self.threshold
-        first = not self.shards
+        first = not self.shards or self.shards[-1].depth != depth
         rows = 0 if first else self.shards[-1].rows + self.shards[-1].rejected
         if first or (candidate and self.since_candidate >= self.gap) or rows >= GREATEST * self.size:
             self._close(out)
@@ -640,7 +763,7 @@ class _Builder:
             while name in self.names:
                 name += "x"
             self.names.add(name)
-            self.shards.append(Shard(name, out.tell(), number))
+            self.shards.append(Shard(name, out.tell(), number, depth=depth))
             self.digest = hashlib.sha256()
         self.since_candidate = 0 if candidate or first else self.since_candidate + 1
         return self.shards[-1]
@@ -650,7 +773,8 @@ class _Builder:
             shard = self.shards[-1]
             shard.length, shard.digest = out.tell() - shard.offset, self.digest.hexdigest()[:32]
             if self.references:
-                shard.referenced = digest([[r.row, r.item, r.sample, r.digest] for r in self.references])
+                named = [[r.row, r.item, r.sample, r.digest, *(["edit"] if r.edit else [])] for r in self.references]
+                shard.referenced = digest(named)
                 shard.references_offset = self.reference_lines.tell()
                 shard.references_length = self.reference_lines.write(canonical(self.references) + b"\n")
                 self.references = []
@@ -660,7 +784,7 @@ class _Builder:
             raise DarkroomError(f"{name_of(self.paths)}: holds no rows")
         self.kept_pictures.finish()
         named = {path: str(self.base / path) for paths in self.sources.values() for path in paths}
-        files = _hash_files(set(named.values()), self._known_files())
+        files = _hash_files(set(named.values()), self._known_files | self.hashed)
         for shard in self.shards:
             if paths := self.sources.get(shard.name):
                 shard.sources = digest([[path, files[named[path]][2]] for path in paths])
@@ -685,6 +809,7 @@ class _Builder:
         self._forget_old(plan_id)
         return Plan(self.folder, content)
 
+    @cached_property
     def _known_files(self) -> dict[str, list[Any]]:
         try:
             return json.loads((self.folder / "sources.json").read_bytes())["files"]
@@ -698,13 +823,20 @@ class _Builder:
                 self.folder.joinpath(plan_id + suffix).unlink(missing_ok=True)
 
     def _referenced_rows(self) -> dict[str, Any]:
-        """The prompts' rows that edits refer to: id -> (shard, items, samples, digest), read in one pass each."""
+        """The prompts' rows that edits refer to: id -> (shard, items, samples, digest), read in one pass each.
+
+        Sets `wanted`, the edits that they refer to.
+        """
         wanted = set()
         for _, _, row, _ in itertools.chain.from_iterable(read_rows(path, self.fields) for path in self.paths):
+            with contextlib.suppress(RowError):
+                self.chained = self.chained or self.reading.is_chain(row or {})
             images = self.fields.view(row or {}, True)[0].get("images")
             for image in images if isinstance(images, list) else [images]:
-                if isinstance(image, dict) and "row" in image:
+                if isinstance(image, dict) and image.get("row") not in (None, ""):
                     wanted.add(str(image["row"]))
+                elif isinstance(image, dict) and image.get("edit") not in (None, ""):
+                    self.wanted.add(str(image["edit"]))
         targets = {}
         if wanted and self.prompts:
             for shard, row in self.prompts.rows():
@@ -716,8 +848,7 @@ class _Builder:
 
     def _resolve(self, normal: dict[str, Any], targets: dict[str, Any]) -> list[Reference]:
         references = []
-        for item in normal["items"]:
-            source = item.get("source", {})
+        for source in [source for item in normal["items"] if "source" in item for source in sources_of(item)]:
             if "row" not in source:
                 continue
             if self.prompts is None:
@@ -727,11 +858,7 @@ class _Builder:
                     raise _LeftOut
                 raise RowError(f"images: refers to row {source['row']!r}, which is not among the prompts")
             shard, items, samples, row_digest = targets[source["row"]]
-            for part, count in (("item", items), ("sample", samples)):
-                if source[part] >= count:
-                    raise RowError(
-                        f"images: refers to {part} {source[part]} of row {source['row']!r}, which has {count} (from 0)"
-                    )
+            check_counts(source, f"row {source['row']!r}", items, samples)
             references.append(Reference(source["row"], source["item"], source["sample"], shard, row_digest))
         return references
 

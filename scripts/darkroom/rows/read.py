@@ -3,18 +3,19 @@
 A *row* is one record of the user's files (`darkroom.rows.formats` reads them). `parse_row` turns it into a *normal row*, a JSON
 object
 
-    {"id", "items": [{"prompt", "source"?, "given"?}], "options": {...}, "row": <the user's own row>, "read"?: [names]}
+    {"id", "items": [{"prompt", "source"?, "more"?, "given"?}], "options": {...}, "row": <the user's own row>, "read"?: [names]}
 
 with one item per image a sample makes: a prompt (text to image), or an instruction with its source (edits).
-`source` and `given` are `{"path": ...}`, `{"sha256", "name"}` (a picture that the row itself held) or `{"row", "item", "sample"}`
-(an image that this run generates); `given` marks an image that exists already and is only to be judged. `read` names fields of
-the user's row that are read under another name than ours.
+`source` and `given` are `{"path": ...}`, `{"sha256", "name"}` (a picture that the row itself held), `{"row", "item", "sample"}`
+(an image that this run generates) or `{"edit", "item", "sample"}` (the result of another edit); `given` marks an image that exists already and is only to be judged. `read` names fields of
+the user's row that are read under another name than ours. `more` are the further sources of an image that is made of several.
 """
 
+import difflib
 import json
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -27,6 +28,7 @@ from darkroom.rows.formats import type_name
 MAX_PROMPT_CHARACTERS = 20_000
 MAX_ITEMS = 1_000
 MAX_SIDE = 8192  # pixels
+MAX_TOGETHER = 16  # sources of one image
 ANY_SEED = -1  # as many tools write a seed that is not given
 
 # Fields that mean something here; all others are the user's own and are carried through to every table.
@@ -34,11 +36,37 @@ KNOWN_FIELDS = frozenset(
     "id prompt conversations conversation images edited_images seed width height steps guidance negative_prompt"
     " samples".split()
 )
+OF_THIS_RUN = (
+    "row",
+    "edit",
+)  # what references to images of this run have: the id of the row of prompts, or of the edit
 _USERS = frozenset(("user", "human", "prompter"))  # roles whose turns are prompts; so is a turn without a role
 _PLACEHOLDER = re.compile(r"\s*<image>\s*")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _NAMES_TOLD = 12
 _SIGN = re.compile(r"[^\w\s.-]")
+
+
+class Reading(NamedTuple):
+    """How rows of edits are read that do not say it themselves.
+
+    sources: of `SOURCES`; turns: of `TURNS`. refusal: why no image can be made of several sources, None where it can. samples:
+    images of an edit that does not say how many; None: as many as of a prompt.
+    """
+
+    sources: str = "apart"
+    turns: str = "last"
+    refusal: str | None = None
+    samples: int | None = None
+
+    def is_chain(self, row: Mapping[str, Any]) -> bool:
+        """Whether each turn of a row works on the result of the one before. Raises RowError for a slip."""
+        return _said(row, "turns", TURNS, self.turns) == "chain"
+
+
+SOURCES = ("apart", "together")  # an image of each source, or one of all
+TURNS = ("last", "chain")  # the last is the instruction, or each is one
+APART = Reading()
 
 
 def parse_row(
@@ -47,6 +75,7 @@ def parse_row(
     fields: Fields = PLAIN,
     below: str = "",
     pictures: Container[str] = (),
+    reading: Reading = APART,
 ) -> dict[str, Any]:
     """The normal row (see the module's docstring) of a user's row, without its id.
 
@@ -59,18 +88,21 @@ def parse_row(
         fields: which of its fields stands for which of ours.
         below: the folder of the row's file within the folder of all the user's rows.
         pictures: the SHA-256 of pictures that the row itself held.
+        reading: of rows of edits that do not say it.
 
     Raises:
         RowError: the row cannot be used; the message is the reason.
     """
     edits = kind == "edits"
     seen, read = fields.view(row, edits)
-    turns, shown = _turns(seen, row, fields)
+    turns, shown, ends = _turns(seen, row, fields)
     options = _options(seen)
     places = _Places(below, pictures)
     images = places.images(seen.get("images"), "images") or (places.images(shown, "images") if shown else [])
     if edits:
-        items = _edit_items(turns, images, places.images(seen.get("edited_images"), "edited_images"), row)
+        given = places.images(seen.get("edited_images"), "edited_images")
+        chained = len(turns) > 1 and reading.is_chain(row) and not given
+        items = _edit_items(turns[:1] if chained else turns, images, given, row, reading)
     else:
         items = _prompt_items(turns, images)
     if len(items) > MAX_ITEMS:
@@ -78,7 +110,39 @@ def parse_row(
     normal: dict[str, Any] = {"items": items, "options": options, "row": row}
     if read:
         normal["read"] = read
+    if edits and chained:
+        normal["then"] = turns[1:]
+        normal["rows"] = [_cut(row, end) for end in ends[:-1]]
     return normal
+
+
+def in_turns(normal: dict[str, Any], id_field: str) -> list[dict[str, Any]]:
+    """A normal row of edits with its id, or, where its turns are a chain, one for each of them.
+
+    Of these each starts from the results of the one before, sample by sample. The last has the row's id, the others have that
+    with #1, #2 and so on: so do their rows, with the conversation up to their turn. id_field: the user's name of the id.
+    """
+    if "then" not in normal:
+        return [normal]
+    later, rows = normal.pop("then"), normal.pop("rows")
+    name, found = normal["id"], [normal]
+    for text in later:
+        items = [
+            {"prompt": text, "source": {"edit": f"{name}#{len(found)}", "item": item, "sample": None}}
+            for item in range(len(normal["items"]))
+        ]
+        found.append(normal | {"items": items})
+    for number, (row, one) in enumerate(zip(rows, found[:-1], strict=True), 1):
+        one["id"] = f"{name}#{number}"
+        one["row"] = row | ({id_field: one["id"]} if id_field in row else {})
+    return found
+
+
+def _cut(row: dict[str, Any], end: tuple[Any, int] | None) -> dict[str, Any]:
+    """The row with its conversation up to a turn; end: the conversation, and the number of its turns."""
+    if end is None:
+        return row
+    return {name: value[: end[1]] if value is end[0] else value for name, value in row.items()}
 
 
 def row_id(row: dict[str, Any], fields: Fields = PLAIN) -> str | None:
@@ -101,15 +165,24 @@ def content_id(row: dict[str, Any], occurrence: int) -> str:
     return digest([row] if occurrence == 0 else [row, occurrence], 20)
 
 
+def is_of_this_run(reference: Mapping[str, Any]) -> bool:
+    """Whether a reference is to an image that this run makes, not to one of the user's."""
+    return any(of in reference for of in OF_THIS_RUN)
+
+
 def further_fields(row: dict[str, Any]) -> dict[str, Any]:
     """The fields of a row that Darkroom does not know, in their order."""
     return {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
 
 
-def _turns(seen: dict[str, Any], row: dict[str, Any], fields: Fields) -> tuple[list[str], list[Any]]:
-    """The texts that a user gave, of the conversation or the `prompt`, and the images within the conversation's turns."""
+def _turns(
+    seen: dict[str, Any], row: dict[str, Any], fields: Fields
+) -> tuple[list[str], list[Any], list[tuple[Any, int] | None]]:
+    """The texts that a user gave, of the conversation or the `prompt`, the images within the conversation's turns, and where
+    each text is: (conversation, number of its turns up to that text)."""
     name = next((key for key in ("conversations", "conversation") if seen.get(key) is not None), None)
     images: list[Any] = []
+    ends: list[tuple[Any, int] | None]
     if name is None:
         prompt = seen.get("prompt")
         if prompt is None:
@@ -118,14 +191,14 @@ def _turns(seen: dict[str, Any], row: dict[str, Any], fields: Fields) -> tuple[l
             raise RowError(f"has {missing}{_other_fields(row)}")
         if not isinstance(prompt, str):
             raise RowError(f"prompt: expected text, got {type_name(prompt)}")
-        texts = [prompt]
+        texts, ends = [prompt], [None]
     else:
         turns = seen[name]
         if isinstance(turns, dict):
             turns = [turns]
         if not isinstance(turns, list):
             raise RowError(f"{name}: expected a list of turns, got {type_name(turns)}")
-        texts, others = [], set()
+        texts, ends, others = [], [], set()
         for number, turn in enumerate(turns, 1):
             content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
             role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
@@ -139,15 +212,18 @@ def _turns(seen: dict[str, Any], row: dict[str, Any], fields: Fields) -> tuple[l
             if not isinstance(content, str):
                 raise RowError(f"{name}: the content of turn {number} is {type_name(content)}, not text")
             texts.append(_PLACEHOLDER.sub("\n", content).strip("\n") if "<image>" in content else content)
+            ends.append((turns, number))
         if others and not texts:
             raise RowError(f"{name}: no turn is a user's, only {', '.join(sorted(others)[:_NAMES_TOLD])}")
+    if not all(text.strip() for text in texts):
+        ends = [end for text, end in zip(texts, ends, strict=True) if text.strip()]
     texts = [_text(text, "prompt") for text in texts if text.strip()]
     if not texts:
         raise RowError("the prompt is empty")
     for text in texts:
         if len(text) > MAX_PROMPT_CHARACTERS:
             raise RowError(f"a prompt of {len(text)} characters; at most {MAX_PROMPT_CHARACTERS}")
-    return texts, images
+    return texts, images, ends
 
 
 def _joined(parts: list[Any], where: str, images: list[Any]) -> str:
@@ -227,12 +303,15 @@ class _Places(NamedTuple):
     def _image(self, entry: Any, name: str) -> dict[str, Any]:
         if isinstance(entry, str):
             return {"path": self._path(entry, name)}
-        if isinstance(entry, dict) and entry.get("row") not in (None, ""):
-            if unknown := sorted(set(entry) - {"row", "item", "sample"}):
-                raise RowError(f"{name}: unknown field {_show(unknown[0])} beside row, item and sample")
-            reference: dict[str, Any] = {"row": str(entry["row"])}
+        if of := next((k for k in OF_THIS_RUN if isinstance(entry, dict) and entry.get(k) not in (None, "")), None):
+            said = {
+                key: value for key, value in entry.items() if value not in (None, "")
+            }  # in Parquet all have all fields
+            if unknown := sorted(said.keys() - {of, "item", "sample"}):
+                raise RowError(f"{name}: unknown field {_show(unknown[0])} beside {of}, item and sample")
+            reference: dict[str, Any] = {of: str(entry[of])}
             for part in ("item", "sample"):
-                number = entry.get(part, 0)
+                number = said.get(part, 0)
                 if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                     raise RowError(f"{name}: {part} must be a whole number from 0, got {_show(number)}")
                 reference[part] = number
@@ -243,7 +322,8 @@ class _Places(NamedTuple):
             return {"sha256": entry["sha256"], "name": shown or f"in the row ({entry['sha256'][:12]})"}
         if isinstance(entry, dict) and entry.keys() <= {"bytes", "path"} and isinstance(entry.get("path"), str):
             return {"path": self._path(entry["path"], name)}  # as `datasets` writes a file that it did not embed
-        raise RowError(f'{name}: expected file names or {{"row": id, "sample": number}}, got {_show(entry)}')
+        wanted = 'file names or {"row" or "edit": id, "sample": number}'
+        raise RowError(f"{name}: expected {wanted}, got {_show(entry)}")
 
     def _path(self, entry: str, name: str) -> str:
         if entry[:5].lower() == "data:":
@@ -275,27 +355,67 @@ def _prompt_items(turns: list[str], images: list[dict[str, Any]]) -> list[dict[s
     if not images:
         return [{"prompt": text} for text in turns]
     for image in images:
-        if "row" in image:
+        if is_of_this_run(image):
             raise RowError("images: a row of prompts names files; images of this run belong into the edits file")
     texts = turns if len(turns) == len(images) else [turns[-1]] * len(images)
     return [{"prompt": text, "given": image} for text, image in zip(texts, images, strict=True)]
 
 
 def _edit_items(
-    turns: list[str], images: list[dict[str, Any]], edited: list[dict[str, Any]], row: dict[str, Any]
+    turns: list[str],
+    images: list[dict[str, Any]],
+    edited: list[dict[str, Any]],
+    row: dict[str, Any],
+    reading: Reading,
 ) -> list[dict[str, Any]]:
-    """The last turn is the instruction; every source is edited by it, unless its result is there already."""
+    """The last turn is the instruction; every source is edited by it, or all of them together, unless its result is there already."""
     if not images:
         raise RowError(f"images: an edit needs a source image{_other_fields(row)}")
-    items = [{"prompt": turns[-1], "source": image} for image in images]
+    items: list[dict[str, Any]]
+    if _said(row, "sources", SOURCES, reading.sources) == "together" and len(images) > 1:
+        if reading.refusal is not None and not edited:
+            raise RowError(f"sources: {reading.refusal}")
+        if len(images) > MAX_TOGETHER:
+            raise RowError(f"images: {len(images)} sources together; at most {MAX_TOGETHER}")
+        items = [{"prompt": turns[-1], "source": images[0], "more": images[1:]}]
+    else:
+        items = [{"prompt": turns[-1], "source": image} for image in images]
     if edited:
-        if len(edited) != len(images):
-            raise RowError(f"edited_images: {len(edited)} for {len(images)} source images; give one each, or none")
+        if len(edited) != len(items):
+            results = f"{len(items)} results" if len(items) < len(images) else f"{len(images)} source images"
+            raise RowError(f"edited_images: {len(edited)} for {results}; give one each, or none")
         for item, image in zip(items, edited, strict=True):
-            if "row" in image:
+            if is_of_this_run(image):
                 raise RowError("edited_images: expected file names")
             item["given"] = image
     return items
+
+
+def _said(row: Mapping[str, Any], name: str, words: tuple[str, ...], otherwise: str) -> str:
+    """What a row says in a field that has one of these words; any other content is the user's own. Raises RowError for a slip."""
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        return otherwise
+    if value in words:
+        return value
+    if near := difflib.get_close_matches(value.strip().lower(), words, n=1, cutoff=0.8):
+        raise RowError(f"{name}: {_show(value)}; did you mean {near[0]}?")
+    return otherwise
+
+
+def references_of(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images that an item of a normal row names."""
+    found = sources_of(item)
+    if "given" in item:
+        found.append(item["given"])
+    return found
+
+
+def sources_of(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of them that it starts from."""
+    if "source" not in item:
+        return []
+    return [item["source"], *item["more"]] if "more" in item else [item["source"]]
 
 
 def _show(value: Any) -> str:

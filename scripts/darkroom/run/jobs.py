@@ -74,7 +74,7 @@ def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
 def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
     """What the job that makes a shard of a stage works with."""
     wanted, lineage = workflow.stage(stage), workflow.lineage
-    images = lineage.sources(stage, shard)
+    sources = lineage.sources_by_stage(stage, shard)
     return ShardJob(
         name=wanted.section,
         section=workflow.config.section(wanted.section),
@@ -86,9 +86,11 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         edits=wanted.reads is not None,
         scratch=Kept(workflow, lineage.step(stage)).scratch(shard),
         strict=workflow.config.strict,
-        images=[Path(path) for path in images],
+        images=[Path(path) for path in sources.get(wanted.reads or "", ())],
+        edits_before=[Path(path) for path in sources.get(stage, ())],
+        kinds={"row": wanted.reads, "edit": stage} if wanted.reads is not None else {},
         models={one.section: one for one in models_of_section(workflow.models, wanted.section)},
-        made_from=contents(images),
+        made_from=contents(lineage.sources(stage, shard)),
         compiled=workflow.results(".darkroom", "compiled"),
         extensions=tuple(workflow.config.extensions),
     )

@@ -65,7 +65,7 @@ class Lineage:
                 if made_by is not None and stage.reads in self.seeds:
                     made_by = made_by | {"seeds": self.seeds[stage.reads]}
                 found[stage.name] = {
-                    name: edited_digest(shard, recipe, *self._drawn(stage.name), made_by)
+                    name: edited_digest(shard, recipe, *self._drawn(stage.name), made_by if shard.generated else None)
                     for name, shard in shards.items()
                 }
             else:
@@ -117,7 +117,10 @@ class Lineage:
 
     @cached_property
     def recipe_ids(self) -> dict[str, dict[str, str]]:
-        """stage -> shard -> the id of how its pictures are made; a stage has one, or two where it reads another stage."""
+        """stage -> shard -> the id of how its pictures are made; a stage has one, or two where it reads another stage.
+
+        An edit of edits has that of the edits, whatever its depth: `_rows_id` holds what they start from.
+        """
         found: dict[str, dict[str, str]] = {}
         for stage in self.stages:
             parts = [stage.name, self.recipes[stage.name], *self._drawn(stage.name)]
@@ -128,7 +131,7 @@ class Lineage:
                 for name, shard in self.plans[stage.rows].shards.items():
                     if stage.every:
                         from_files[name] = after[found[stage.reads][name]]
-                    elif shard.referenced:
+                    elif shard.generated:
                         from_files[name] = after[next(iter(found[stage.reads].values()))]
             found[stage.name] = from_files
         return found
@@ -188,15 +191,21 @@ class Lineage:
         """stage -> shard -> the group it is scored in."""
         return {stage: groups.of_shard() for stage, groups in self.groups.items()}
 
-    def sources(self, stage: str, shard: str) -> list[str]:
-        """The files of pictures of this run that a shard's pictures start from, in the order of the plan."""
+    def sources_by_stage(self, stage: str, shard: str) -> dict[str, list[str]]:
+        """stage -> the files of its pictures that a shard's pictures start from: of the stage that is read, and of its own."""
         found = self._stage[stage]
-        if found.reads not in self._stage:
-            return []
+        if found.reads is None:
+            return {}
         if found.every:
-            return [self.image_file(found.reads, shard)]
-        shards = {reference.shard for reference in self.plans[found.rows].references(shard)}
-        return [self.image_file(found.reads, name) for name in sorted(shards)]
+            return {found.reads: [self.image_file(found.reads, shard)]}
+        named: dict[str, set[str]] = {found.reads: set(), stage: set()}
+        for reference in self.plans[found.rows].references(shard):
+            named[stage if reference.edit else found.reads].add(reference.shard)
+        return {of: [self.image_file(of, name) for name in sorted(shards)] for of, shards in named.items()}
+
+    def sources(self, stage: str, shard: str) -> list[str]:
+        """The files of pictures of this run that a shard's pictures start from, by stage."""
+        return [path for files in self.sources_by_stage(stage, shard).values() for path in files]
 
     def step(self, stage: str, metric: str | None = None) -> "Step":
         """The step that makes a stage's pictures, or a metric's scores of them."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.config import home
 from darkroom.config.load import load_config, used_sections
 from darkroom.config.models import Config, DeviceSection, ModelSource, StageSection
+from darkroom.engines import family
 from darkroom.errors import DarkroomError
 from darkroom.exports import CUT, MARKED, SUMS, TRAINING, VERSION
 from darkroom.identity import digest
@@ -31,6 +32,7 @@ from darkroom.plan.shards import Plan, base_folder, hold_results, load_plan, mak
 from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
 from darkroom.rows.fields import Fields
 from darkroom.rows.labels import Labels, labels_digest, read_labels
+from darkroom.rows.read import Reading
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import gpus_of, known_bytes, shards_together
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind, ShardFiles
 
-TABLE_VERSION = 6  # raise it when the code of the tables changes what they hold
-PLOTS_VERSION = 2  # the same for the plots
+TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
+PLOTS_VERSION = 3  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
@@ -123,6 +125,12 @@ class Workflow:
                 config.trial,
                 Reach(next(config.section(stage.section) for stage in stages if stage.rows == rows), rows),
                 config.most_samples(rows),
+                Reading(
+                    config.edit.sources,
+                    config.edit.turns,
+                    family(config.edit.family).no_joining(),
+                    config.samples_of("edits"),
+                ),
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):
@@ -305,14 +313,11 @@ class Workflow:
         """See that the shards that a shard starts from are the planned ones. Raises DarkroomError where they are not."""
         from darkroom.store.shardfile import check_digest
 
-        reads = self.stage(stage).reads
-        planned = (
-            {self.lineage.image_file(reads, name): value for name, value in self.lineage.image_digests[reads].items()}
-            if reads in self.plans
-            else {}
-        )
-        for path in self.lineage.sources(stage, shard):
-            check_digest(path, planned[path])
+        for of, files in self.lineage.sources_by_stage(stage, shard).items():
+            digests = self.lineage.image_digests[of] if files else {}
+            planned = {self.lineage.image_file(of, name): value for name, value in digests.items()}
+            for path in files:
+                check_digest(path, planned[path])
 
     # ------------------------------------------------------------------------------------- models
 
@@ -634,7 +639,10 @@ class Workflow:
             number = f"{plan.rows_used:,}" + (f" of {plan.rows_used + plan.left_out:,}" if plan.left_out else "")
             rejected = f", {plan.rows_rejected:,} rejected" if plan.rows_rejected else ""
             name = Path(self.rows_name(rows)).name
-            told["rows"][rows] = f"{name}: {number} rows in {len(plan.shards):,} shards{rejected}"
+            deep = sum(shard.rows for shard in plan.shards.values() if shard.depth)
+            depth = max((shard.depth for shard in plan.shards.values()), default=0)
+            chains = f", {deep:,} of them edits of edits, up to {depth + 1:,} in a chain" if deep else ""
+            told["rows"][rows] = f"{name}: {number} rows in {len(plan.shards):,} shards{rejected}{chains}"
         samples = {rows: config.samples_of(rows) for rows in self.row_plans}
         told["rows"] |= {"seed": config.seed, "samples per prompt": next(iter(samples.values()))}
         if len(set(samples.values())) > 1:
@@ -692,7 +700,10 @@ class Workflow:
             rows=lambda shard: Path(lineage.rows_file(stage.rows, shard)),
             images=lambda shard: Path(lineage.image_file(stage.name, shard)),
             scores=lambda metric, group: Path(lineage.score_file(metric, stage.name, group)),
-            sources=lambda shard: [Path(path) for path in lineage.sources(stage.name, shard)],
+            sources=lambda shard: {
+                kind: [Path(path) for path in files]
+                for kind, files in lineage.sources_by_stage(stage.name, shard).items()
+            },
         )
 
 

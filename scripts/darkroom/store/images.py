@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,3 +127,34 @@ def _parts(format: ImageFormat | None) -> tuple[str, int]:
     if isinstance(format, dict):
         return next(iter(format.items()))
     return format or "png", PNG_LEVEL
+
+
+def combined_sha256(hashes: Sequence[str]) -> str | None:
+    """What several contents together are known by: of one its own SHA-256, of none None."""
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def sheet_pixels(sizes: Sequence[tuple[int, int]]) -> int:
+    """The pixels of a `sheet` of pictures of these sizes (width, height)."""
+    return sum(width for width, _ in sizes) * max((height for _, height in sizes), default=0)
+
+
+def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side from the left, each with its own pixels at the top; what they leave below is black."""
+    whole = Image.new("RGB", (sum(one.width for one in pictures), max(one.height for one in pictures)))
+    left = 0
+    for one in pictures:
+        whole.paste(one, (left, 0))
+        left += one.width
+    return whole
+
+
+def of_sheet(whole: Image.Image, sizes: Iterable[tuple[int, int]]) -> list[Image.Image]:
+    """The pictures that a `sheet` was made of, by their sizes (width, height)."""
+    found, left = [], 0
+    for width, height in sizes:
+        found.append(whole.crop((left, 0, left + width, height)))
+        left += width
+    return found

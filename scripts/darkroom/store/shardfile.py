@@ -63,6 +63,8 @@ IMAGE_COLUMNS = {
 EDITED_COLUMNS = IMAGE_COLUMNS | {
     "source_name": "text",
     "source_origin": "text",
+    "source_kind": "text",
+    "source_parts": "text",
     "source_sha256": "text",
     "source": "picture",
 }
@@ -100,6 +102,8 @@ class ImageRecord(TypedDict):
     image: StoredPicture | None
     source_name: NotRequired[str | None]
     source_origin: NotRequired[str | None]
+    source_kind: NotRequired[str | None]
+    source_parts: NotRequired[str | None]
     source_sha256: NotRequired[str | None]
     source: NotRequired[StoredPicture | None]
 

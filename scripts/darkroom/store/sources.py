@@ -8,48 +8,61 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from darkroom.errors import RowError
 from darkroom.rows.pictures import read_picture
+from darkroom.rows.read import OF_THIS_RUN
 from darkroom.store.images import Picture, open_picture, read_file
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import GroupCache, RecordReader, iter_records
 
+Place = tuple[str, str, int, int]  # of an image of this run: "row" or "edit", its id, item, sample
 _GROUPS = 4  # row groups held, of some 32 MB each: sources of neighbours often lie in a few
 
 
 class Sources:
-    """The images that requests start from: the user's files, and images of this run in their shard files.
+    """The images that requests start from: the user's files, and images and edits of this run in their shard files.
 
     Several threads may read at once: what they read comes in turn, and is decoded side by side.
     """
 
-    def __init__(self, folder: Path, images: list[Path], spool: Scratch | None = None, pictures: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        images: list[Path],
+        spool: Scratch | None = None,
+        pictures: Path | None = None,
+        edits: Sequence[Path] = (),
+    ):
         """folder: of the user's rows; images: image shards of this run; pictures: the file of those that rows held.
 
-        spool: where images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that
+        edits: shards of edits that other edits start from. spool: where images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that
         they are decoded again to be stored.
         """
         self.folder, self.spool, self.pictures = folder, spool, pictures
         groups = GroupCache(_GROUPS)
-        self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in images}
-        self.places: dict[tuple[str, int, int], tuple[Path, int]] = {}
-        self.given: set[tuple[str, int, int]] = set()  # images of this run that the user gave
-        for path in images:
-            for position, record in enumerate(iter_records(path, ["row", "item", "sample", "origin"])):
-                place = record["row"], record["item"], record["sample"]
+        self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in (*images, *edits)}
+        self.places: dict[Place, tuple[Path, int]] = {}
+        self.origins: dict[Place, str] = {}  # of images of this run that are not all its own
+        for of, path in [*(("row", path) for path in images), *(("edit", path) for path in edits)]:
+            columns = ["row", "item", "sample", "origin", "source_origin"]  # those of them that it has
+            for position, record in enumerate(iter_records(path, columns)):
+                place = of, record["row"], record["item"], record["sample"]
                 self.places[place] = (path, position)
                 if record["origin"] == "given":
-                    self.given.add(place)
+                    self.origins[place] = "given"
+                elif record.get("source_origin") in ("given", "edited"):
+                    self.origins[place] = "edited"
         self.spooled: set[str] = set()
         self.sound: set[str] = set()  # SHA-256 of contents that were decoded, and are stored as they are
         self.last: tuple[dict[str, Any], Picture] | None = None
         self.reading = threading.Lock()  # of the readers, and of the groups that they share
 
     def read(self, reference: dict[str, Any], sha256: str | None = None) -> Any:
-        """The Picture behind {"path"}, {"sha256", "name"} or {"row", "item", "sample"}. Raises RowError with the reason.
+        """The Picture behind a reference, as in `darkroom.rows.read`. Raises RowError with the reason.
 
         sha256: what its content must be; a file that changes while the job runs must not be taken for what it was.
         """
@@ -68,13 +81,15 @@ class Sources:
         return content if sha256 in self.sound else self.read(reference, sha256).data
 
     def origin(self, reference: dict[str, Any]) -> str | None:
-        """Whether an image was "generated" by this run or "given" by the user; None where there is no such image."""
-        if "row" not in reference:
+        """Where an image is from; None where there is no such image.
+
+        "generated": made by this run from text alone, or from what is; "edited": made by it from an image of the user's, or from
+        what was; "given": the user's.
+        """
+        place = _place(reference)
+        if place is None:
             return "given"
-        place = reference["row"], reference["item"], reference["sample"]
-        if place not in self.places:
-            return None
-        return "given" if place in self.given else "generated"
+        return self.origins.get(place, "generated") if place in self.places else None
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
         last = self.last
@@ -103,8 +118,8 @@ class Sources:
                 raise RowError(f"{error} in the rows' folder; rows.root names another") from error
         if "sha256" in reference:
             return read_picture(self.pictures, reference["sha256"], reference["name"])
-        place = reference["row"], reference["item"], reference["sample"]
-        if place not in self.places:
+        place = _place(reference)
+        if place is None or place not in self.places:
             raise RowError(f"source {source_name(reference)} is not among the images of this run")
         shard, position = self.places[place]
         with self.reading:
@@ -115,12 +130,16 @@ class Sources:
 
 
 def source_name(reference: dict[str, Any]) -> str:
-    """A source as a reader of the tables wants it: the file's path or name, or row/item/sample."""
-    return (
-        reference.get("path")
-        or reference.get("name")
-        or f"{reference['row']}/{reference['item']}/{reference['sample']}"
-    )
+    """A source as a reader of the tables wants it: the file's path or name, or row/item/sample, where row may be an edit's."""
+    if (place := _place(reference)) is None:
+        return reference.get("path") or reference["name"]
+    return "/".join(map(str, place[1:]))
+
+
+def _place(reference: dict[str, Any]) -> Place | None:
+    """Where an image of this run is, None for one of the user's."""
+    of = next((of for of in OF_THIS_RUN if of in reference), None)
+    return None if of is None else (of, reference[of], reference["item"], reference["sample"])
 
 
 def _changed(reference: dict[str, Any]) -> RowError:

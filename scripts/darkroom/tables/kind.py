@@ -27,13 +27,13 @@ class ShardFiles:
         rows: shard -> its rows (JSONL).
         images: shard -> its images (Parquet).
         scores: (metric, group) -> what the metric says of the images of a group of shards (Parquet).
-        sources: shard -> the files of images of this run that its images start from.
+        sources: shard -> by kind, the files of images of this run that its images start from.
     """
 
     rows: Callable[[str], Path]
     images: Callable[[str], Path]
     scores: Callable[[str, str], Path]
-    sources: Callable[[str], list[Path]] = lambda shard: []
+    sources: Callable[[str], dict[str, list[Path]]] = lambda shard: {}
 
     @classmethod
     def below(cls, rows: Path, images: Path, scores: Path) -> "ShardFiles":
@@ -138,6 +138,8 @@ class Kind:
         # Columns that this kind has not, such as those of a source, are not there to be read.
         for image in iter_records(self.image_file(shard), _IMAGE_COLUMNS):
             record = {"kind": self.name, "shard": shard} | image
+            if "source_kind" not in image and image.get("source_origin") == "generated":
+                record["source_kind"] = self.reads  # of a file from before edits could start from edits
             for metric, found in scores.items():
                 score = next(found, {"image_key": None, "sha256": None})
                 if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):

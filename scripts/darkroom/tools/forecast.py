@@ -61,7 +61,7 @@ class StageForecast:
 class _Planned:
     """What is known on the way.
 
-    wanted: by stage, images that others start from, and pictures: by stage, the record of each, as its shard file will have it.
+    wanted: by stage, images that others start from (of edits, other edits, too), and pictures: by stage, the record of each, as its shard file will have it.
     remade: by path, the records of shards that will be made again, as their files will have them; the `sha256` of an image that is
     to be made is None.
     """
@@ -77,8 +77,8 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     for stage in workflow.stages:
         if stage.reads and not stage.every:
             plan = workflow.plans[stage.name]
-            references = (reference for shard in plan.names for reference in plan.references(shard))
-            wanted.setdefault(stage.reads, set()).update(reference[:3] for reference in references)
+            for reference in (reference for shard in plan.names for reference in plan.references(shard)):
+                wanted.setdefault(stage.name if reference.edit else stage.reads, set()).add(reference[:3])
     planned = _Planned(wanted)
     return [_step(workflow, step, planned) for step in workflow.lineage.steps()]
 
@@ -114,7 +114,7 @@ def _image_shard(
     job = shard_job(workflow, step.stage, file.name)
     requests = requests_of(workflow, step.stage, workflow.plans[step.stage].read(file.name))
     failures: dict[int, str] = {}
-    sources = _PlannedSources(job, _pictures(file, planned, stage))
+    sources = _PlannedSources(job, _pictures(file, planned, stage), planned.pictures.get(stage.name, {}))
     identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
     have = waiting_images(wanted, kept.scratch(file.name), kept.shards([file.name]))
@@ -167,14 +167,15 @@ def _keep(planned: _Planned, stage: str, records: Any) -> None:
 class _PlannedSources(Sources):
     """Sources that may not be there yet: an image that is to be made has its key for its content."""
 
-    def __init__(self, job: ShardJob, planned: dict[Place, dict[str, Any]]):
+    def __init__(self, job: ShardJob, images: dict[Place, dict[str, Any]], edits: dict[Place, dict[str, Any]]):
         super().__init__(job.folder, [], pictures=job.pictures)
-        self.planned = planned
+        self.planned = {"row": images, "edit": edits}
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
-        if "row" not in reference:
+        of = next((of for of in self.planned if of in reference), None)
+        if of is None:
             return super()._read(reference, sha256)
-        record = self.planned.get((reference["row"], reference["item"], reference["sample"]))
+        record = self.planned[of].get((reference[of], reference["item"], reference["sample"]))
         if record is None or record["error"] is not None:
             raise RowError(f"source {source_name(reference)} was not made")
         width, height = record["width"], record["height"]

@@ -1,16 +1,18 @@
 """Make an image again from the record of it in a shard, and compare the pixels."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from darkroom import engines
 from darkroom.config.models import Config
 from darkroom.config.options import options_of, with_family
-from darkroom.engines.base import Failure
+from darkroom.engines.base import Failure, Source
 from darkroom.errors import DarkroomError
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import device_kind, versions
@@ -18,8 +20,14 @@ from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION, image_recipe
 from darkroom.plan.requests import Request
 from darkroom.plan.stages import STAGES
-from darkroom.store.images import encode, open_picture
+from darkroom.store.images import encode, of_sheet, open_picture
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, RecordReader, iter_records, read_meta
+
+
+def _sources(record: ImageRecord, picture: Image) -> Source:
+    """What an edit started from, of the picture that its record holds; a tuple where they were several."""
+    parts = json.loads(record.get("source_parts") or "[]")
+    return tuple(of_sheet(picture, [(part["width"], part["height"]) for part in parts])) if parts else picture
 
 
 @dataclass
@@ -93,7 +101,7 @@ def replay(
     engine = engines.open_engine(local_section(section, models or {}, name), name)
     engine.prepare([request])
     size = engine.work_size(*request.size)
-    sources = [open_picture(source["bytes"], source["path"]).image] if source else None
+    sources = [_sources(record, open_picture(source["bytes"], source["path"]).image)] if source else None
     ((_, image),) = engine.make([request], size, sources)
     if isinstance(image, Failure):
         raise DarkroomError(f"{path}: row {record['row']}: {image.reason}")
