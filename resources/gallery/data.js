@@ -14,6 +14,8 @@ window.gallery = (() => {
   const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [], models: {}, rejected: { count: 0, reasons: [], rows: [] } };
   const byName = new Map();
   const keys = new Map(); // key -> entry
+  const named = new Map(); // kind/row/item/sample -> entry
+  const made = new Map(); // the same of a source -> the entries that start from it
   const touched = new Map(); // group -> those of its entries that are selected, where a label has changed since the last run
   const packs = new Map(); // name -> {pictures, size}, the one used last at the end
   const loading = new Set();
@@ -69,7 +71,17 @@ window.gallery = (() => {
       const same = i && at(rows, i) === at(rows, i - 1) && at(items, i) === at(items, i - 1);
       place.groups[i] = same ? place.groups[i - 1] : place.base + i;
     }
-    for (let i = 0; i < place.count; i++) keys.set(at(columns.get("key"), i), place.base + i);
+    const samples = columns.get("sample");
+    for (let i = 0; i < place.count; i++) {
+      keys.set(at(columns.get("key"), i), place.base + i);
+      named.set(`${data.kind}/${at(rows, i)}/${at(items, i)}/${at(samples, i)}`, place.base + i);
+      for (const { kind, name } of parts(place.base + i)) {
+        if (kind === null) continue;
+        const source = `${kind}/${name}`;
+        if (made.has(source)) made.get(source).push(place.base + i);
+        else made.set(source, [place.base + i]);
+      }
+    }
     place.text = new Array(place.count);
     set.loaded += place.count;
   }
@@ -158,6 +170,23 @@ window.gallery = (() => {
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   }
 
+  // What an entry starts from: the name of each, and its kind where it is an image of this run.
+  function parts(entry) {
+    const several = value(entry, "source_parts");
+    if (several !== null) return JSON.parse(several);
+    const name = value(entry, "source_name");
+    return name === null ? [] : [{ name, kind: value(entry, "source_kind") }];
+  }
+
+  // The same, with the entry of each; undefined where that is a file of the user's, or not loaded yet.
+  const sources = (entry) => parts(entry).map(({ name, kind }) => ({ name, entry: kind === null ? undefined : named.get(`${kind}/${name}`) }));
+
+  // The entries that start from an entry, of those that are loaded, in order.
+  function following(entry) {
+    const [row, item, sample] = ["row", "item", "sample"].map((name) => value(entry, name));
+    return [...(made.get(`${shardAt(entry).kind}/${row}/${item}/${sample}`) ?? [])].sort((a, b) => a - b);
+  }
+
   // "failed" where there is no image, "no score" where a question about it has none, else null.
   function failure(entry) {
     const place = shardAt(entry);
@@ -228,5 +257,5 @@ window.gallery = (() => {
     }
   }
 
-  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, failure, text, place, url, want };
+  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, sources, following, failure, text, place, url, want };
 })();

@@ -98,7 +98,8 @@ window.detail = (() => {
       guidance: value("guidance"),
       "true cfg": value("true_cfg"),
       "negative prompt": value("negative_prompt"),
-      source: value("source_name"),
+      source: gallery.sources(entry).map((one) => to(one.entry) ?? `${one.name} `),
+      "start of": gallery.following(entry).map(to),
       origin: value("origin"),
       model: called(data.recipe.model),
       ...models,
@@ -140,9 +141,28 @@ window.detail = (() => {
   function list(target, facts) {
     target.replaceChildren();
     for (const [name, fact] of Object.entries(facts)) {
-      if (fact === null || fact === undefined || fact === "") continue;
-      target.append(element("dt", "", name), element("dd", "", String(fact)));
+      if (fact === null || fact === undefined || fact === "" || fact.length === 0) continue;
+      const told = element("dd", "");
+      told.append(...(Array.isArray(fact) ? fact : [fact instanceof Node ? fact : String(fact)]));
+      target.append(element("dt", "", name), told);
     }
+  }
+
+  // A button that leads to another entry, by what it is called; null where there is none.
+  function to(other) {
+    if (other === undefined) return null;
+    const button = element("button", "link", ["row", "item", "sample"].map((name) => gallery.value(other, name)).join("/"));
+    button.type = "button";
+    button.title = gallery.value(other, "prompt") ?? "";
+    button.addEventListener("click", () => goTo(other));
+    return button;
+  }
+
+  // Another entry, which may be out of the view.
+  function goTo(other) {
+    const at = grid.view.indexOf(other);
+    if (at >= 0) grid.activate(at);
+    show(other);
   }
 
   function scores(kind, value) {
@@ -235,11 +255,7 @@ window.detail = (() => {
       button.dataset.label = labels.of(gallery.value(one, "key")) ?? "";
       button.append(gallery.place(one, "image", "thumbnail") ? image : "failed");
       sibling(image);
-      button.addEventListener("click", () => {
-        const at = grid.view.indexOf(one);
-        if (at >= 0) grid.activate(at);
-        show(one);
-      });
+      button.addEventListener("click", () => goTo(one));
       return button;
     });
     part("siblings").replaceChildren(...buttons);

@@ -132,7 +132,7 @@ EVERYTHING_SELECT = Select(images={"p_yes": 0.5}, edited={"p_followed": 0.5, "p_
 def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
     """The page of a gallery, and its kinds: four prompts with two samples each and five edits, of which the run keeps one sample a row.
 
-    Of the edits the third is below a threshold, the fourth has no score, the fifth was not made. The second sample of the first
+    Of the edits the second starts from the first, the third is below a threshold, the fourth has no score, the fifth was not made. The second sample of the first
     prompt is accepted, the first sample of the last is rejected. Originals lie in ../dataset, a file for each image that is selected.
     """
     prompts = [json.dumps({"id": f"p{n}", "prompt": f"a circle of colour {n}"}) for n in range(4)] + BROKEN
@@ -166,7 +166,8 @@ def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
         scores |= {"content_preserved": 7, "reason": "the circle has changed"}
         if n == 3:
             scores |= {"p_preserved": None, "p_preserved_reply": "maybe", "p_preserved_error": "neither yes nor no"}
-        yield record(line, f"e{n}".zfill(32), circle(colours[n]), circle("red")), scores
+        after = {"source_kind": "edited", "source_name": "e0/0/0"} if n == 1 else {}
+        yield record(line, f"e{n}".zfill(32), circle(colours[n]), circle("red"), **after), scores
 
     kinds = [write_kind(folder, "images", plans[0], samples), write_kind(folder, "edited", plans[1], edited)]
     about = {

@@ -250,6 +250,16 @@ def test_keys_on_edits(page, everything):
     assert at(page) == ("e2", "80")
 
 
+def test_an_edit_of_an_edit_leads_to_it_and_back(page, everything):
+    show_edits(page, everything)
+    page.keyboard.press("Enter")
+    assert page.locator("#facts .link").all_inner_texts() == ["e1/0/0"]
+    page.click("#facts .link")
+    assert at(page)[0] == "e1" and page.locator("#facts .link").all_inner_texts() == ["e0/0/0"]
+    page.click("#facts .link")
+    assert at(page)[0] == "e0"
+
+
 def flags(page, number):
     """What is said of a card."""
     return cards(page).nth(number).locator(".flag").all_inner_texts()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
 
-GALLERY_VERSION = 4  # raise it when the code changes what it makes of the same shard
+GALLERY_VERSION = 5  # raise it when the code changes what it makes of the same shard
 SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are

@@ -271,15 +271,19 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
                 pictures[entry.key], interpolation="nearest" if max(pictures[entry.key].size) < _CELL else "antialiased"
             )
             axes.set_axis_off()
-            printable = "".join(
-                letter if letter.isprintable() else " " for letter in entry.prompt
-            )  # XML forbids the rest
-            text = textwrap.wrap(" ".join(printable.split()), 32) or [""]
+            text = textwrap.wrap(_printable(entry.prompt), 32) or [""]
             told = text[0] if len(text) == 1 else f"{text[0]}\n{text[1]}{'…' if len(text) > 2 else ''}"
+            if entry.before is not None:
+                told += f"\nafter the edit {textwrap.shorten(_printable(entry.before), 24)}"
             corner = (left + wide / 2) / (wide * across), (below + 0.55) / total
             figure.text(*corner, f"{entry.score:.3g}   {told}", fontsize=8, ha="center", va="top", linespacing=1.25)
         top -= high * down
     return figure
+
+
+def _printable(text: str) -> str:
+    """Text without what XML forbids."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _pictures(file_of: Callable[[str], Path], entries: list[Example]) -> tuple[dict[str, Image.Image], bool]:

@@ -75,13 +75,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Example:
-    """An image for the sheet of examples."""
+    """An image for the sheet of examples. before: the edit that it was made from, as the tables name it, None where from none."""
 
     score: float
     row: str
     shard: str
     key: str
     prompt: str
+    before: str | None = None
 
 
 @dataclass
@@ -159,7 +160,7 @@ def read_table(
                 kind.rejected += 1
                 kind.failures[f"row rejected: {general(line['reason'])}"] += 1
     images = Table(table)
-    wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label"}
+    wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label", "source_kind", "source_name"}
     for kind in kinds.values():
         wanted |= {*kind.scores, *catalogue.names(kind.name, "error"), *catalogue.names(kind.name, "mass")}
     for batch in images.batches(sorted(wanted & images.names.keys())):
@@ -225,7 +226,10 @@ def _extremes(kind: KindReport, values: np.ndarray, places: np.ndarray, columns:
         sign = -1 if falling else 1
         found = {entry.row: entry for entry in (kind.best if falling else kind.worst)}
         for place in places[np.argsort(sign * values[places], kind="stable")]:
-            new = Example(float(values[place]), *(columns[name][place] for name in ("row", "shard", "key", "prompt")))
+            row, shard, key, prompt = (columns[name][place] for name in ("row", "shard", "key", "prompt"))
+            after_own = "source_kind" in columns and columns["source_kind"][place] == kind.name
+            before = columns["source_name"][place] if after_own else None
+            new = Example(float(values[place]), row, shard, key, prompt, before)
             if (
                 len(found) >= EXAMPLES
                 and new.row not in found
