@@ -25,7 +25,7 @@ ASKED = [("blue", "red"), ("blue", "green"), ("red", "blue"), ("blue",)]
 @pytest.mark.parametrize(
     ("name", "asked"),
     # The pipeline of Qwen-Image enlarges each source to a megapixel.
-    [("flux2-klein", ASKED), ("qwen-image-edit-plus", ASKED[:2])],
+    [("flux2-klein", ASKED), ("qwen-image-2.1", ASKED), ("qwen-image-edit-plus", ASKED[:2])],
 )
 def test_every_source_counts_and_so_does_their_order(name, asked, tmp_path):
     assert FAMILIES[name].joins

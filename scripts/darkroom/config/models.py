@@ -475,7 +475,7 @@ class Edit(ModelSection):
     sources: Literal["apart", "together"] = Field(
         default="apart",
         description="What is made of a row with several source images: one of each, or, with a model that takes several"
-        " (FLUX.2, Qwen-Image-Edit-2509 and -2511), one of all `together`, as large as the first. A row's `sources` replaces it.",
+        " (FLUX.2, Qwen-Image-2.1, Qwen-Image-Edit-2509 and -2511), one of all `together`, as large as the first. A row's `sources` replaces it.",
     )
     turns: Literal["last", "chain"] = Field(
         default="last",

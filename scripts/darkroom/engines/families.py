@@ -302,6 +302,7 @@ for _family in (
             _QWEN_21,
             {f"Qwen/Qwen-Image-2.1{more.title()}": QWEN_RESEARCH},
             edits=True,
+            joins=True,
             guided=_true_cfg,
             settings=settings,
             recipe_keys=("dtype",),
