@@ -67,3 +67,7 @@ def test_every_source_counts_and_so_does_their_order(name, asked, tmp_path):
     pictures = tuple(Image.new("RGB", SOURCES[one], one) for one in asked[0])
     ((_, alone),) = engine.make(requests[:1], engine.work_size(64, 64), [pictures])
     assert alone.tobytes() == made[asked[0]].tobytes()
+    # One that the pipeline refuses fails its own request.
+    long = pictures[0], Image.new("RGB", (640, 16))
+    ((_, failed),) = engine.make(requests[:1], engine.work_size(64, 64), [long])
+    assert "at most 8 times as long one way as the other" in failed.reason

@@ -227,7 +227,8 @@ class PipelineEngine(DiffusionEngine):
             return
         fit: list[int] = []
         for place, (request, source) in enumerate(zip(batch, sources, strict=True)):
-            sides = [size, *(one.size for one in source[1:])] if isinstance(source, tuple) else [size]
+            more = source[1:] if isinstance(source, tuple) else ()
+            sides = [size, *(self.work_size(*one.size) for one in more)]
             if any(max(side) > most * min(side) for side in sides):
                 reason = f"{self.kind.name} edits what is at most {most:g} times as long one way as the other"
                 yield request, Failure(f"{request.width} x {request.height} pixels: {reason}")
