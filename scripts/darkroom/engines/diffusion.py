@@ -413,13 +413,17 @@ class AutoEngine(DiffusionEngine):
     def make(
         self, batch: Sequence[Request], size: tuple[int, int], sources: Sequence[Source] | None
     ) -> Iterator[tuple[Request, Image.Image | Failure]]:
+        fit: list[int] = []
         for place, request in enumerate(batch):
             own = {name: getattr(request, name) for name in ("steps", "guidance", "negative_prompt")}
             lacking = [name for name, value in own.items() if value is not None and _argument(name) not in self.takes]
             if lacking:  # the section's own are looked at before: the row says it
                 yield request, Failure(f"{self.class_name} takes no {lacking[0]}; leave it out of the row")
             else:
-                yield from super().make([request], size, None if sources is None else [sources[place]])
+                fit.append(place)
+        if fit:
+            pictures = None if sources is None else [sources[place] for place in fit]
+            yield from super().make([batch[place] for place in fit], size, pictures)
 
     def call(self, requests: list[Request], size: tuple[int, int], sources: list[Any] | None) -> np.ndarray:
         first = requests[0]
