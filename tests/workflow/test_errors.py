@@ -122,6 +122,7 @@ def test_a_folder_that_is_no_model_stops_the_job_with_one_sentence(run, section)
     done = run.snakemake("--show-failed-logs", check=False)
     assert done.returncode == 1
     assert f"error: {section}.model: cannot load" in done.stdout + done.stderr
+    assert "no backup found" not in done.stdout + done.stderr  # whatever Snakemake calls what says so
 
 
 def test_values_on_the_command_line_go_into_the_sections_of_the_config_file(run):

@@ -15,6 +15,8 @@ from typing import Any
 
 _OF_JOBS = ("job_info", "job_started", "job_finished", "group_info", "progress")
 _SAID = 10_000  # different lines remembered
+# The function of Snakemake that says of each output of a failed job whether there was one to put back. No event tells it.
+_RESTORES = "restore_output"
 _CANCELLED = b"\nCancelled: the jobs finish the image in hand and keep it; the same command goes on from there. Ctrl-C again: at once.\n"
 
 
@@ -79,6 +81,8 @@ class _Calm(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         event = vars(record).get("event")
+        if record.funcName == _RESTORES:
+            return False
         if record.levelno >= logging.ERROR or event in ("job_error", "group_error"):
             return not self.events.cancelled
         if record.levelno >= logging.WARNING or event is not None:
