@@ -237,11 +237,11 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, reference, reque
     rules = Counter((job.comment.split("_wildcards_")[0].removeprefix("rule_"), job.partition) for job in jobs)
     assert rules == {
         ("generate_images", "gpu"): 4,
-        ("edit_images", "gpu"): 3,
+        ("edit_images", "gpu"): 4,
         ("score_images", "gpu"): 2,
         ("merge_scores", "cpu"): 1,
         ("write_dataset", "cpu"): 1,
-        ("gallery_shard", "cpu"): 7,
+        ("gallery_shard", "cpu"): 8,
         ("gallery_index", "cpu"): 1,
         ("draw_plots", "cpu"): 1,
     }
