@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import warm_jobs
 
+_IMPORTING = 180  # seconds after which jobs import for themselves
 LATER = ("nbformat", "pydantic", "smart_open")  # what a run imports besides
 
 
@@ -74,8 +76,15 @@ def _become_snakemake(asked: dict[str, Any], python: str) -> None:
     main()
 
 
+def _wait_for(file: Path) -> None:
+    until = time.monotonic() + _IMPORTING
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+
+
 def _serve() -> None:
-    python = warm_jobs.start(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    python = warm_jobs.start(folder)
     from snakemake.cli import get_argument_parser
 
     get_argument_parser()  # imports the plugins
@@ -83,9 +92,12 @@ def _serve() -> None:
         import_module(module)
     for line in sys.stdin:
         sys.stdout.flush()
+        asked = json.loads(line)
+        if python != sys.executable and "-n" not in asked["arguments"]:
+            _wait_for(folder / warm_jobs.READY)  # else a first job would record what the imports of all take
         process = os.fork()
         if not process:
-            _become_snakemake(json.loads(line), python)
+            _become_snakemake(asked, python)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -35,6 +35,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 QUIET |= {"TQDM_DISABLE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 QUIET |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 CARD = Path("/dev/nvidiactl")  # a card's driver, which does not survive a fork
+READY = "ready"
 PATH = "PYTHONPATH"  # a job's own, of which each is told
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGURG, signal.SIGHUP)
 
@@ -62,10 +63,10 @@ sys.exit(status)
 
 
 def start(folder: Path, modules: Sequence[str] = MODULES) -> str:
-    """The path of the stand-in, in a folder that stays; the server ends with this process.
+    """The path of the stand-in, in a folder that stays; the server ends with this process. `READY` in the folder: it has imported all.
 
     This Python instead where there is a card, and where the tests run at full size (`make test-all`): there jobs start as a user's.
-    modules: what is imported before the first script; those that are not there are left out.
+    modules: what it imports; those that are not there are left out.
     """
     if CARD.exists() or os.environ.get("DARKROOM_TEST_ALL"):
         return sys.executable
@@ -82,7 +83,9 @@ def start(folder: Path, modules: Sequence[str] = MODULES) -> str:
         os.close(below)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # what is written to stdout is for whoever asked for a Snakemake
-        _serve(server, above, modules)
+        _import(modules)
+        (folder / READY).touch()
+        _serve(server, above)
         os._exit(0)
     os.close(above)
     os.set_inheritable(below, False)
@@ -90,7 +93,16 @@ def start(folder: Path, modules: Sequence[str] = MODULES) -> str:
     return str(stand_in)
 
 
-def _serve(server: socket.socket, above: int, modules: Sequence[str]) -> None:
+def _import(modules: Sequence[str]) -> None:
+    """Import what there is of these, as a job would."""
+    os.environ.update(QUIET)
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    gc.freeze()  # what is not looked at stays shared
+
+
+def _serve(server: socket.socket, above: int) -> None:
     """Run what stand-ins ask for, until nobody has the other end of `above`."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that keep a job
     while True:
@@ -98,11 +110,6 @@ def _serve(server: socket.socket, above: int, modules: Sequence[str]) -> None:
         if above in ready:
             return
         line, _ = server.accept()
-        os.environ.update(QUIET)
-        for module in modules:
-            with contextlib.suppress(ImportError):
-                import_module(module)
-        gc.freeze()  # what is not looked at stays shared
         if not os.fork():
             server.close()
             os.close(above)
