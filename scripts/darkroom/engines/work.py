@@ -22,6 +22,7 @@ from darkroom.jobs.spread import Report
 from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import Recipe
 from darkroom.plan.requests import Request
+from darkroom.rows.read import of_this_run
 from darkroom.store.images import encode
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS
@@ -76,7 +77,7 @@ class ShardJob:
 
     def kind_of(self, reference: dict[str, Any]) -> str | None:
         """What the tables call the pictures that a reference is to one of; None for the user's."""
-        return next((kind for of, kind in self.kinds.items() if of in reference), None)
+        return self.kinds.get(of_this_run(reference) or "")
 
     @property
     def columns(self) -> dict[str, str]:

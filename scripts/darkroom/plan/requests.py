@@ -69,9 +69,9 @@ def expand(
     """The requests of a normal row, in order (item, then sample).
 
     section: `generate` or `edit` of the config, for what the row leaves open; seed: the root seed, or the list of
-    those of every prompt; samples: images per prompt where the row names none. A given image is one request, whatever the samples. every: the requests of a stage
-    that makes one picture from each picture of another: they have its place for their source, and its size. What the row
-    says of steps, guidance and a negative prompt is for the picture that they start from.
+    those of every prompt; samples: images per prompt where the row names none. A given image is one request, whatever the
+    samples. every: the requests of a stage that makes one picture from each picture of another: they have its place for their
+    source, and its size. What the row says of steps, guidance and a negative prompt is for the picture that they start from.
     """
     return expand_rows([row], section, seed, samples, every)
 

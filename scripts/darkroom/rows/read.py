@@ -7,8 +7,9 @@ object
 
 with one item per image a sample makes: a prompt (text to image), or an instruction with its source (edits).
 `source` and `given` are `{"path": ...}`, `{"sha256", "name"}` (a picture that the row itself held), `{"row", "item", "sample"}`
-(an image that this run generates) or `{"edit", "item", "sample"}` (the result of another edit); `given` marks an image that exists already and is only to be judged. `read` names fields of
-the user's row that are read under another name than ours. `more` are the further sources of an image that is made of several.
+(an image that this run generates) or `{"edit", "item", "sample"}` (the result of another edit); `given` marks an image that exists
+already and is only to be judged. `more` are the further sources of an image that is made of several. `read` names fields of the user's
+row that are read under another name than ours.
 """
 
 import difflib
@@ -36,10 +37,8 @@ KNOWN_FIELDS = frozenset(
     "id prompt conversations conversation images edited_images seed width height steps guidance negative_prompt"
     " samples".split()
 )
-OF_THIS_RUN = (
-    "row",
-    "edit",
-)  # what references to images of this run have: the id of the row of prompts, or of the edit
+# What references to images of this run have: the id of the row of prompts, or of the edit.
+OF_THIS_RUN = ("row", "edit")
 _USERS = frozenset(("user", "human", "prompter"))  # roles whose turns are prompts; so is a turn without a role
 _PLACEHOLDER = re.compile(r"\s*<image>\s*")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -165,9 +164,9 @@ def content_id(row: dict[str, Any], occurrence: int) -> str:
     return digest([row] if occurrence == 0 else [row, occurrence], 20)
 
 
-def is_of_this_run(reference: Mapping[str, Any]) -> bool:
-    """Whether a reference is to an image that this run makes, not to one of the user's."""
-    return any(of in reference for of in OF_THIS_RUN)
+def of_this_run(reference: Mapping[str, Any]) -> str | None:
+    """Whether a reference is to an image that this run makes of a "row" of prompts or as an "edit"; None: to one of the user's."""
+    return next((of for of in OF_THIS_RUN if of in reference), None)
 
 
 def further_fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +354,7 @@ def _prompt_items(turns: list[str], images: list[dict[str, Any]]) -> list[dict[s
     if not images:
         return [{"prompt": text} for text in turns]
     for image in images:
-        if is_of_this_run(image):
+        if of_this_run(image):
             raise RowError("images: a row of prompts names files; images of this run belong into the edits file")
     texts = turns if len(turns) == len(images) else [turns[-1]] * len(images)
     return [{"prompt": text, "given": image} for text, image in zip(texts, images, strict=True)]
@@ -385,7 +384,7 @@ def _edit_items(
             results = f"{len(items)} results" if len(items) < len(images) else f"{len(images)} source images"
             raise RowError(f"edited_images: {len(edited)} for {results}; give one each, or none")
         for item, image in zip(items, edited, strict=True):
-            if is_of_this_run(image):
+            if of_this_run(image):
                 raise RowError("edited_images: expected file names")
             item["given"] = image
     return items

@@ -32,7 +32,8 @@ class Lineage:
 
     results: the results folder. stages: the run's, in order. plans: by rows, "prompts" and "edits". groups: by stage, the shards
     that are scored together. recipes: by stage, what decides pixels; metrics: by metric and stage, what decides scores. seed: the root seed;
-    samples: per prompt; seeds: by stage, those of every prompt in place of these two. shown: what decides a shard's file of the gallery besides its pictures and scores.
+    samples: per prompt; seeds: by stage, those of every prompt in place of these two. shown: what decides a shard's file of the
+    gallery besides its pictures and scores.
     """
 
     results: str

@@ -8,7 +8,8 @@ from darkroom.files import replacing
 
 
 class Scratch:
-    """A folder of pictures by key, one for each shard; all are named .png, whatever their format. Every file in it is whole: written to a temporary name and renamed.
+    """A folder of pictures by key, one for each shard; all are named .png, whatever their format. Every file in it is whole: written to
+    a temporary name and renamed.
 
     One job at a time writes to it, that of its shard. Others may read what belongs to rows that have moved to their shards, at
     any time: a file that goes meanwhile is none.

@@ -14,7 +14,7 @@ from typing import Any
 
 from darkroom.errors import RowError
 from darkroom.rows.pictures import read_picture
-from darkroom.rows.read import OF_THIS_RUN
+from darkroom.rows.read import of_this_run
 from darkroom.store.images import Picture, open_picture, read_file
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import GroupCache, RecordReader, iter_records
@@ -39,8 +39,8 @@ class Sources:
     ):
         """folder: of the user's rows; images: image shards of this run; pictures: the file of those that rows held.
 
-        edits: shards of edits that other edits start from. spool: where images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that
-        they are decoded again to be stored.
+        edits: shards of edits that other edits start from. spool: where images that are not stored as they came wait, under the
+        SHA-256 of what they were; None: nowhere, so that they are decoded again to be stored.
         """
         self.folder, self.spool, self.pictures = folder, spool, pictures
         groups = GroupCache(_GROUPS)
@@ -138,7 +138,7 @@ def source_name(reference: dict[str, Any]) -> str:
 
 def _place(reference: dict[str, Any]) -> Place | None:
     """Where an image of this run is, None for one of the user's."""
-    of = next((of for of in OF_THIS_RUN if of in reference), None)
+    of = of_this_run(reference)
     return None if of is None else (of, reference[of], reference["item"], reference["sample"])
 
 

@@ -14,6 +14,7 @@ from darkroom.errors import RowError
 from darkroom.make import identify
 from darkroom.metrics.score import score_keys
 from darkroom.plan.stages import Stage
+from darkroom.rows.read import of_this_run
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
 from darkroom.run.workflow import Workflow
@@ -61,7 +62,8 @@ class StageForecast:
 class _Planned:
     """What is known on the way.
 
-    wanted: by stage, images that others start from (of edits, other edits, too), and pictures: by stage, the record of each, as its shard file will have it.
+    wanted: by stage, images that others start from (of edits, other edits, too), and pictures: by stage, the record of each,
+    as its shard file will have it.
     remade: by path, the records of shards that will be made again, as their files will have them; the `sha256` of an image that is
     to be made is None.
     """
@@ -172,7 +174,7 @@ class _PlannedSources(Sources):
         self.planned = {"row": images, "edit": edits}
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
-        of = next((of for of in self.planned if of in reference), None)
+        of = of_this_run(reference)
         if of is None:
             return super()._read(reference, sha256)
         record = self.planned[of].get((reference[of], reference["item"], reference["sample"]))
