@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job, limit_threads
 from darkroom.metrics.score import score_shards
+from darkroom.plan.stages import like
 from darkroom.run.jobs import Kept, contents, keep_record
 from darkroom.run.workflow import Workflow
 
@@ -20,7 +21,7 @@ devices = Devices()
 def open_scorer():
     if metric.needs:
         devices.claim(metric.needs, metric.name)
-    return metric.open(kind)
+    return metric.open(like(kind))
 
 
 # The guard is for vLLM's workers: where they are spawned they import this file.
@@ -40,7 +41,7 @@ if __name__ == "__main__":
         started = time.monotonic()
         counts = score_shards(
             metric=metric,
-            kind=kind,
+            kind=like(kind),
             images={Path(file): planned for file, planned in images.items()},
             path=path,
             stage_digest=lineage.score_digests[metric.name][kind][group],

@@ -5,71 +5,45 @@
 # update(): where a file has to be made again, the old one stays while the job runs, so that what is still good is carried over.
 
 
-if "images" in STAGES:
+# Images of prompts; a rule for each of several models.
+for stage in [stage for stage in STAGES.values() if not stage.reads]:
 
-    rule generate_images:
+    rule:
+        name:
+            stage.rule
         input:
-            rows=ancient(f"{RESULTS}/prompts/{{shard}}-{{rows}}.jsonl"),
-            again=again(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
+            rows=ancient(f"{RESULTS}/{stage.rows}/{{shard}}-{{rows}}.jsonl"),
+            again=again(f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"),
             model=model(
-                "generate", f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"
+                stage.section,
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet",
             ),
         output:
-            images=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            manifest=update(f"{RESULTS}/images/{{recipe}}/{{shard}}-{{rows}}.manifest"),
+            images=update(
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.parquet"
+            ),
+            manifest=update(
+                f"{RESULTS}/{stage.name}/{{recipe}}/{{shard}}-{{rows}}.manifest"
+            ),
         log:
-            f"{RESULTS}/logs/generate_images/{{recipe}}/{{shard}}-{{rows}}.log",
+            f"{RESULTS}/logs/{stage.rule}/{{recipe}}/{{shard}}-{{rows}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/generate_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
+            f"{RESULTS}/benchmarks/{stage.rule}/{{recipe}}/{{shard}}-{{rows}}.tsv"
         conda:
             "../../envs/generate.yaml"
-        threads: threads(LINEAGE.step("images"))
+        threads: threads(LINEAGE.step(stage.name))
         resources:
-            **asks_for(LINEAGE.step("images"), "shard"),
+            **asks_for(LINEAGE.step(stage.name), "shard"),
         params:
-            stage="images",
+            stage=stage.name,
         message:
-            "generate images, shard {wildcards.shard}"
+            "generate {params.stage}, shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"
 
 
-if "edited" in STAGES:
-
-    rule edit_images:
-        input:
-            rows=ancient(f"{RESULTS}/edits/{{shard}}-{{rows}}.jsonl"),
-            images=source_images("edited"),
-            manifests=timed(
-                source_manifests("edited"),
-                f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet",
-            ),
-            again=again(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            model=model(
-                "edit", f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"
-            ),
-        output:
-            images=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.parquet"),
-            manifest=update(f"{RESULTS}/edited/{{recipe}}/{{shard}}-{{rows}}.manifest"),
-        log:
-            f"{RESULTS}/logs/edit_images/{{recipe}}/{{shard}}-{{rows}}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/edit_images/{{recipe}}/{{shard}}-{{rows}}.tsv"
-        conda:
-            "../../envs/generate.yaml"
-        threads: threads(LINEAGE.step("edited"))
-        resources:
-            **asks_for(LINEAGE.step("edited"), "shard"),
-        params:
-            stage="edited",
-        message:
-            "edit images, shard {wildcards.shard}"
-        script:
-            "../../scripts/make_images.py"
-
-
-# Stages of extensions, which make one picture from each picture of another stage.
-for stage in [stage for stage in STAGES.values() if stage.every]:
+# Pictures that are made from others: edits, and what stages of extensions make from each picture of another stage.
+for stage in [stage for stage in STAGES.values() if stage.reads]:
 
     rule:
         name:
@@ -105,6 +79,7 @@ for stage in [stage for stage in STAGES.values() if stage.every]:
         params:
             stage=stage.name,
         message:
-            "{params.stage}, shard {wildcards.shard}"
+            ("edit images" if stage.name == "edited" else stage.name)
+            + ", shard {wildcards.shard}"
         script:
             "../../scripts/make_images.py"

@@ -12,12 +12,21 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
-from darkroom.config.models import Config, Lora, ModelSection, ModelSource, RowFields, config_model, is_folder_name
+from darkroom.config.models import (
+    Config,
+    Lora,
+    ModelSection,
+    ModelSource,
+    RowFields,
+    apart,
+    config_model,
+    is_folder_name,
+)
 from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import Unusable, expanded, explain, read_value
 from darkroom.engines import FAMILIES
 from darkroom.errors import DarkroomError
-from darkroom.plan.stages import ROWS, STAGES, used_stages
+from darkroom.plan.stages import ROWS, STAGES, stages_for, used_stages
 
 DEMONSTRATION = (
     "this is the demonstration, config/config.yaml, since no config names rows; for your own, --configfile my.yaml"
@@ -80,19 +89,31 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     folders = [Path(root) for root in roots or (Path.cwd(), home())]
     _check_values(config, "")
     found = load_extensions(config, folders)
-    model = config_model()
+    parts, named = apart(config)
+    model = config_model(named)
     try:
-        checked = model.model_validate(config)
+        checked = model.model_validate(parts)
     except ValidationError as error:
         raise DarkroomError("config: " + explain(error, model)) from None
     results = os.path.normpath(checked.results)  # as Path has it: rules and library name the same files
     checked = checked.model_copy(update={"extensions": found, "results": results})
-    for stage in STAGES.values():
+    for stage in stages_for(checked, STAGES.values()):
         try:
             checked.section(stage.section)
         except DarkroomError as error:
             raise DarkroomError(f"stage {stage.name}: {error}") from None
+    for rows in ROWS:
+        _check_alike(checked, checked.sections_for(rows))
     return _with_families(_with_files(checked, folders))
+
+
+def _check_alike(config: Config, sections: list[str]) -> None:
+    """See that several models agree on what is read of rows once for all of them. Raises DarkroomError."""
+    first, *others = sections
+    for key in ("seeds", "sources", "turns"):
+        for other in others:
+            if getattr(config.section(other), key, None) != getattr(config.section(first), key, None):
+                raise DarkroomError(f"config: {other}.{key}: must be that of {first}, for they go by the same rows")
 
 
 def load_extensions(config: dict[str, Any], roots: Sequence[Path]) -> list[str]:
@@ -190,8 +211,7 @@ def _with_root(fields: RowFields, roots: Sequence[Path], where: str) -> RowField
 def _with_families(config: Config) -> Config:
     """The config with each stage's section as its family has it; refuses what one key alone cannot tell: families and
     options that do not fit their stage or each other."""
-    for stage in STAGES.values():
-        name = stage.section
+    for name in dict.fromkeys(stage.section for stage in stages_for(config, STAGES.values())):
         try:
             section = with_family(config.section(name), name)
         except DarkroomError as error:

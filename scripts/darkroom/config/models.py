@@ -25,7 +25,7 @@ from pydantic import (
 
 from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
-from darkroom.plan.stages import EDITED, IMAGES, STAGES
+from darkroom.plan.stages import EDITED, IMAGES, STAGES, like
 
 # What extensions bring: name -> model.
 SECTIONS: dict[str, type[BaseModel]] = {}
@@ -62,11 +62,45 @@ def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
     METRICS[name] = model
 
 
-def config_model() -> type["Config"]:
+def config_model(named: tuple[str, ...] = ()) -> type["Config"]:
     """The model of the whole config, with what the extensions loaded so far bring: their sections and metrics, and for
-    each of their stages `select.<stage>` and `export.preferences.<stage>`."""
+    each of their stages `select.<stage>` and `export.preferences.<stage>`.
+
+    named: sections of several models, such as "generate.flux"; see `apart`.
+    """
     stages = (name for name in STAGES if name not in (IMAGES.name, EDITED.name))
-    return _config_model(tuple(stages), tuple(SECTIONS.items()), tuple(METRICS.items()))
+    return _config_model(tuple(stages), tuple(SECTIONS.items()), tuple(METRICS.items()), named)
+
+
+def apart(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A config as the user wrote it, with a section of its own, "generate.flux", for each of several models; and their names.
+
+    `generate` or `edit` names several where none of its keys is one of the section's own, and under each stands a section.
+    Raises DarkroomError where it mixes the two, or a name cannot be used.
+    """
+    parts, named = dict(config), [name for name in config if name.partition(".")[0] in _SEVERAL and "." in name]
+    for section, model in _SEVERAL.items():
+        given = config.get(section)
+        if not isinstance(given, dict):
+            continue
+        own = [name for name in given if name in model.model_fields]
+        names = [name for name in given if name not in model.model_fields]
+        if not any(isinstance(given[name], dict) for name in names):
+            continue  # one model
+        if own:
+            raise DarkroomError(
+                f"config: {section}: {names[0]} is no key, and no name of one of several models beside the key {own[0]}; put the"
+                f" settings of each under its name, `{section}: {{{names[0]}: {{{own[0]}: ...}}, ...}}`"
+            )
+        for name in names:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+                raise DarkroomError(
+                    f"config: {section}: {name}: the name of one of several models is small letters, digits and _, at most 32"
+                )
+        del parts[section]
+        named += [f"{section}.{name}" for name in names]
+        parts |= {f"{section}.{name}": {} if value is None else value for name, value in given.items()}
+    return parts, tuple(named)
 
 
 @cache  # configs of one process are of one class, so that they can be compared
@@ -74,7 +108,13 @@ def _config_model(
     stages: tuple[str, ...],
     brought: tuple[tuple[str, type[BaseModel]], ...],
     metrics: tuple[tuple[str, type[BaseModel]], ...],
+    named: tuple[str, ...],
 ) -> type["Config"]:
+    if named:
+        base = _config_model(stages, brought, metrics, ())
+        models = sections_of(base)
+        each: dict[str, Any] = {name: (models[name.partition(".")[0]], ...) for name in named}
+        return create_model("Config", __base__=base, **each)
     if not stages and not brought and not metrics:
         return Config
     thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in stages}
@@ -484,6 +524,10 @@ class Edit(ModelSection):
     )
 
 
+# Sections that can name several models, each with the keys of the section.
+_SEVERAL: dict[str, type[ModelSection]] = {"generate": Generate, "edit": Edit}
+
+
 class Judge(DeviceSection, ModelSource):
     model: PathText = Field(
         default="Qwen/Qwen2.5-VL-7B-Instruct",
@@ -603,7 +647,7 @@ class Select(Section):
 
     def least_of(self, stage: str) -> Thresholds:
         """Score name -> the least that selects a picture of a stage; empty where the config says nothing of it."""
-        return getattr(self, stage, {})
+        return getattr(self, like(stage), {})
 
 
 class Gallery(Section):
@@ -636,7 +680,7 @@ class Preferences(Section):
 
     def score_of(self, stage: str) -> str | None:
         """The score that tells the better of two pictures of a stage, None where the config names none."""
-        return getattr(self, stage, None)
+        return getattr(self, like(stage), None)
 
 
 class Export(Section):
@@ -814,7 +858,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _one_number_of_samples(self) -> Self:
-        for section in _MADE_BY.values():
+        for section in (section for rows in _MADE_BY for section in self.sections_for(rows)):
             seeds = self.seed_of(section)
             stated = "samples_per_prompt" in self.model_fields_set
             if not isinstance(seeds, int) and stated and len(seeds) != self.samples_per_prompt:
@@ -831,6 +875,20 @@ class Config(Section):
             raise _no_stage_section(name)
         return section
 
+    def models_named(self, section: str) -> list[str]:
+        """The names of the models of a section that names several, in the user's order; [] where it names none."""
+        fields = type(self).model_fields
+        return [name.partition(".")[2] for name in fields if name.startswith(f"{section}.")]
+
+    def sections_for(self, rows: str) -> list[str]:
+        """The sections that say what rows of "prompts" or "edits" make: one, or one for each of several models."""
+        section = _MADE_BY[rows]
+        return [f"{section}.{name}" for name in self.models_named(section)] or [section]
+
+    def models_of(self, rows: str) -> list[str]:
+        """The names of several models that rows of "prompts" or "edits" go to; [] where there are not several."""
+        return self.models_named(_MADE_BY[rows])
+
     def rows_of(self, rows: str) -> str | list[str] | None:
         """What is named under "prompts" or "edits", None where nothing is."""
         return {"prompts": self.prompts, "edits": self.edits}[rows]
@@ -841,12 +899,12 @@ class Config(Section):
 
     def samples_of(self, rows: str) -> int:
         """Images of each row of "prompts" or "edits" that does not say how many."""
-        seeds = self.seed_of(_MADE_BY[rows])
+        seeds = self.seed_of(self.sections_for(rows)[0])
         return self.samples_per_prompt if isinstance(seeds, int) else len(seeds)
 
     def most_samples(self, rows: str) -> int | None:
         """How many images a row of "prompts" or "edits" without a seed of its own can ask for; None: any number."""
-        seeds = self.seed_of(_MADE_BY[rows])
+        seeds = self.seed_of(self.sections_for(rows)[0])
         return None if isinstance(seeds, int) else len(seeds)
 
     def row_files(self, rows: str) -> list[str]:

@@ -193,6 +193,7 @@ class Family:
 
     def refusal(self, stage: str) -> str | None:
         """Why this family cannot serve `generate` or `edit`, "key: reason", or None."""
+        stage = stage.partition(".")[0]  # of "generate.flux", one of several
         if self.makes if stage == "generate" else self.edits:
             return None
         able = [other.name for other in FAMILIES.values() if (other.makes if stage == "generate" else other.edits)]

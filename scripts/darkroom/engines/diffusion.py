@@ -72,7 +72,7 @@ class DiffusionEngine(Engine):
             raise DarkroomError(f"{name}.{reason}")
         torch.backends.cudnn.benchmark = False  # its choice of algorithm depends on timing
         torch.backends.cudnn.deterministic = True
-        self.edits = name != "generate"
+        self.edits = name.partition(".")[0] != "generate"
         # Becomes less where the memory does not suffice. On the CPU one by one: in a batch the last bits of a picture
         # depend on its neighbours (some 2e-6, which now and then rounds to another pixel value).
         self.batch_limit = 1 if self.device == "cpu" else section.batch_size

@@ -48,8 +48,8 @@ class ShardJob:
     """What a job that makes a shard of images works with.
 
     name: the section of the config. folder: of the user's rows. pictures: the file of those that rows held. rule: what makes the shard. edits: its pictures start from others.
-    images: the shards of pictures of this run that they may start from, `edits_before` those that other edits do. kinds: what the
-    tables call the pictures of these. models: those of the hub that the section names, by section (`models.hub`). made_from: the content
+    images: the shards of pictures of this run that they may start from, `edits_before` those that other edits do; made_by: the model
+    of each of these where rows name one of several. kinds: what the tables call the pictures of these. models: those of the hub that the section names, by section (`models.hub`). made_from: the content
     of all of them, as their manifests say it. compiled: where compiled code of the run's jobs is kept.
     """
 
@@ -63,6 +63,7 @@ class ShardJob:
     edits: bool = False
     strict: bool = False
     images: list[Path] = field(default_factory=list)
+    made_by: dict[Path, str] = field(default_factory=dict)
     edits_before: list[Path] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
@@ -73,11 +74,12 @@ class ShardJob:
 
     def sources(self) -> Sources:
         """The images that its requests start from."""
-        return Sources(self.folder, self.images, self.scratch, self.pictures, self.edits_before)
+        return Sources(self.folder, self.images, self.scratch, self.pictures, self.edits_before, self.made_by)
 
     def kind_of(self, reference: dict[str, Any]) -> str | None:
         """What the tables call the pictures that a reference is to one of; None for the user's."""
-        return self.kinds.get(of_this_run(reference) or "")
+        found = self.kinds.get(of_this_run(reference) or "")
+        return f"{found}-{reference['model']}" if found and "model" in reference else found
 
     @property
     def columns(self) -> dict[str, str]:

@@ -114,7 +114,10 @@ class Export:
         """The record of an image as exports give it, without pictures; one that the user gave has no model."""
         made = image.record["origin"] == "generated"
         model = next((model.name for model in self.models if model.section == kind.section), None)
-        ours = image.record | {"model": model if made else None, "recipe": image.recipe if made else None}
+        ours = image.record | {
+            "model": (kind.model or model) if made else None,
+            "recipe": image.recipe if made else None,
+        }
         own = kind.plan.order.ordered(json.loads(image.full["fields"]))
         return {name: ours[column] for name, column in self._named[kind.name].items()} | {
             field.name: shaped(own.get(field.name), field.type) for field in self.own[kind.name]

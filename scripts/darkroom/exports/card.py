@@ -109,7 +109,8 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
     if export.format == "preferences":
         for kind in export.kinds:
             by = preferences.deciding_score(export, kind)
-            lines.append(f"- {kind.name}: the best of what was kept against the worst sample, by {by}")
+            won = f" of any model; here, where the best is by {kind.model}" if kind.model else ""
+            lines.append(f"- {kind.name}: the best of what was kept against the worst sample{won}, by {by}")
     lines += ["", "## Hashes", "", _hashes(export), "", "## How to load it", ""]
     if export.format == "folder":
         lines.append(_LOADING["folder"].format(files=", ".join(path.name for path in export.rows.values())))

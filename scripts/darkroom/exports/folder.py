@@ -19,7 +19,7 @@ from pyarrow import types
 from darkroom.exports.base import Export, Image, Pictures, PngFolder, Sums
 from darkroom.exports.provenance import Marker
 from darkroom.files import replacing
-from darkroom.plan.stages import EDITED
+from darkroom.plan.stages import EDITED, like
 from darkroom.rows.fields import NAMES, PLAIN, Fields
 from darkroom.rows.formats import ending
 from darkroom.store.shardfile import arrow_schema
@@ -62,7 +62,7 @@ def _rows(export: Export, kind: Kind, pictures: PngFolder) -> Iterator[dict[str,
     )
     said = export.catalogue.main_reply(kind.name)
     by_row = itertools.groupby(export.records(kind), key=lambda found: (found[0], found[2]["row"]))
-    lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line)
+    lines = ((shard, line) for shard, _, line in kind.lines() if "rejected" not in line and kind.makes(line))
     for ((shard, row), group), (_, line) in zip(by_row, lines, strict=True):
         if row != line["id"]:
             raise AssertionError(f"{kind.rows_file(shard)}: row {line['id']} where row {row} was made")
@@ -105,7 +105,7 @@ def _with_pictures(
     if kind.has_sources:
         sources = [source for _, source in paths]  # one per result, so that pairs stay pairs
         filled[given] = sources[0] if _is_single(row.get(given)) and len(sources) == 1 else sources
-        results = fields.user_name(f"{kind.name}_images", row)
+        results = fields.user_name(f"{like(kind.name)}_images", row)
         filled[results] = images[0] if isinstance(row.get(results), str) and len(images) == 1 else images
     else:
         filled[given] = images[0] if _is_single(row.get(given)) and len(images) == 1 else images

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from darkroom.config.models import DeviceSection
 from darkroom.errors import DarkroomError
 from darkroom.plan.recipe import Recipe
+from darkroom.plan.stages import like
 
 if TYPE_CHECKING:
     from darkroom.metrics.rubric import Question
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # Columns that the score files and the tables have already.
 TAKEN = frozenset(
     "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
-    " sha256 error fields image source source_name source_origin source_kind source_parts source_sha256 selected label".split()
+    " sha256 error fields image source source_name source_origin source_kind source_parts source_sha256 selected label model".split()
 )
 ROLES = ("score", "mass", "reply", "error", "text")
 TRUSTED_MASS = 0.5  # on average: below it, a model mostly wanted to say something else than what it was scored by
@@ -138,7 +139,7 @@ class Catalogue:
 
     def columns(self, kind: str) -> tuple[ScoreColumn, ...]:
         """All columns of a kind, in order."""
-        return self.kinds.get(kind, ())
+        return self.kinds.get(like(kind), ())
 
     def types(self, kind: str) -> dict[str, str]:
         """Name of each column of a kind -> its type, in order."""

@@ -62,7 +62,7 @@ class HubModel:
     @property
     def used_by(self) -> str:
         """The section of the config whose jobs need it."""
-        return self.section.partition(".")[0]
+        return self.section.partition(".loras.")[0]
 
     @cached_property
     def fetched(self) -> dict[str, Any] | None:

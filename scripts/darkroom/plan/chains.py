@@ -21,7 +21,8 @@ class Edit:
 
     number: of the row. items and samples: what it makes. sources: the references to other edits, as in `darkroom.rows.read`.
     generated: whether it starts from images of this run's prompts. depth, reason and generated are final once `resolve` was
-    called; reason: why it cannot be made; left_out: it starts from a row that is no part of the trial.
+    called; reason: why it cannot be made; left_out: it starts from a row that is no part of the trial. models: which of several it goes to.
+    generators: which of several made the images of prompts that it starts from, if only by way of others; final like `generated`.
     """
 
     number: int
@@ -29,6 +30,8 @@ class Edit:
     samples: int
     sources: list[dict[str, Any]]
     generated: bool = False
+    models: list[str] | None = None
+    generators: set[str] = field(default_factory=set)
     depth: int = 0
     reason: str | None = None
     left_out: bool = False
@@ -84,6 +87,10 @@ def _settle(edit: Edit, edits: Mapping[str, Edit], left_out: Collection[str]) ->
             if before.reason is not None:
                 raise RowError(_rejected(source["edit"]))
             edit.left_out |= before.left_out
+            if lacking := [name for name in edit.models or () if name not in (before.models or ())]:
+                raise RowError(
+                    f"models: {lacking[0]} makes no edit {source['edit']!r} that this one could start from; name it in that row, too"
+                )
             check_counts(source, f"edit {source['edit']!r}", before.items, before.samples)
     except RowError as error:
         edit.reason = str(error)
@@ -91,6 +98,7 @@ def _settle(edit: Edit, edits: Mapping[str, Edit], left_out: Collection[str]) ->
     found = [edits[name] for name in edit.names if name in edits]
     edit.depth = max((before.depth + 1 for before in found), default=0)
     edit.generated |= any(before.generated for before in found)
+    edit.generators = edit.generators.union(*(before.generators for before in found))
 
 
 def _rejected(source: str) -> str:

@@ -5,17 +5,19 @@ from typing import Any
 
 from darkroom.config.models import StageSection
 from darkroom.engines import SETTINGS, family
+from darkroom.plan.stages import makers_of
 
 
 @dataclass(frozen=True)
 class Reach:
     """What the family of a section does with the settings of rows.
 
-    section: of the stage that makes the pictures of the rows; rows: "prompts" or "edits".
+    section: of the stage that makes the pictures of the rows; rows: "prompts" or "edits". model: its name, where it is one of several.
     """
 
     section: StageSection
     rows: str
+    model: str | None = None
 
     @property
     def state(self) -> list[Any]:
@@ -43,4 +45,22 @@ class Reach:
 
     def _remedy(self, name: str) -> str:
         key = f"{name}: []" if self.rows == "prompts" else f"edits: {{{name}: []}}"
-        return f"leave it out, or pass it over in all rows with `rows: {{{key}}}`"
+        other = "" if self.model is None else f" (that is {self.model}; the row's `models` can name others)"
+        return f"leave it out, or pass it over in all rows with `rows: {{{key}}}`{other}"
+
+
+@dataclass(frozen=True)
+class ReachOfSeveral:
+    """The same for rows that go to several models: each setting has to reach all those that a row goes to."""
+
+    each: dict[str, Reach]
+
+    @property
+    def state(self) -> list[Any]:
+        """As `Reach.state`."""
+        return [[name, *reach.state] for name, reach in self.each.items()]
+
+    def refusal(self, row: dict[str, Any]) -> str | None:
+        """As `Reach.refusal`."""
+        makers = makers_of(row, list(self.each))
+        return next(filter(None, (self.each[name].refusal(row) for name in makers)), None)

@@ -38,7 +38,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -47,7 +47,8 @@ from darkroom.errors import DarkroomError, RowError, general
 from darkroom.files import replacing
 from darkroom.identity import canonical, digest
 from darkroom.plan.chains import Edit, check_counts, resolve
-from darkroom.plan.reach import Reach
+from darkroom.plan.reach import Reach, ReachOfSeveral
+from darkroom.plan.stages import makers_of
 from darkroom.rows.fields import PLAIN, Fields, NameOrder
 from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
 from darkroom.rows.pictures import PictureFile
@@ -67,13 +68,14 @@ _PICTURES = "pictures.sqlite"
 _REASONS_KEPT = 10_000  # while rows are read; told are the commonest
 _REASONS_TOLD = 10
 _REASON_LENGTH = 200
+_OF_SEVERAL = ("not_of", "generators")  # what shards of a single model have nothing of
 
 
 class Reference(NamedTuple):
     """An image of this run that an edit starts from: sample `sample` of item `item` of the prompts' row `row`, or of another edit.
 
     shard: the shard of images, or of edits, that it is in; digest: of that row and the images it starts from itself. edit: whether
-    it is an edit's.
+    it is an edit's. model: which of several models made the prompt's image.
     """
 
     row: str
@@ -82,6 +84,12 @@ class Reference(NamedTuple):
     shard: str
     digest: str
     edit: bool = False
+    model: str | None = None
+
+    @property
+    def said(self) -> list[Any]:
+        """The reference as the plan's file has it."""
+        return list(self if self.model else self[:-1])
 
 
 @dataclass
@@ -93,7 +101,9 @@ class Shard:
     digest: hash of the rows; sources: hash of the contents of the image files they name; referenced: hash of the images of
     this run that they start from, of which the shards' names are no part. The last two are empty where there are none.
     references_offset and references_length: bytes in the references file (see `Plan.references`). depth: of its edits.
-    generated: whether any of its rows starts from an image of this run's prompts, if only by way of other edits.
+    generated: whether any of its rows starts from an image of this run's prompts, if only by way of other edits. not_of: where there
+    are several models, what of the shard is not for each: model -> [rows, items, explicit]; generators: those of them that made these
+    images of prompts.
     """
 
     name: str
@@ -111,10 +121,22 @@ class Shard:
     references_length: int = 0
     depth: int = 0
     generated: bool = False
+    not_of: dict[str, list[int]] = field(default_factory=dict)
+    generators: list[str] = field(default_factory=list)
 
-    def requests(self, samples: int) -> int:
-        """Images to make with `samples` per prompt."""
-        return self.items * samples + self.explicit
+    def requests(self, samples: int, model: str | None = None) -> int:
+        """Images to make with `samples` per prompt; model: by which of several models."""
+        _, items, explicit = self.not_of.get(model or "", (0, 0, 0))
+        return (self.items - items) * samples + self.explicit - explicit
+
+    def rows_of(self, model: str | None) -> int:
+        """The rows that it has pictures of by one of several models."""
+        return self.rows - self.not_of.get(model or "", (0, 0, 0))[0]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The shard as the plan's file has it."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _OF_SEVERAL}
 
 
 class Reason(NamedTuple):
@@ -372,7 +394,7 @@ def make_plan(
     prompts: Plan | None = None,
     fields: Fields = PLAIN,
     trial: int | None = None,
-    reach: Reach | None = None,
+    reach: Reach | ReachOfSeveral | None = None,
     most: int | None = None,
     reading: Reading = APART,
 ) -> Plan:
@@ -396,11 +418,12 @@ def make_plan(
         raise DarkroomError(f"{error.filename}: {error.strerror}") from error
     seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     read = [[name, *names] for name, names in sorted(fields.names.items())]
-    about_edits = [samples, prompts.id if prompts else None, list(reading)] if kind == "edits" else []
+    about_edits = [samples, prompts.id if prompts else None, reading.state] if kind == "edits" else []
     state = [PLAN_VERSION, seen, read, fields.root, size, *about_edits]
     state += [fields.encoding, fields.delimiter, *([] if trial is None else [trial])]
     state += [] if reach is None else [reach.state]
     state += [] if most is None else [{"most": most}]
+    state += [{"models": list(reading.models)}] if reading.models and kind != "edits" else []
     with filelock.FileLock(folder / "lock"):
         try:
             current = json.loads((folder / "current.json").read_bytes())
@@ -501,7 +524,7 @@ class _Builder:
         prompts: Plan | None,
         fields: Fields,
         trial: int | None,
-        reach: Reach | None,
+        reach: Reach | ReachOfSeveral | None,
         most: int | None,
         reading: Reading,
     ):
@@ -648,7 +671,10 @@ class _Builder:
                 sources = [source for item in items for source in sources_of(item) if "edit" in source]
                 if sources or normal["id"] in self.wanted:
                     samples = 1 if "given" in items[0] else normal["options"].get("samples", self.own_samples)
-                    found[normal["id"]] = Edit(number, len(items), samples, sources, bool(references))
+                    models = makers_of(normal, self.reading.models) if self.reading.models else None
+                    found[normal["id"]] = Edit(
+                        number, len(items), samples, sources, bool(references), models, _generators(references)
+                    )
         resolve(found, self.without)
         return found
 
@@ -688,11 +714,20 @@ class _Builder:
         given = sum("given" in item for item in items)
         made = len(items) - given
         shard.items += made if samples is None else 0
-        shard.explicit += given + (0 if samples is None else made * samples)
+        explicit = given + (0 if samples is None else made * samples)
+        shard.explicit += explicit
+        if self.reading.models:
+            makers = makers_of(normal, self.reading.models)
+            for model in (model for model in self.reading.models if model not in makers):
+                left = [1, made if samples is None else 0, explicit]
+                before = shard.not_of.get(model, [0, 0, 0])
+                shard.not_of[model] = [one + other for one, other in zip(before, left, strict=True)]
         if depth:
             references = references + self._made_references(normal)
         self.references += references
         shard.generated |= self.edits[name].generated if name in self.edits else bool(references)
+        by = self.edits[name].generators if name in self.edits else _generators(references)
+        shard.generators = sorted({*shard.generators, *by})
         paths = [one["path"] for item in items if len(item) > 1 for one in references_of(item) if "path" in one]
         if paths:
             self.sources.setdefault(shard.name, []).extend(paths)
@@ -773,10 +808,15 @@ class _Builder:
             shard = self.shards[-1]
             shard.length, shard.digest = out.tell() - shard.offset, self.digest.hexdigest()[:32]
             if self.references:
-                named = [[r.row, r.item, r.sample, r.digest, *(["edit"] if r.edit else [])] for r in self.references]
+                named = [
+                    [r.row, r.item, r.sample, r.digest, *(["edit"] if r.edit else []), *([r.model] if r.model else [])]
+                    for r in self.references
+                ]
                 shard.referenced = digest(named)
                 shard.references_offset = self.reference_lines.tell()
-                shard.references_length = self.reference_lines.write(canonical(self.references) + b"\n")
+                shard.references_length = self.reference_lines.write(
+                    canonical([r.said for r in self.references]) + b"\n"
+                )
                 self.references = []
 
     def _finish(self, state: list[Any], rows: Path, references: Path) -> Plan:
@@ -788,7 +828,7 @@ class _Builder:
         for shard in self.shards:
             if paths := self.sources.get(shard.name):
                 shard.sources = digest([[path, files[named[path]][2]] for path in paths])
-        shards = [asdict(shard) for shard in self.shards]
+        shards = [shard.said for shard in self.shards]
         with open(references, "rb") as stream:  # a row that moved to another shard is told by its line alone
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         several = self.files if len(self.files) > 1 else []  # rejected.jsonl then names them
@@ -823,7 +863,7 @@ class _Builder:
                 self.folder.joinpath(plan_id + suffix).unlink(missing_ok=True)
 
     def _referenced_rows(self) -> dict[str, Any]:
-        """The prompts' rows that edits refer to: id -> (shard, items, samples, digest), read in one pass each.
+        """The prompts' rows that edits refer to: id -> (shard, items, samples, digest, models), read in one pass each.
 
         Sets `wanted`, the edits that they refer to.
         """
@@ -843,12 +883,13 @@ class _Builder:
                 if row.get("id") in wanted:
                     samples = row["options"].get("samples", self.samples)
                     sources = self.prompts.shards[shard].sources
-                    targets[row["id"]] = (shard, len(row["items"]), samples, digest([row, sources]))
+                    of = makers_of(row, self.reading.generators)
+                    targets[row["id"]] = (shard, len(row["items"]), samples, digest([row, sources]), of)
         return targets
 
     def _resolve(self, normal: dict[str, Any], targets: dict[str, Any]) -> list[Reference]:
         references = []
-        for source in [source for item in normal["items"] if "source" in item for source in sources_of(item)]:
+        for source in (source for item in normal["items"] for source in sources_of(item)):
             if "row" not in source:
                 continue
             if self.prompts is None:
@@ -857,10 +898,21 @@ class _Builder:
                 if self.trial is not None:
                     raise _LeftOut
                 raise RowError(f"images: refers to row {source['row']!r}, which is not among the prompts")
-            shard, items, samples, row_digest = targets[source["row"]]
+            shard, items, samples, row_digest, models = targets[source["row"]]
             check_counts(source, f"row {source['row']!r}", items, samples)
-            references.append(Reference(source["row"], source["item"], source["sample"], shard, row_digest))
+            model = source.get("model")
+            if model is not None and model not in models:
+                raise RowError(
+                    f"images: refers to the image of row {source['row']!r} by {model}, and that row goes to {', '.join(models)} alone"
+                )
+            references.append(
+                Reference(source["row"], source["item"], source["sample"], shard, row_digest, model=model)
+            )
         return references
+
+
+def _generators(references: list[Reference]) -> set[str]:
+    return {reference.model for reference in references if reference.model is not None}
 
 
 def _sources_unchanged(folder: Path, plan_id: str) -> bool:

@@ -3,13 +3,15 @@
 A *row* is one record of the user's files (`darkroom.rows.formats` reads them). `parse_row` turns it into a *normal row*, a JSON
 object
 
-    {"id", "items": [{"prompt", "source"?, "more"?, "given"?}], "options": {...}, "row": <the user's own row>, "read"?: [names]}
+    {"id", "items": [{"prompt", "source"?, "more"?, "given"?}], "options": {...}, "row": <the user's own row>, "read"?: [names],
+     "models"?: [names]}
 
 with one item per image a sample makes: a prompt (text to image), or an instruction with its source (edits).
 `source` and `given` are `{"path": ...}`, `{"sha256", "name"}` (a picture that the row itself held), `{"row", "item", "sample"}`
 (an image that this run generates) or `{"edit", "item", "sample"}` (the result of another edit); `given` marks an image that exists
 already and is only to be judged. `more` are the further sources of an image that is made of several. `read` names fields of the user's
-row that are read under another name than ours.
+row that are read under another name than ours. `models` names those of several models that the row goes to, where that is not all; a
+reference to an image then has a `model`, too.
 """
 
 import difflib
@@ -47,16 +49,25 @@ _SIGN = re.compile(r"[^\w\s.-]")
 
 
 class Reading(NamedTuple):
-    """How rows of edits are read that do not say it themselves.
+    """How rows are read that do not say it themselves; all but `models` is of rows of edits.
 
     sources: of `SOURCES`; turns: of `TURNS`. refusal: why no image can be made of several sources, None where it can. samples:
-    images of an edit that does not say how many; None: as many as of a prompt.
+    images of an edit that does not say how many; None: as many as of a prompt. models: the names of the models that make the
+    rows' pictures, where the config names several; generators: of those that make images of prompts.
     """
 
     sources: str = "apart"
     turns: str = "last"
     refusal: str | None = None
     samples: int | None = None
+    models: tuple[str, ...] = ()
+    generators: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> list[Any]:
+        """What a plan depends on, as plain JSON."""
+        several = [list(self.models), list(self.generators)] if self.models or self.generators else []
+        return [*self[:4], *several]
 
     def is_chain(self, row: Mapping[str, Any]) -> bool:
         """Whether each turn of a row works on the result of the one before. Raises RowError for a slip."""
@@ -94,9 +105,10 @@ def parse_row(
     """
     edits = kind == "edits"
     seen, read = fields.view(row, edits)
+    models = _models(row, reading.models) if reading.models else None
     turns, shown, ends = _turns(seen, row, fields)
     options = _options(seen)
-    places = _Places(below, pictures)
+    places = _Places(below, pictures, reading.generators if edits else ())
     images = places.images(seen.get("images"), "images") or (places.images(shown, "images") if shown else [])
     if edits:
         given = places.images(seen.get("edited_images"), "edited_images")
@@ -109,6 +121,8 @@ def parse_row(
     normal: dict[str, Any] = {"items": items, "options": options, "row": row}
     if read:
         normal["read"] = read
+    if models is not None:
+        normal["models"] = models
     if edits and chained:
         normal["then"] = turns[1:]
         normal["rows"] = [_cut(row, end) for end in ends[:-1]]
@@ -288,10 +302,11 @@ def _options(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Places(NamedTuple):
-    """Where the images of a row are. below and pictures: as in `parse_row`."""
+    """Where the images of a row are. below and pictures: as in `parse_row`; generators: as in `Reading`."""
 
     below: str
     pictures: Container[str]
+    generators: tuple[str, ...] = ()
 
     def images(self, value: Any, name: str) -> list[dict[str, Any]]:
         if value is None:
@@ -306,9 +321,12 @@ class _Places(NamedTuple):
             said = {
                 key: value for key, value in entry.items() if value not in (None, "")
             }  # in Parquet all have all fields
-            if unknown := sorted(said.keys() - {of, "item", "sample"}):
+            several = of == "row" and bool(self.generators)
+            if unknown := sorted(said.keys() - {of, "item", "sample", *(["model"] if several else [])}):
                 raise RowError(f"{name}: unknown field {_show(unknown[0])} beside {of}, item and sample")
             reference: dict[str, Any] = {of: str(entry[of])}
+            if several:
+                reference["model"] = _known_model(said.get("model"), f"{name}: model", self.generators)
             for part in ("item", "sample"):
                 number = said.get(part, 0)
                 if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -388,6 +406,25 @@ def _edit_items(
                 raise RowError("edited_images: expected file names")
             item["given"] = image
     return items
+
+
+def _models(row: Mapping[str, Any], known: tuple[str, ...]) -> list[str] | None:
+    """Which of several models a row names in its `models`, in the order of the config; None: all. Raises RowError."""
+    value = row.get("models")
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if not isinstance(value, list | None):
+        raise RowError(f"models: expected a list of names, got {type_name(value)}")
+    wanted = {_known_model(name, "models", known) for name in value or () if name not in ("", None)}
+    return [name for name in known if name in wanted] if wanted else None
+
+
+def _known_model(name: Any, where: str, known: tuple[str, ...]) -> str:
+    if name is None:
+        raise RowError(f'{where}: must say which, as in "model": {_show(known[0])}; there are {", ".join(known)}')
+    if not isinstance(name, str) or name not in known:
+        raise RowError(f"{where}: there is no {_show(name)}; there are {', '.join(known)}")
+    return name
 
 
 def _said(row: Mapping[str, Any], name: str, words: tuple[str, ...], otherwise: str) -> str:

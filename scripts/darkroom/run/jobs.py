@@ -66,7 +66,7 @@ def requests_of(workflow: Workflow, stage: str, lines: bytes) -> list[Request]:
     """The requests of a shard's lines; rejected rows have none."""
     wanted, config = workflow.stage(stage), workflow.config
     table = json.loads(b"[%s]" % b",".join(lines.splitlines()))
-    rows = (row for row in table if "rejected" not in row)
+    rows = (row for row in table if "rejected" not in row and wanted.makes(row))
     seed, samples = config.seed_of(wanted.section), config.samples_of(wanted.rows)
     return expand_rows(rows, config.section(wanted.section), seed, samples, wanted.every)
 
@@ -75,6 +75,10 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
     """What the job that makes a shard of a stage works with."""
     wanted, lineage = workflow.stage(stage), workflow.lineage
     sources = lineage.sources_by_stage(stage, shard)
+    images = {
+        None if wanted.every else other.model: [Path(path) for path in sources.get(other.name, ())]
+        for other in lineage.read_by(wanted)
+    }
     return ShardJob(
         name=wanted.section,
         section=workflow.config.section(wanted.section),
@@ -86,7 +90,8 @@ def shard_job(workflow: Workflow, stage: str, shard: str) -> ShardJob:
         edits=wanted.reads is not None,
         scratch=Kept(workflow, lineage.step(stage)).scratch(shard),
         strict=workflow.config.strict,
-        images=[Path(path) for path in sources.get(wanted.reads or "", ())],
+        images=[path for paths in images.values() for path in paths],
+        made_by={path: model for model, paths in images.items() if model is not None for path in paths},
         edits_before=[Path(path) for path in sources.get(stage, ())],
         kinds={"row": wanted.reads, "edit": stage} if wanted.reads is not None else {},
         models={one.section: one for one in models_of_section(workflow.models, wanted.section)},

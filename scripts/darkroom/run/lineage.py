@@ -62,18 +62,37 @@ class Lineage:
             if stage.every:
                 found[stage.name] = {name: digest([found[stage.reads or ""][name], recipe]) for name in shards}
             elif stage.reads:
-                made_by = self.recipes.get(stage.reads)
-                if made_by is not None and stage.reads in self.seeds:
-                    made_by = made_by | {"seeds": self.seeds[stage.reads]}
                 found[stage.name] = {
-                    name: edited_digest(shard, recipe, *self._drawn(stage.name), made_by if shard.generated else None)
+                    name: edited_digest(shard, recipe, *self._drawn(stage.name), self._made_by(stage, shard))
                     for name, shard in shards.items()
                 }
             else:
                 found[stage.name] = {
                     name: image_digest(shard, recipe, *self._drawn(stage.name)) for name, shard in shards.items()
                 }
+            if stage.model is not None and not stage.every:
+                found[stage.name] = {name: digest([one, self._of(stage)]) for name, one in found[stage.name].items()}
         return found
+
+    def _of(self, stage: Stage) -> list[Any]:
+        """What decides which of several models a row goes to, besides the row."""
+        return [stage.model, stage.models[0] == stage.model]
+
+    def read_by(self, stage: Stage) -> list[Stage]:
+        """The stages whose pictures a stage's rows can name: the one it reads, or one for each of several models."""
+        return [other for other in self.stages if stage.reads is not None and stage.reads in (other.name, other.like)]
+
+    def _made_by(self, stage: Stage, shard: Shard) -> Any:
+        """What decides the images of prompts that a shard's pictures start from, None where they start from none."""
+        if not shard.generated:
+            return None
+        recipes = {
+            other.model: self.recipes[other.name]
+            | ({"seeds": self.seeds[other.name]} if other.name in self.seeds else {})
+            for other in self.read_by(stage)
+            if other.model is None or other.model in shard.generators
+        }
+        return recipes.get(None) or [[model, recipe] for model, recipe in recipes.items()]
 
     def _drawn(self, stage: str) -> tuple[int | list[int], int]:
         """What decides the seeds of a stage's requests, and how many there are of a prompt."""
@@ -125,15 +144,22 @@ class Lineage:
         found: dict[str, dict[str, str]] = {}
         for stage in self.stages:
             parts = [stage.name, self.recipes[stage.name], *self._drawn(stage.name)]
+            parts += [] if stage.model is None or stage.every else self._of(stage)
             own = digest(parts, ID)
             from_files = dict.fromkeys(self.plans[stage.rows].shards, own)
-            if stage.reads in found:
-                after = {before: digest([*parts, before], ID) for before in set(found[stage.reads].values())}
+            if stage.every:
+                before = found[stage.reads or ""]
+                after = {one: digest([*parts, one], ID) for one in set(before.values())}
+                from_files = {name: after[one] for name, one in before.items()}
+            elif read := self.read_by(stage):
+                of = {other.model: next(iter(found[other.name].values())) for other in read}
+                starts: dict[tuple[str | None, ...], str] = {}
                 for name, shard in self.plans[stage.rows].shards.items():
-                    if stage.every:
-                        from_files[name] = after[found[stage.reads][name]]
-                    elif shard.generated:
-                        from_files[name] = after[next(iter(found[stage.reads].values()))]
+                    if shard.generated:
+                        made_by = tuple(shard.generators) or (None,)
+                        if made_by not in starts:
+                            starts[made_by] = digest([*parts, *(of[model] for model in made_by)], ID)
+                        from_files[name] = starts[made_by]
             found[stage.name] = from_files
         return found
 
@@ -199,9 +225,10 @@ class Lineage:
             return {}
         if found.every:
             return {found.reads: [self.image_file(found.reads, shard)]}
-        named: dict[str, set[str]] = {found.reads: set(), stage: set()}
+        of = {other.model: other.name for other in self.read_by(found)}
+        named: dict[str, set[str]] = {name: set() for name in (*of.values(), stage)}
         for reference in self.plans[found.rows].references(shard):
-            named[stage if reference.edit else found.reads].add(reference.shard)
+            named[stage if reference.edit else of[reference.model]].add(reference.shard)
         return {of: [self.image_file(of, name) for name in sorted(shards)] for of, shards in named.items()}
 
     def sources(self, stage: str, shard: str) -> list[str]:

@@ -26,7 +26,7 @@ from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
 from darkroom.models.licences import check_licences, model_of, models_of
 from darkroom.plan.groups import Groups, load_groups, make_groups
-from darkroom.plan.reach import Reach
+from darkroom.plan.reach import Reach, ReachOfSeveral
 from darkroom.plan.recipe import Recipe, image_recipe
 from darkroom.plan.shards import Plan, base_folder, hold_results, load_plan, make_plan, name_of, rows_digest, write_json
 from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
@@ -123,14 +123,9 @@ class Workflow:
                 plans.get("prompts") if rows == "edits" else None,
                 Fields.of(config.rows.model_dump(), rows),
                 config.trial,
-                Reach(next(config.section(stage.section) for stage in stages if stage.rows == rows), rows),
+                reach_of(config, rows),
                 config.most_samples(rows),
-                Reading(
-                    config.edit.sources,
-                    config.edit.turns,
-                    family(config.edit.family).no_joining(),
-                    config.samples_of("edits"),
-                ),
+                reading_of(config, rows),
             )
             row_groups[rows] = make_groups(config.results, rows, plans[rows], together)
             if config.strict and (bad := plans[rows].first_rejected()):
@@ -145,6 +140,7 @@ class Workflow:
             if not plans[rows].rows_used:
                 raise DarkroomError(f"{name_of(files)}: {rejected_text(plans[rows])}; no row can be used")
         recipes = {stage.name: image_recipe(config.section(stage.section)) for stage in stages}
+        _check_different(stages, recipes)
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
         if config.labels is not None and not planned:
             read_labels(config.labels, labels_digest(config.labels))  # refused before any work, not at its end
@@ -219,10 +215,10 @@ class Workflow:
             recipes=self.recipes,
             metrics={
                 metric.name: {
-                    stage.name: metric.recipe(stage.name)
+                    stage.name: metric.recipe(stage.like)
                     for stage in self.stages
                     # The judge has files, though empty ones, of images and edits that its rubric asks nothing of.
-                    if metric.columns(stage.name) or (metric.name == JUDGE and not stage.every)
+                    if metric.columns(stage.like) or (metric.name == JUDGE and not stage.every)
                 }
                 for metric in self.metrics
             },
@@ -241,7 +237,7 @@ class Workflow:
     @cached_property
     def catalogue(self) -> Catalogue:
         """The columns of scores by stage, for all who show or use them."""
-        return catalogue_of(self.metrics, self.plans)
+        return catalogue_of(self.metrics, dict.fromkeys(stage.like for stage in self.stages))
 
     def metric(self, name: str) -> Metric:
         """The metric of that name."""
@@ -253,7 +249,8 @@ class Workflow:
 
     def requests(self, stage: str, shard: str) -> int:
         """Images to make in a shard of a stage."""
-        return self.plans[stage].shards[shard].requests(self.config.samples_of(self.stage(stage).rows))
+        made = self.stage(stage)
+        return self.plans[stage].shards[shard].requests(self.config.samples_of(made.rows), made.model)
 
     @cached_property
     def scored_apart(self) -> bool:
@@ -592,7 +589,7 @@ class Workflow:
         for metric in self.metrics:
             needs: object = metric.needs
             if isinstance(needs, ModelSource) and needs.model is not None:
-                identity = metric.recipe(self.stages[0].name).get("model")
+                identity = metric.recipe(self.stages[0].like).get("model")
                 found |= {identity: model_of(metric.name, needs).name} if identity else {}
         return found
 
@@ -627,7 +624,7 @@ class Workflow:
         """stage -> the file of rows in the data set, in the format of the user's files where they have one that can hold it."""
         files = {}
         for stage in self.stages:
-            stem = f"{stage.name}-{stage.rows}" if stage.every else stage.rows
+            stem = f"{stage.name}-{stage.rows}" if stage.every or stage.model else stage.rows
             files[stage.name] = self.results("dataset", stem + self.row_plans[stage.rows].ending)
         return files
 
@@ -652,7 +649,7 @@ class Workflow:
             if stage.name in self._seeds:
                 told[stage.section] |= {"seeds of each row": ", ".join(map(str, self._seeds[stage.name]))}
         for metric in self.metrics:
-            told[metric.name] = self._named(metric.recipe(self.stages[0].name))
+            told[metric.name] = self._named(metric.recipe(self.stages[0].like))
         chosen = {
             f"{kind}: least {name}": least
             for kind in self.plans
@@ -688,6 +685,8 @@ class Workflow:
                 rows=stage.rows,
                 section=stage.section,
                 reads=stage.reads,
+                model=stage.model,
+                models=stage.models,
             )
             for stage in self.stages
         ]
@@ -705,6 +704,43 @@ class Workflow:
                 for kind, files in lineage.sources_by_stage(stage.name, shard).items()
             },
         )
+
+
+def reading_of(config: Config, rows: str) -> Reading:
+    """How the rows of "prompts" or "edits" are read."""
+    sections = [config.section(name) for name in config.sections_for("edits")]
+    refusals = [family(section.family).no_joining() for section in sections]
+    return Reading(
+        getattr(sections[0], "sources", "apart"),
+        getattr(sections[0], "turns", "last"),
+        next(filter(None, refusals), None),
+        config.samples_of("edits"),
+        tuple(config.models_of(rows)),
+        tuple(config.models_of("prompts")),
+    )
+
+
+def reach_of(config: Config, rows: str) -> Reach | ReachOfSeveral:
+    """What the settings of rows of "prompts" or "edits" reach."""
+    sections, models = config.sections_for(rows), config.models_of(rows)
+    if not models:
+        return Reach(config.section(sections[0]), rows)
+    return ReachOfSeveral(
+        {model: Reach(config.section(name), rows, model) for model, name in zip(models, sections, strict=True)}
+    )
+
+
+def _check_different(stages: list[Stage], recipes: dict[str, Recipe]) -> None:
+    """See that no two of several models would make the same pictures. Raises DarkroomError."""
+    seen: dict[str, str] = {}
+    for stage in stages:
+        if stage.model is None or stage.every:
+            continue
+        first = seen.setdefault(digest([stage.like, recipes[stage.name]]), stage.section)
+        if first != stage.section:
+            raise DarkroomError(
+                f"config: {stage.section}: makes the same pictures as {first}; leave one of them out, or change what decides pixels"
+            )
 
 
 def rejected_text(plan: Plan) -> str:

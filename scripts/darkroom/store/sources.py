@@ -8,8 +8,9 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from darkroom.errors import RowError
@@ -19,7 +20,9 @@ from darkroom.store.images import Picture, open_picture, read_file
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import GroupCache, RecordReader, iter_records
 
-Place = tuple[str, str, int, int]  # of an image of this run: "row" or "edit", its id, item, sample
+Place = tuple[
+    str, str, int, int
+]  # of an image of this run: "row" ("row flux" by one of several models) or "edit", its id, item, sample
 _GROUPS = 4  # row groups held, of some 32 MB each: sources of neighbours often lie in a few
 
 
@@ -32,22 +35,25 @@ class Sources:
     def __init__(
         self,
         folder: Path,
-        images: list[Path],
+        images: Sequence[Path],
         spool: Scratch | None = None,
         pictures: Path | None = None,
         edits: Sequence[Path] = (),
+        made_by: Mapping[Path, str] = MappingProxyType({}),
     ):
         """folder: of the user's rows; images: image shards of this run; pictures: the file of those that rows held.
 
-        edits: shards of edits that other edits start from. spool: where images that are not stored as they came wait, under the
-        SHA-256 of what they were; None: nowhere, so that they are decoded again to be stored.
+        edits: shards of edits that other edits start from; made_by: the model of image shards whose references name it. spool: where
+        images that are not stored as they came wait, under the SHA-256 of what they were; None: nowhere, so that they are decoded
+        again to be stored.
         """
         self.folder, self.spool, self.pictures = folder, spool, pictures
         groups = GroupCache(_GROUPS)
-        self.readers = {path: RecordReader(path, ["image", "error"], groups) for path in (*images, *edits)}
+        shards = [*((_made_by(made_by.get(path)), path) for path in images), *(("edit", path) for path in edits)]
+        self.readers = {path: RecordReader(path, ["image", "error"], groups) for _, path in shards}
         self.places: dict[Place, tuple[Path, int]] = {}
         self.origins: dict[Place, str] = {}  # of images of this run that are not all its own
-        for of, path in [*(("row", path) for path in images), *(("edit", path) for path in edits)]:
+        for of, path in shards:
             columns = ["row", "item", "sample", "origin", "source_origin"]  # those of them that it has
             for position, record in enumerate(iter_records(path, columns)):
                 place = of, record["row"], record["item"], record["sample"]
@@ -139,7 +145,13 @@ def source_name(reference: dict[str, Any]) -> str:
 def _place(reference: dict[str, Any]) -> Place | None:
     """Where an image of this run is, None for one of the user's."""
     of = of_this_run(reference)
-    return None if of is None else (of, reference[of], reference["item"], reference["sample"])
+    if of is None:
+        return None
+    return (_made_by(reference.get("model")) if of == "row" else of, reference[of], reference["item"], reference["sample"])
+
+
+def _made_by(model: str | None) -> str:
+    return "row" if model is None else f"row {model}"
 
 
 def _changed(reference: dict[str, Any]) -> RowError:

@@ -10,9 +10,11 @@ from typing import Any
 from darkroom.errors import DarkroomError
 from darkroom.metrics.score import SCORE_COLUMNS
 from darkroom.plan.shards import Plan, rows_digest
+from darkroom.plan.stages import makers_of
 from darkroom.store.shardfile import EDITED_COLUMNS, check_digest, iter_records, read_meta
 
-# Columns of the final tables before those of scores; those of edits alone are null for generated images.
+# Columns of the final tables before those of scores; those of edits alone are null for generated images. Between `kind` and the
+# others stands `model` where the config names several.
 TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
     name: type_ for name, type_ in EDITED_COLUMNS.items() if type_ != "picture" and name != "fields"
 }
@@ -59,6 +61,8 @@ class Kind:
         groups: group -> the shards that are scored together, whose scores are in one file.
         rows: which of the user's files its rows are from, "prompts" or "edits".
         section: the section of the config that names the model which makes the images; None where no model does.
+        model: its name, where the pictures are by one of several models; the table says it of those that it made. models: the
+            names of all of these.
         reads: the kind that its images can start from; the record of each then holds as `source` what it was made from.
     """
 
@@ -72,6 +76,17 @@ class Kind:
     rows: str = "prompts"
     section: str | None = "generate"
     reads: str | None = None
+    model: str | None = None
+    models: tuple[str, ...] = ()
+
+    def makes(self, row: dict[str, Any]) -> bool:
+        """Whether a normal row has pictures here."""
+        return self.model is None or self.model in makers_of(row, self.models)
+
+    @property
+    def rows_expected(self) -> int:
+        """How many of the rows have pictures here."""
+        return sum(shard.rows_of(self.model) for shard in self.plan.shards.values())
 
     @property
     def has_sources(self) -> bool:
@@ -138,6 +153,8 @@ class Kind:
         # Columns that this kind has not, such as those of a source, are not there to be read.
         for image in iter_records(self.image_file(shard), _IMAGE_COLUMNS):
             record = {"kind": self.name, "shard": shard} | image
+            if self.model is not None:
+                record["model"] = self.model if image["origin"] == "generated" else None
             if "source_kind" not in image and image.get("source_origin") == "generated":
                 record["source_kind"] = self.reads  # of a file from before edits could start from edits
             for metric, found in scores.items():

@@ -39,7 +39,8 @@ def merge_scores(
     """
     for kind in kinds:
         kind.check()
-    columns: dict[str, Type] = dict(TABLE_COLUMNS)
+    several = any(kind.model is not None for kind in kinds)
+    columns: dict[str, Type] = {"kind": "text", **({"model": "text"} if several else {}), **TABLE_COLUMNS}
     for kind in kinds:
         columns |= catalogue.types(kind.name)
     columns |= {"selected": "bool", "label": "text"}
@@ -51,7 +52,6 @@ def merge_scores(
 
     def records() -> Iterator[dict[str, Any]]:
         for kind in kinds:
-            expected = sum(shard.rows for shard in kind.plan.shards.values())
             rows, last = 0, None
             for record in select_rows(
                 _labelled(kind, labels), select.least_of(kind.name), select.per_row, select.labels
@@ -69,8 +69,8 @@ def merge_scores(
                 own = kind.plan.order.ordered(json.loads(record["fields"]))
                 line = {column: record.get(name) for name, column in named.items()}
                 yield line | {name: shaped(own.get(name), type_) for name, type_ in own_types.items()}
-            if rows != expected:
-                raise DarkroomError(f"{kind.name}: images of {rows} rows where {expected} are planned")
+            if rows != kind.rows_expected:
+                raise DarkroomError(f"{kind.name}: images of {rows} rows where {kind.rows_expected} are planned")
 
     with (
         replacing(table) as csv_file,

@@ -19,6 +19,7 @@ from statistics import fmean, median
 from darkroom.errors import DarkroomError
 from darkroom.jobs.history import against_expected, around, benchmarks, read_records, speed
 from darkroom.jobs.terminal import clock, columns, size
+from darkroom.plan.stages import like
 from darkroom.run.lineage import Step
 from darkroom.run.needs import (
     Needs,
@@ -177,7 +178,7 @@ def _pace(workflow: Workflow, told: StageForecast, results: Path) -> Pace:
     step = told.step
     folder = results / workflow.history_folder(step).relative_to(workflow.results())
     records = list(read_records(folder))
-    if step.metric is not None and not workflow.metric(step.metric).columns(step.stage):
+    if step.metric is not None and not workflow.metric(step.metric).columns(like(step.stage)):
         return Pace(_JOB_SECONDS, 0.0, _JOB_SECONDS, 0)  # nothing is asked, no engine started
     names = [file.name for file, _ in told.files]
     if step.metric is not None:

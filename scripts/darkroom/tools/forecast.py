@@ -13,7 +13,7 @@ from darkroom.engines.work import ShardJob
 from darkroom.errors import RowError
 from darkroom.make import identify
 from darkroom.metrics.score import score_keys
-from darkroom.plan.stages import Stage
+from darkroom.plan.stages import Stage, like
 from darkroom.rows.read import of_this_run
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
@@ -79,8 +79,10 @@ def forecast(workflow: Workflow) -> list[StageForecast]:
     for stage in workflow.stages:
         if stage.reads and not stage.every:
             plan = workflow.plans[stage.name]
+            read = {other.model: other.name for other in workflow.lineage.read_by(stage)}
             for reference in (reference for shard in plan.names for reference in plan.references(shard)):
-                wanted.setdefault(stage.name if reference.edit else stage.reads, set()).add(reference[:3])
+                of = stage.name if reference.edit else read[reference.model]
+                wanted.setdefault(of, set()).add(reference[:3])
     planned = _Planned(wanted)
     return [_step(workflow, step, planned) for step in workflow.lineage.steps()]
 
@@ -116,7 +118,7 @@ def _image_shard(
     job = shard_job(workflow, step.stage, file.name)
     requests = requests_of(workflow, step.stage, workflow.plans[step.stage].read(file.name))
     failures: dict[int, str] = {}
-    sources = _PlannedSources(job, _pictures(file, planned, stage), planned.pictures.get(stage.name, {}))
+    sources = _PlannedSources(job, _pictures(workflow, file, planned, stage), planned.pictures.get(stage.name, {}))
     identify(requests, job, sources, failures)
     wanted = {r.key for place, r in enumerate(requests) if place not in failures and not r.given}
     have = waiting_images(wanted, kept.scratch(file.name), kept.shards([file.name]))
@@ -148,12 +150,17 @@ def _image_shard(
     return records
 
 
-def _pictures(file: File, planned: _Planned, stage: Stage) -> dict[Place, dict[str, Any]]:
-    """The records of the images that a shard starts from: those that rows name, or all of the shard's files."""
+def _pictures(
+    workflow: Workflow, file: File, planned: _Planned, stage: Stage
+) -> dict[str | None, dict[Place, dict[str, Any]]]:
+    """model -> the records of the images that a shard starts from: those that rows name, or all of the shard's files.
+
+    None stands for the model where rows need not say it.
+    """
     if not stage.every:
-        return planned.pictures.get(stage.reads or "", {})
+        return {other.model: planned.pictures.get(other.name, {}) for other in workflow.lineage.read_by(stage)}
     records = (record for path in file.inputs for record in planned.remade.get(path) or iter_records(path, _BRIEF))
-    return {(record["row"], record["item"], record["sample"]): record for record in records}
+    return {None: {(record["row"], record["item"], record["sample"]): record for record in records}}
 
 
 def _keep(planned: _Planned, stage: str, records: Any) -> None:
@@ -169,15 +176,18 @@ def _keep(planned: _Planned, stage: str, records: Any) -> None:
 class _PlannedSources(Sources):
     """Sources that may not be there yet: an image that is to be made has its key for its content."""
 
-    def __init__(self, job: ShardJob, images: dict[Place, dict[str, Any]], edits: dict[Place, dict[str, Any]]):
+    def __init__(
+        self, job: ShardJob, images: dict[str | None, dict[Place, dict[str, Any]]], edits: dict[Place, dict[str, Any]]
+    ):
         super().__init__(job.folder, [], pictures=job.pictures)
-        self.planned = {"row": images, "edit": edits}
+        self.images, self.edits = images, edits
 
     def _read(self, reference: dict[str, Any], sha256: str | None) -> Any:
         of = of_this_run(reference)
         if of is None:
             return super()._read(reference, sha256)
-        record = self.planned[of].get((reference[of], reference["item"], reference["sample"]))
+        planned = self.edits if of == "edit" else self.images.get(reference.get("model"), {})
+        record = planned.get((reference[of], reference["item"], reference["sample"]))
         if record is None or record["error"] is not None:
             raise RowError(f"source {source_name(reference)} was not made")
         width, height = record["width"], record["height"]
@@ -191,7 +201,7 @@ def _score_group(
     """Count the images of a group of shards that are to be scored."""
     columns = ["key", "prompt", "sha256", "error", "width", "height"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
-    made = workflow.metric(step.metric or "").columns(step.stage)
+    made = workflow.metric(step.metric or "").columns(like(step.stage))
     reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
     retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
