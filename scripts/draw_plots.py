@@ -8,6 +8,7 @@ from darkroom.jobs.runtime import job, say
 from darkroom.run.workflow import Workflow
 from darkroom.store.manifest import write_manifest
 from darkroom.views import plots
+from darkroom.views.figures import several
 from darkroom.views.report import read_table, read_times
 
 if TYPE_CHECKING:
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 with job(snakemake.log[0]):
     workflow = Workflow.of_job(snakemake.config)
     of_kind = {kind.name: kind for kind in workflow.kinds()}
-    rows = {name: (kind.rows, sum(shard.rows for shard in kind.plan.shards.values())) for name, kind in of_kind.items()}
+    rows = {name: (kind.rows, kind.rows_expected) for name, kind in of_kind.items()}
     table, rejected = workflow.results("scores.parquet"), workflow.results("rejected.jsonl")
     kinds = read_table(table, rejected, workflow.catalogue, workflow.config.select, rows)
     times = read_times(workflow.history_folders())
+    compared = several(workflow.stages)
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
         "examples": lambda kind: plots.example_sheet(kinds[kind], of_kind[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
+        "models": lambda like: plots.models_compared([kinds[stage.name] for stage in compared[like]]),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
         "time": lambda _: plots.job_times(times),

@@ -9,7 +9,7 @@ window.gallery = (() => {
   const PAGE = 100000; // entries loaded without being asked for more
   const CACHE = (navigator.deviceMemory || 4) * 32e6; // characters of pictures kept in memory
   const OURS =
-    /^([a-z]\w*)\/(?:[0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
+    /^([a-z]\w*(?:-\w+)?)\/(?:[0-9a-f]{8}-[0-9a-f]{8}\/[0-9a-f]{12}x*-[0-9a-f]{8}\.js\?[0-9a-f]{8}|[0-9a-f]{12}x*\/[0-9a-f]{16}-[tp]\d+\.js)$/;
 
   const set = { shards: [], total: 0, loaded: 0, kinds: {}, failed: [], models: {}, rejected: { count: 0, reasons: [], rows: [] } };
   const byName = new Map();
@@ -170,6 +170,18 @@ window.gallery = (() => {
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   }
 
+  // Entries of the same prompt by others of several models, of those that are loaded, model by model.
+  function rivals(entry) {
+    const { kind } = shardAt(entry);
+    const [row, item] = ["row", "item"].map((name) => value(entry, name));
+    const found = [];
+    for (const [other, { of }] of Object.entries(set.kinds)) {
+      if (of === undefined || of !== set.kinds[kind].of || other === kind) continue;
+      for (let sample = 0; named.has(`${other}/${row}/${item}/${sample}`); sample++) found.push(named.get(`${other}/${row}/${item}/${sample}`));
+    }
+    return found;
+  }
+
   // What an entry starts from: the name of each, and its kind where it is an image of this run.
   function parts(entry) {
     const several = value(entry, "source_parts");
@@ -257,5 +269,5 @@ window.gallery = (() => {
     }
   }
 
-  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, sources, following, failure, text, place, url, want };
+  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, rivals, sources, following, failure, text, place, url, want };
 })();

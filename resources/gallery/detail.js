@@ -229,7 +229,7 @@ window.detail = (() => {
   function want() {
     const near = [entry, grid.view[grid.active + 1], grid.view[grid.active - 1]].filter((one) => one !== undefined);
     const places = near.flatMap((one) => ["image", "source"].map((which) => gallery.place(one, which, "preview")));
-    for (const one of gallery.siblings(entry)) places.push(gallery.place(one, "image", "thumbnail"));
+    for (const one of [...gallery.siblings(entry), ...gallery.rivals(entry)]) places.push(gallery.place(one, "image", "thumbnail"));
     const names = new Set(places.filter(Boolean).map((where) => where.pack));
     gallery.want("detail", [...names], () => dialog.open && arrive());
   }
@@ -243,14 +243,16 @@ window.detail = (() => {
   }
 
   function siblings() {
-    const all = gallery.siblings(entry);
+    const all = [...gallery.siblings(entry), ...gallery.rivals(entry)];
     part("siblings-part").hidden = all.length < 2;
     const buttons = all.length < 2 ? [] : all.map((one) => {
       const button = element("button");
       button.type = "button";
       button.setAttribute("aria-current", String(one === entry));
       const image = element("img");
-      image.alt = `sample ${gallery.value(one, "sample")}`;
+      const { of, one: called } = gallery.set.kinds[gallery.shardAt(one).kind];
+      image.alt = `${of === undefined ? "" : `${called}, `}sample ${gallery.value(one, "sample")}`;
+      if (of !== undefined) button.title = image.alt;
       image.dataset.entry = one;
       button.dataset.label = labels.of(gallery.value(one, "key")) ?? "";
       button.append(gallery.place(one, "image", "thumbnail") ? image : "failed");

@@ -18,9 +18,9 @@ from darkroom.config.models import (
     ModelSection,
     ModelSource,
     RowFields,
-    apart,
     config_model,
     is_folder_name,
+    split_models,
 )
 from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import Unusable, expanded, explain, read_value
@@ -89,7 +89,7 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     folders = [Path(root) for root in roots or (Path.cwd(), home())]
     _check_values(config, "")
     found = load_extensions(config, folders)
-    parts, named = apart(config)
+    parts, named = split_models(config)
     model = config_model(named)
     try:
         checked = model.model_validate(parts)

@@ -66,20 +66,20 @@ def config_model(named: tuple[str, ...] = ()) -> type["Config"]:
     """The model of the whole config, with what the extensions loaded so far bring: their sections and metrics, and for
     each of their stages `select.<stage>` and `export.preferences.<stage>`.
 
-    named: sections of several models, such as "generate.flux"; see `apart`.
+    named: sections of several models, such as "generate.flux"; see `split_models`.
     """
     stages = (name for name in STAGES if name not in (IMAGES.name, EDITED.name))
     return _config_model(tuple(stages), tuple(SECTIONS.items()), tuple(METRICS.items()), named)
 
 
-def apart(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def split_models(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A config as the user wrote it, with a section of its own, "generate.flux", for each of several models; and their names.
 
     `generate` or `edit` names several where none of its keys is one of the section's own, and under each stands a section.
     Raises DarkroomError where it mixes the two, or a name cannot be used.
     """
-    parts, named = dict(config), [name for name in config if name.partition(".")[0] in _SEVERAL and "." in name]
-    for section, model in _SEVERAL.items():
+    parts, named = dict(config), [name for name in config if name.partition(".")[0] in SEVERAL and "." in name]
+    for section, model in SEVERAL.items():
         given = config.get(section)
         if not isinstance(given, dict):
             continue
@@ -93,7 +93,7 @@ def apart(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
                 f" settings of each under its name, `{section}: {{{names[0]}: {{{own[0]}: ...}}, ...}}`"
             )
         for name in names:
-            if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+            if not re.fullmatch(MODEL_NAME, name):
                 raise DarkroomError(
                     f"config: {section}: {name}: the name of one of several models is small letters, digits and _, at most 32"
                 )
@@ -524,8 +524,9 @@ class Edit(ModelSection):
     )
 
 
+MODEL_NAME = r"[a-z][a-z0-9_]{0,31}"
 # Sections that can name several models, each with the keys of the section.
-_SEVERAL: dict[str, type[ModelSection]] = {"generate": Generate, "edit": Edit}
+SEVERAL: dict[str, type[ModelSection]] = {"generate": Generate, "edit": Edit}
 
 
 class Judge(DeviceSection, ModelSource):

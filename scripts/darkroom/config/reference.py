@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from darkroom.config import home
 from darkroom.config.load import load_extensions, read_config_file
-from darkroom.config.models import Config, config_model
+from darkroom.config.models import MODEL_NAME, SEVERAL, Config, config_model
 from darkroom.config.values import limits, sections_of, wanted
 
 _TABLE = re.compile(r"(<!-- (keys|section): ([\w, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,6 +32,15 @@ def with_tables(text: str) -> str:
 def schema(model: type[BaseModel] = Config) -> dict[str, Any]:
     """The JSON schema of a config (draft 2020-12)."""
     made = _without_titles(model.model_json_schema())
+    for name in SEVERAL:  # one model, or several by their names
+        one = made["properties"][name]
+        each = {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": f"^{MODEL_NAME}$"},
+            "additionalProperties": {"anyOf": [one, {"type": "null"}]},
+        }
+        made["properties"][name] = {"anyOf": [one, each]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Darkroom configuration"} | made
 
 

@@ -421,9 +421,11 @@ def _models(row: Mapping[str, Any], known: tuple[str, ...]) -> list[str] | None:
 
 def _known_model(name: Any, where: str, known: tuple[str, ...]) -> str:
     if name is None:
-        raise RowError(f'{where}: must say which, as in "model": {_show(known[0])}; there are {", ".join(known)}')
+        raise RowError(f'{where}: must say which of several models, as in "model": {_show(known[0])}')
     if not isinstance(name, str) or name not in known:
-        raise RowError(f"{where}: there is no {_show(name)}; there are {', '.join(known)}")
+        # Without the list of all, which would make the shard another one with each model that the config has more.
+        near = difflib.get_close_matches(str(name).strip().lower(), known, n=1)
+        raise RowError(f"{where}: the config names no {_show(name)}" + (f"; did you mean {near[0]}?" if near else ""))
     return name
 
 

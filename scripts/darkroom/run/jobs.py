@@ -14,7 +14,7 @@ from darkroom.jobs.devices import Devices
 from darkroom.jobs.history import append_record
 from darkroom.models.hub import models_of_section
 from darkroom.plan.requests import Request, expand_rows
-from darkroom.run.lineage import Step, manifest_of
+from darkroom.run.lineage import Step, folders_like, manifest_of
 from darkroom.run.needs import seconds_of_step, work_of
 from darkroom.run.workflow import Workflow
 from darkroom.store.carry import ShardFolder
@@ -37,9 +37,9 @@ class Kept:
 
     @cached_property
     def folder(self) -> ShardFolder:
-        """All shard files of the step, of whatever recipe."""
-        parts = self.step.name.split("/")
-        return ShardFolder(self.workflow.results(*parts))
+        """All shard files of the step, of whatever recipe, and under whatever name the config had its model."""
+        folder = self.workflow.results(*self.step.name.split("/"))
+        return ShardFolder(folder, *(other for other in folders_like(folder) if other != folder))
 
     def shards(self, shards: list[str]) -> list[str]:
         """The shards that held rows of these before, and these themselves."""

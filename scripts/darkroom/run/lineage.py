@@ -13,6 +13,7 @@ Snakemake makes it, whatever target it is asked for. The whole digest stands in 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from darkroom.identity import digest
@@ -20,7 +21,7 @@ from darkroom.plan.groups import Groups
 from darkroom.plan.recipe import Recipe
 from darkroom.plan.requests import edited_digest, image_digest, score_digest
 from darkroom.plan.shards import Plan, Shard
-from darkroom.plan.stages import Stage
+from darkroom.plan.stages import Stage, like
 from darkroom.store.manifest import SUFFIX
 
 ID = 8  # hex digits of an id
@@ -259,6 +260,11 @@ class Lineage:
             for name, shards in self.groups[step.stage].members.items():
                 images = [self.image_file(step.stage, shard) for shard in shards]
                 yield File(name, self.score_file(step.metric, step.stage, name), digests[name], images)
+
+
+def folders_like(folder: Path) -> list[Path]:
+    """Of a stage's folder and those beside it, those of the same stage of the table, by whichever model."""
+    return sorted(path for path in folder.parent.glob(f"{like(folder.name)}*") if like(path.name) == like(folder.name))
 
 
 @dataclass(frozen=True)

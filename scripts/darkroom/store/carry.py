@@ -3,6 +3,7 @@
 Jobs ask this module what they can take over, and so does the forecast of what they will.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -21,18 +22,21 @@ _OPEN_FILES = 4  # each keeps a row group in memory
 
 
 class ShardFolder:
-    """The shard files of a stage, or of a metric's scores of it, of whatever recipe and rows: `folder`/{recipe}/{shard}-{rows}.parquet."""
+    """The shard files of a stage, or of a metric's scores of it, of whatever recipe and rows: {folder}/{recipe}/{shard}-{rows}.parquet.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    folders: of the stage, and those of the same stage by other models.
+    """
+
+    def __init__(self, *folders: str | Path):
+        self.folders = folders
 
     @cached_property
     def _by_shard(self) -> dict[str, list[str]]:
         found: dict[str, list[tuple[int, str]]] = {}
-        try:
-            recipes = [entry.path for entry in os.scandir(self.folder) if entry.is_dir()]
-        except FileNotFoundError:
-            return {}
+        recipes = []
+        for folder in self.folders:
+            with contextlib.suppress(FileNotFoundError):
+                recipes += [entry.path for entry in os.scandir(folder) if entry.is_dir()]
         for recipe in recipes:
             with os.scandir(recipe) as entries:
                 for entry in entries:

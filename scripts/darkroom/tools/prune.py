@@ -13,6 +13,8 @@ from darkroom.errors import DarkroomError
 from darkroom.files import size_of, target_of
 from darkroom.jobs.terminal import size
 from darkroom.plan.shards import SHARD_NAME
+from darkroom.plan.stages import STAGES
+from darkroom.run.lineage import folders_like
 from darkroom.run.workflow import Workflow
 
 _FILE = re.compile(rf"({SHARD_NAME.pattern})-[0-9a-f]{{8}}\.(jsonl|parquet|manifest|js|log|tsv|refused)")
@@ -20,7 +22,7 @@ _NAMED = re.compile(rf"({SHARD_NAME.pattern})(\.jsonl)?")
 
 
 def superseded_files(workflow: Workflow) -> Iterator[Path]:
-    """Files and folders of shards that are not planned, with what jobs left of them; of the config's stages alone.
+    """Files and folders of shards that are not planned, with what jobs left of them; of the config's stages alone, by whichever model.
 
     The user may keep files of his own beside ours: only names that the workflow gives are looked at.
     """
@@ -49,6 +51,26 @@ def superseded_files(workflow: Workflow) -> Iterator[Path]:
         for top in ("logs", "benchmarks"):
             yield from _left(results(top, "gallery_shard", stage), planned, depth=1)
         yield from _packs(workflow, stage)
+    yield from _of_other_models(workflow)
+
+
+def _of_other_models(workflow: Workflow) -> Iterator[Path]:
+    """All that is left of the config's stages by models that it does not name, or names otherwise."""
+    now = {stage.name for stage in workflow.stages}
+    tops = ["", "gallery", "logs/gallery_shard", "benchmarks/gallery_shard", ".darkroom/scratch"]
+    for metric in (metric.name for metric in workflow.metrics):
+        tops += [
+            f"{top}/{metric}"
+            for top in ("scores", ".darkroom/scratch/scores", "logs/score_images", "benchmarks/score_images")
+        ]
+    for base in dict.fromkeys(stage.like for stage in workflow.stages):
+        folders = [path for top in tops for path in folders_like(workflow.results(top, base)) if path.name not in now]
+        for model in {path.name.partition("-")[2] for path in folders}:
+            rule = "_".join(filter(None, [STAGES[base].rule, model]))
+            folders += [workflow.results(top, rule) for top in ("logs", "benchmarks")]
+        for folder in folders:
+            yield from _left(folder, set(), depth=1)
+            yield from _named(folder, set())
 
 
 def superseded_line(workflow: Workflow) -> str | None:

@@ -19,7 +19,7 @@ from darkroom.jobs.runtime import device_kind, versions
 from darkroom.models.hub import HubModel, local_section
 from darkroom.plan.recipe import IMAGE_RECIPE_VERSION, image_recipe
 from darkroom.plan.requests import Request
-from darkroom.plan.stages import STAGES
+from darkroom.plan.stages import STAGES, stages_for
 from darkroom.store.images import encode, of_sheet, open_picture
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, RecordReader, iter_records, read_meta
 
@@ -28,6 +28,14 @@ def _sources(record: ImageRecord, picture: Image) -> Source:
     """What an edit started from, of the picture that its record holds; a tuple where they were several."""
     parts = json.loads(record.get("source_parts") or "[]")
     return tuple(of_sheet(picture, [(part["width"], part["height"]) for part in parts])) if parts else picture
+
+
+def _section(config: Config, rule: str, path: Path) -> str:
+    """The section of the config that a rule's pictures are made by."""
+    for stage in stages_for(config, STAGES.values()):
+        if stage.rule == rule:
+            return stage.section
+    raise DarkroomError(f"{path}: made by {rule}, and the config has no such model")
 
 
 @dataclass
@@ -81,7 +89,7 @@ def replay(
     source, stored = record.get("source"), record["image"]
     if stored is None:
         raise DarkroomError(f"{path}: row {record['row']}: was not made: {record['error']}")
-    recipe, name = meta["recipe"], next(s.section for s in STAGES.values() if s.rule == meta["rule"])
+    recipe, name = meta["recipe"], _section(config, meta["rule"], path)
     if recipe["version"] != IMAGE_RECIPE_VERSION:
         raise DarkroomError(f"{path}: made by recipe version {recipe['version']}; this is {IMAGE_RECIPE_VERSION}")
     kind = engines.family(recipe["family"], f"{path}: family")

@@ -29,6 +29,15 @@ class Plot:
         return [self.path] if self.page else [self.path, self.path.with_suffix(".png")]
 
 
+def several(stages: list[Stage]) -> dict[str, list[Stage]]:
+    """Stage of the table -> its stages, one for each of several models, where the config names several."""
+    found: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if stage.model is not None:
+            found.setdefault(stage.like, []).append(stage)
+    return {name: those for name, those in found.items() if len(those) > 1}
+
+
 def figures(stages: list[Stage], folder: Path) -> list[Plot]:
     """The plots and pages of the report, in its order, below `folder`."""
     found = [
@@ -36,6 +45,7 @@ def figures(stages: list[Stage], folder: Path) -> list[Plot]:
         Plot("failures", "1 Overview", "all", "failures by reason"),
         Plot("recipe", "1 Overview", "all", "recipe", page=True),
     ]
+    found += [Plot("models", "1 Overview", of, "models compared", of) for of in several(stages)]
     for number, stage in enumerate(stages, 2):
         category = f"{number} {stage.title or stage.name}"
         found += [

@@ -358,10 +358,12 @@ def _about(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> d
         {"name": question.name, "text": question.label, "reply": question.reply, "error": question.error}
         for question in catalogue.questions(kind)
     ]
-    one, many = _CALLED.get(kind, (kind, kind))
+    base, _, model = kind.partition("-")
+    one, many = (f"{called}{model and f' by {model}'}" for called in _CALLED.get(base, (base, base)))
     return {
         "one": one,
         "many": many,
+        **({"of": base} if model else {}),  # those of one base are shown side by side
         "scores": scores,
         "thresholds": list(thresholds.items()),  # in their order: `per_row` keeps the best by the first
         "texts": catalogue.names(kind, "text"),

@@ -51,7 +51,8 @@ _CELL = 256  # pixels of a picture on a sheet
 
 def name_of(kind: str) -> str:
     """What the images of a kind are called."""
-    return kind if kind == "images" else f"{kind} images"
+    base, _, model = kind.partition("-")
+    return ("images" if base == "images" else f"{base} images") + (model and f" by {model}")
 
 
 def colour_of(kind: str) -> str:
@@ -128,6 +129,27 @@ def score_distributions(kind: KindReport) -> Figure:
         axes.set_visible(False)
     patches = [matplotlib.patches.Patch(color=c) for c in (colour_of(kind.name), GREY)]
     figure.legend(patches, ["kept", "not kept"], loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def models_compared(kinds: list[KindReport]) -> Figure:
+    """Each score of the images by several models: how large a part of each model's images has it."""
+    names = list(kinds[0].scores)
+    if not names:
+        return _nothing(f"No metric scores {name_of(kinds[0].name)}, nor those of the other models.")
+    figure = Figure(figsize=(8, 2.6 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False).ravel(), names, strict=True):
+        for number, kind in enumerate(kinds):
+            score = kind.scores[name]
+            edges, counts = _coarse(score, score.group("all"))
+            told = f"mean {score.mean:.2f}" if score.number else "no scores"
+            label = f"{kind.name.partition('-')[2]}: {told}, {kind.selected:,} of {kind.made:,} kept"
+            colour = (BLUE, ORANGE, *_OTHERS)[number % (2 + len(_OTHERS))]
+            axes.stairs(counts / max(score.number, 1), edges, color=colour, linewidth=1.8, label=label)
+        axes.set_title(name)
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.set_xlim(edges[0], edges[-1])
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
