@@ -36,7 +36,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 DEMONSTRATION = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
-ONE = DEMONSTRATION["generate"]
+ONE = {key: value for key, value in DEMONSTRATION["generate"].items() if not isinstance(value, dict)}
 EDITOR = DEMONSTRATION["edit"]
 FEW, MANY = ONE | {"steps": 4}, ONE | {"steps": 12}
 PROMPTS = [
@@ -75,10 +75,9 @@ def opened(tmp_path):
     [
         ({"few": FEW, "many": MANY | {"stepz": 3}}, "unknown key generate.many.stepz; did you mean steps?"),
         ({"few": FEW, "many": MANY | {"steps": 0}}, "generate.many.steps: must be at least 1, got 0"),
-        (
-            {"few": FEW, "steps": 3},
-            "generate: few is no key, and no name of one of several models beside the key steps",
-        ),
+        ({"few": FEW, "stepz": None}, "unknown key generate.stepz; did you mean steps?"),
+        ({"few": {"steps": 3}, "many": {}, "steps": 0}, "generate.many.steps: must be at least 1, got 0"),
+        ({"steps": 3, "resource": {"gpu": 1}}, "unknown key generate.resource.gpu; "),
         ({"few": FEW, "Many-1": MANY}, "generate: Many-1: the name of one of several models is small letters"),
         ({"few": FEW, "many": 3}, "generate.many: expected a section, got 3"),
         ({"few": FEW | {"seeds": [1, 2]}, "many": MANY}, "generate.many.seeds: must be that of generate.few"),
@@ -100,10 +99,13 @@ def test_two_models_that_make_the_same_pictures_are_refused(opened):
 def test_the_checked_config_says_what_it_was_given(tmp_path):
     once = load_config(config(tmp_path), [REPOSITORY])
     assert once.models_named("generate") == ["few", "many"] and once.section("generate.few").steps == 4
+    shared = ONE | {"few": {"steps": 4}, "many": {"steps": 12}}
+    assert load_config(config(tmp_path, generate=shared), [REPOSITORY]) == once
     again = load_config(json.loads(json.dumps(once.model_dump())), [REPOSITORY])
     assert again == once
     check = Draft202012Validator(json.loads(schema_text()))
     check.validate(config(tmp_path))
+    check.validate(config(tmp_path, generate=shared))
     assert not check.is_valid(config(tmp_path, generate={"few": {"steps": 0}}))
 
 
@@ -335,5 +337,5 @@ def test_pairs_are_told_across_models(made, tmp_path):
 
 
 def test_stages_are_those_of_the_table_where_one_model_is_named():
-    one = load_config(DEMONSTRATION, [REPOSITORY])
+    one = load_config(DEMONSTRATION | {"generate": ONE}, [REPOSITORY])
     assert stages_for(one, [IMAGES]) == [IMAGES] and one.sections_for("prompts") == ["generate"]

@@ -5,6 +5,7 @@ models. Extensions add sections and metrics with `allow_section` and `allow_metr
 """
 
 import codecs
+import difflib
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -73,33 +74,31 @@ def config_model(named: tuple[str, ...] = ()) -> type["Config"]:
 
 
 def split_models(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A config as the user wrote it, with a section of its own, "generate.flux", for each of several models; and their names.
+    """A config as the user wrote it, with a section of its own, "generate.few", for each of several models; and their names.
 
-    `generate` or `edit` names several where none of its keys is one of the section's own, and under each stands a section.
-    Raises DarkroomError where it mixes the two, or a name cannot be used.
+    `generate` or `edit` names several where a section stands under a key that is none of its own; its own keys hold for all of them.
+    Raises DarkroomError where a name cannot be used.
     """
     parts, named = dict(config), [name for name in config if name.partition(".")[0] in SEVERAL and "." in name]
     for section, model in SEVERAL.items():
         given = config.get(section)
         if not isinstance(given, dict):
-            continue
-        own = [name for name in given if name in model.model_fields]
+            continue  # refused with the others
         names = [name for name in given if name not in model.model_fields]
         if not any(isinstance(given[name], dict) for name in names):
             continue  # one model
-        if own:
-            raise DarkroomError(
-                f"config: {section}: {names[0]} is no key, and no name of one of several models beside the key {own[0]}; put the"
-                f" settings of each under its name, `{section}: {{{names[0]}: {{{own[0]}: ...}}, ...}}`"
-            )
+        shared = {key: value for key, value in given.items() if key not in names}
+        del parts[section]
         for name in names:
+            if given[name] is None and (near := difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.8)):
+                raise DarkroomError(f"config: unknown key {section}.{name}; did you mean {near[0]}?")
             if not re.fullmatch(MODEL_NAME, name):
                 raise DarkroomError(
                     f"config: {section}: {name}: the name of one of several models is small letters, digits and _, at most 32"
                 )
-        del parts[section]
-        named += [f"{section}.{name}" for name in names]
-        parts |= {f"{section}.{name}": {} if value is None else value for name, value in given.items()}
+            own = {} if given[name] is None else given[name]
+            parts[f"{section}.{name}"] = shared | own if isinstance(own, dict) else own
+            named.append(f"{section}.{name}")
     return parts, tuple(named)
 
 

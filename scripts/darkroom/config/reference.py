@@ -32,13 +32,16 @@ def with_tables(text: str) -> str:
 def schema(model: type[BaseModel] = Config) -> dict[str, Any]:
     """The JSON schema of a config (draft 2020-12)."""
     made = _without_titles(model.model_json_schema())
-    for name in SEVERAL:  # one model, or several by their names
+    for name in SEVERAL:  # one model, or several by their names beside what they share
         one = made["properties"][name]
+        keys = made["$defs"][one["$ref"].rpartition("/")[2]]["properties"]
         each = {
             "type": "object",
-            "minProperties": 1,
-            "propertyNames": {"pattern": f"^{MODEL_NAME}$"},
-            "additionalProperties": {"anyOf": [one, {"type": "null"}]},
+            "properties": {key: {"$ref": f"{one['$ref']}/properties/{key}"} for key in keys},
+            "patternProperties": {
+                f"^(?!({'|'.join(keys)})$){MODEL_NAME}$": {"anyOf": [one, {"type": "null"}]},
+            },
+            "additionalProperties": False,
         }
         made["properties"][name] = {"anyOf": [one, each]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Darkroom configuration"} | made
