@@ -207,8 +207,8 @@ def shards(run):
     kinds = (
         "prompts/*",
         "edits/*",
-        "images/**/*.*",
-        "edited/**/*.*",
+        "images*/**/*.*",
+        "edited*/**/*.*",
         "scores/**/*.*",
         "scores.*",
         "rejected.jsonl",

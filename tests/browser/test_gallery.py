@@ -144,6 +144,13 @@ def test_the_gallery_of_the_demonstration(demonstration, page, tmp_path):
     scores = pd.read_parquet(demonstration.results / "scores.parquet")
     opened(page, demonstration.results / "gallery/index.html")
     assert status(page).startswith(f"{len(scores)} of {len(scores)} images")
+    # Beside the samples of one model stand those of the other, each way.
+    for kind, other in (("images-few", "images-many"), ("images-many", "images-few")):
+        own, others = (
+            scores[(scores["kind"] == one) & (scores["row"] == "p01")]["key"].tolist() for one in (kind, other)
+        )
+        found = "(key) => gallery.rivals(gallery.keys.get(key)).map((entry) => gallery.value(entry, 'key'))"
+        assert page.evaluate(found, own[0]) == others and len(others) == 2
     page.select_option("#kind", "edited")
     edited = scores[scores["kind"] == "edited"]
     page.select_option("#sort", "p_followed")

@@ -236,12 +236,13 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, reference, reque
     jobs = jobs_of(checkout.folder)
     rules = Counter((job.comment.split("_wildcards_")[0].removeprefix("rule_"), job.partition) for job in jobs)
     assert rules == {
-        ("generate_images", "gpu"): 4,
+        ("generate_images_many", "gpu"): 3,
+        ("generate_images_few", "gpu"): 3,
         ("edit_images", "gpu"): 4,
-        ("score_images", "gpu"): 2,
+        ("score_images", "gpu"): 3,
         ("merge_scores", "cpu"): 1,
         ("write_dataset", "cpu"): 1,
-        ("gallery_shard", "cpu"): 8,
+        ("gallery_shard", "cpu"): 10,
         ("gallery_index", "cpu"): 1,
         ("draw_plots", "cpu"): 1,
     }
