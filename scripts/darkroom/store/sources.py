@@ -147,7 +147,12 @@ def _place(reference: dict[str, Any]) -> Place | None:
     of = of_this_run(reference)
     if of is None:
         return None
-    return (_made_by(reference.get("model")) if of == "row" else of, reference[of], reference["item"], reference["sample"])
+    return (
+        _made_by(reference.get("model")) if of == "row" else of,
+        reference[of],
+        reference["item"],
+        reference["sample"],
+    )
 
 
 def _made_by(model: str | None) -> str:
