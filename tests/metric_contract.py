@@ -65,7 +65,7 @@ class MetricContract:
 
     def test_columns_given_are_columns_promised(self, metric, kind, scores, records):
         catalogue = catalogue_of([metric], [kind])
-        assert catalogue.scores(kind), "nothing that a selection could name"
+        assert any(c.role in ("score", "text") for c in catalogue.columns(kind)), "says nothing of a picture"
         assert list(scores) == list(records)
         for found in scores.values():
             assert list(found) == [column.name for column in catalogue.columns(kind)]

@@ -16,12 +16,14 @@ import test_exports
 from conftest import REPOSITORY
 from darkroom import metrics
 from darkroom.config import models
+from darkroom.config.metrics import PHash
 from darkroom.errors import DarkroomError
 from darkroom.exports.write import write_export
 from darkroom.identity import digest
 from darkroom.metrics import catalogue_of, metrics_of, score, vlm
 from darkroom.metrics.base import Metric, ScoreColumn
 from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.phash import PHashMetric
 from darkroom.metrics.score import score_chunk, score_shards
 from darkroom.plan.shards import make_plan
 from darkroom.store.images import encode_png
@@ -56,6 +58,16 @@ class TestBrightness(MetricContract):
     @pytest.fixture(scope="class")
     def changed(self, brightness):
         return brightness.Brightness(brightness.Weights(weights="bt601"))
+
+
+class TestPHash(MetricContract):
+    @pytest.fixture(scope="class")
+    def metric(self):
+        return PHashMetric(PHash())
+
+    @pytest.fixture(scope="class")
+    def changed(self):
+        return PHashMetric(PHash(bits=256))
 
 
 class Told(Metric):
@@ -135,7 +147,7 @@ def test_columns_that_clash_are_one_line_that_names_both(brightness):
 
 def test_the_config_names_metrics_that_are_registered(brightness, forgotten):
     models.allow_metric("brightness", brightness.Weights)
-    for name in ("brightnes", "clip"):
+    for name in ("brightnes", "fresh"):
         models.allow_metric(name)
 
     def asked(**sections):
@@ -145,7 +157,7 @@ def test_the_config_names_metrics_that_are_registered(brightness, forgotten):
     assert [metric.name for metric in found] == ["judge", "brightness"]
     assert found[1].recipe("images")["weights"] == "bt601"
     assert [metric.name for metric in metrics_of(asked(), test_exports.RUBRIC)] == ["judge"]
-    for name, hint in (("brightnes", "did you mean brightness"), ("clip", "name the file that brings it")):
+    for name, hint in (("brightnes", "did you mean brightness"), ("fresh", "name the file that brings it")):
         with pytest.raises(DarkroomError, match=f"config: metrics: there is no metric {name}; {hint}"):
             metrics_of(asked(**{name: None}), test_exports.RUBRIC)
 

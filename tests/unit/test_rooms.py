@@ -42,7 +42,8 @@ ORDER = [
 ]
 # What only jobs may load: too slow or too large for every start of Snakemake, and not installed on a login node.
 HEAVY = {"torch", "torchao", "torchvision", "vllm", "diffusers", "transformers", "accelerate", "datasets"}
-HEAVY |= {"pandas", "pyarrow", "matplotlib", "PIL", "huggingface_hub"}
+HEAVY |= {"pandas", "pyarrow", "matplotlib", "PIL", "huggingface_hub", "duckdb"}
+HEAVY |= {"scipy", "sklearn", "skimage", "imagehash", "faiss", "cv2", "onnxruntime", "rapidocr_onnxruntime"}
 
 
 def module_name(path: Path) -> str:

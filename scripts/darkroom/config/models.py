@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from darkroom.config.metrics import PHash
 from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES, like
@@ -58,7 +59,7 @@ def allow_section(name: str, model: type[BaseModel]) -> None:
 
 def allow_metric(name: str, model: type[BaseModel] = AnyKeys) -> None:
     """Let the config have `metrics.<name>`, checked by `model`. Raises DarkroomError where the name is taken."""
-    if METRICS.get(name, model) is not model:
+    if name in Metrics.model_fields or METRICS.get(name, model) is not model:
         raise DarkroomError(f"metric {name}: there is one of that name")
     METRICS[name] = model
 
@@ -605,6 +606,8 @@ class Judge(DeviceSection, ModelSource):
 
 class Metrics(Section):
     """Scores beside the judge's: those that are named are asked for, also with nothing under the name."""
+
+    phash: PHash = Field(default_factory=PHash)
 
     _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
 

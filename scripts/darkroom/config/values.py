@@ -126,7 +126,7 @@ def _item_annotation(found: list[Any], origin: type) -> Any:
 
 def _scalar(text: str, found: list[Any], null: bool) -> Any:
     """`text` read as YAML, if that gives a value of a kind the key wants and the key does not want the text itself."""
-    words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
+    words = [str(word) for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
     if text in words:
         return text
     try:
@@ -193,10 +193,11 @@ def _expected(error: Any, annotation: Any) -> str:
 def _unknown_key(model: type[BaseModel], where: str, unknown: str) -> str:
     known = sorted(model.model_fields)
     name = f"{where}.{unknown}" if where else unknown
-    if not known:
-        return f"unknown key {name}; name the file that brings it under `extensions`"
     near = difflib.get_close_matches(unknown, known, n=1)
-    return f"unknown key {name}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    brought = "; another is brought by a file that is named under `extensions`" if where == "metrics" else ""
+    return f"unknown key {name}; " + (
+        f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}{brought}"
+    )
 
 
 def _annotation(model: type[BaseModel], key: Any) -> Any:
@@ -226,7 +227,7 @@ def _place(model: type[BaseModel], loc: Iterable[int | str]) -> tuple[Any, list[
 def wanted(annotation: Any) -> str:
     """What a key takes, in words: "a whole number or null", "one of auto, cuda, cpu", "auto or a whole number"."""
     found, null = kinds(annotation)
-    words = [word for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
+    words = [str(word) for kind in found if get_origin(kind) is Literal for word in get_args(kind)]
     names = [_NAMES.get(get_origin(kind) or kind, "a section") for kind in found if get_origin(kind) is not Literal]
     if words and not names:
         return "one of " + ", ".join((["null"] if null else []) + words)

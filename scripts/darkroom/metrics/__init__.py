@@ -1,10 +1,10 @@
 """Metrics: what gives pictures scores. The judge is one of them, and always there; the config names the others.
 
-A metric is a class that keeps the promises of `darkroom.metrics.base.Metric`. It is added by `register`, mostly from an
-extension file, and then named in the config:
+A metric is a class that keeps the promises of `darkroom.metrics.base.Metric`. Those that come with Darkroom are in `METRICS`, with their
+sections in `darkroom.config.metrics`; others are added by `register`, from an extension file. The config names what it wants:
 
     metrics:
-      brightness: {}
+      phash: {}
 """
 
 import difflib
@@ -14,10 +14,13 @@ from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.phash import PHashMetric
 from darkroom.metrics.rubric import JUDGE, Rubric
 
 # Name -> the metric; the judge is not among them, for it has a section of the config to itself.
-METRICS: dict[str, type[Metric]] = {}
+METRICS: dict[str, type[Metric]] = {
+    PHashMetric.name: PHashMetric,
+}
 
 
 def register(metric: type[Metric]) -> type[Metric]:
