@@ -9,7 +9,7 @@ from darkroom.run.workflow import Workflow
 from darkroom.store.manifest import write_manifest
 from darkroom.views import plots
 from darkroom.views.figures import several
-from darkroom.views.report import read_table, read_times
+from darkroom.views.report import read_shared, read_table, read_times
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -28,7 +28,9 @@ with job(snakemake.log[0]):
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
         "examples": lambda kind: plots.example_sheet(kinds[kind], of_kind[kind].image_file),
         "scores": lambda kind: plots.score_distributions(kinds[kind]),
-        "models": lambda like: plots.models_compared([kinds[stage.name] for stage in compared[like]]),
+        "models": lambda like: plots.models_compared(
+            read_shared(table, workflow.catalogue, [kinds[stage.name] for stage in compared[like]])
+        ),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
         "time": lambda _: plots.job_times(times),

@@ -133,8 +133,10 @@ def score_distributions(kind: KindReport) -> Figure:
 
 
 def models_compared(kinds: list[KindReport]) -> Figure:
-    """Each score of the images by several models: how large a part of each model's images has it."""
+    """Each score of the images that all of several models were asked for: how large a part of each model's has it."""
     names = list(kinds[0].scores)
+    if not kinds[0].requests:
+        return _nothing("No row goes to all models: nothing to compare.")
     if not names:
         return _nothing(f"No metric scores {name_of(kinds[0].name)}, nor those of the other models.")
     figure = Figure(figsize=(8, 2.6 * len(names)), layout="constrained")

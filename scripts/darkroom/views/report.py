@@ -6,11 +6,14 @@ binned scores (a hundred bins for probabilities, one for each whole number of a 
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from darkroom.config.models import Select
 from darkroom.errors import general
@@ -22,6 +25,21 @@ from darkroom.tables.read import Table
 EXAMPLES = 8  # best pictures of a sheet, and as many worst
 BINS = 100
 _REASONS_KEPT = 10_000
+# What is read of each image, apart from scores.
+_READ = (
+    "kind",
+    "row",
+    "item",
+    "sample",
+    "shard",
+    "key",
+    "prompt",
+    "error",
+    "selected",
+    "label",
+    "source_kind",
+    "source_name",
+)
 
 
 @dataclass
@@ -160,10 +178,7 @@ def read_table(
                 kind.rejected += 1
                 kind.failures[f"row rejected: {general(line['reason'])}"] += 1
     images = Table(table)
-    wanted = {"kind", "row", "shard", "key", "prompt", "error", "selected", "label", "source_kind", "source_name"}
-    for kind in kinds.values():
-        wanted |= {*kind.scores, *catalogue.names(kind.name, "error"), *catalogue.names(kind.name, "mass")}
-    for batch in images.batches(sorted(wanted & images.names.keys())):
+    for batch in images.batches(_columns(kinds.values(), catalogue, images)):
         whole = batch.to_pydict()
         of = np.array(whole["kind"], object)
         for kind in kinds.values():
@@ -173,6 +188,40 @@ def read_table(
         taken = {entry.key for entry in kind.best}
         kind.worst = [entry for entry in kind.worst if entry.key not in taken]
     return kinds
+
+
+def read_shared(table: Path, catalogue: Catalogue, kinds: Sequence[KindReport]) -> list[KindReport]:
+    """The reports of these kinds once more, each of the images alone that all of them were asked for: the same row, item and sample."""
+    images = Table(table)
+    names = pa.array([kind.name for kind in kinds])
+
+    def places(batch: pa.RecordBatch) -> Any:
+        parts = [batch["row"], *(batch[name].cast(pa.string()) for name in ("item", "sample"))]
+        return pc.binary_join_element_wise(*parts, "\0")
+
+    seen = [
+        places(batch.filter(pc.is_in(batch["kind"], value_set=names)))
+        for batch in images.batches(["kind", "row", "item", "sample"])
+    ]
+    counted = pa.chunked_array(seen, pa.string()).value_counts()
+    shared = counted.field("values").filter(pc.equal(counted.field("counts"), len(kinds)))
+    found = []
+    for kind in kinds:
+        scores = {column.name: Score.of(column) for column in catalogue.scores(kind.name)}
+        found.append(KindReport(kind.name, kind.rows, scores=scores, by=kind.by, thresholds=kind.thresholds))
+        for batch in images.batches(_columns(found[-1:], catalogue, images)):
+            both = pc.and_(pc.equal(batch["kind"], kind.name), pc.is_in(places(batch), value_set=shared))
+            if (part := batch.filter(both)).num_rows:
+                _add(found[-1], part.to_pydict(), catalogue)
+    return found
+
+
+def _columns(kinds: Iterable[KindReport], catalogue: Catalogue, images: Table) -> list[str]:
+    """The columns of the table that the reports of these kinds are made from, of those that are there."""
+    wanted = set(_READ)
+    for kind in kinds:
+        wanted |= {*kind.scores, *catalogue.names(kind.name, "error"), *catalogue.names(kind.name, "mass")}
+    return sorted(wanted & images.names.keys())
 
 
 def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
