@@ -1,4 +1,5 @@
-"""What models of real sizes cost on a card: FLUX.1-dev, FLUX.2-klein-4B, Qwen2.5-VL-7B with random weights (`gpu_models.py`).
+"""What models of real sizes cost on a card: FLUX.1-dev, FLUX.2-klein-4B, Qwen2.5-VL-7B, Qwen3-VL-8B, of
+random weights (`gpu_models.py`).
 
     python tests/bench/bench_gpu.py --out FOLDER               every part, in order of worth
     python tests/bench/bench_gpu.py --parts generate,judge ...
@@ -8,8 +9,8 @@
 Each part is a process of its own, ended when its time is up, and each figure is appended to FOLDER/bench.jsonl when it is there:
 what was measured before a card is taken away stays. Figures are of the one process that the line stands for: seconds of a
 picture (or of what the line names) without the first, which warms up, and the most memory that PyTorch had on the card. The
-models lie in a folder (`--models`), best one in memory (/dev/shm; 34 GB for FLUX, 16 for klein, 17 for the judge), since jobs read models
-from folders; the first parts write them there, straight from the card.
+models lie in a folder (`--models`), best one in memory (/dev/shm; 34 GB for FLUX, 16 for klein, 17 and 18 for the judges), since jobs
+read models from folders; the first parts write them there, straight from the card.
 
 `--tiny` takes tiny models of the same classes, on the CPU where there is no card: to see that the parts work. The table says so.
 """
@@ -37,7 +38,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(REPOSITORY / "scripts"), str(Path(__file__).parent)) if path not in sys.path]
 
 LIMIT = 120  # seconds of a part
-NEED_GB = {"flux": 34, "klein": 16, "judge": 17}
+NEED_GB = {"flux": 34, "klein": 16, "judge": 17, "qwen3-vl": 18}
+JUDGES = ("judge", "qwen3-vl")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchao", "bitsandbytes", "vllm", "xgrammar")
 SILENT = "images: []\nedited: []\n"
 Record = dict[str, Any]
@@ -76,9 +78,9 @@ class Setting:
         return min(self.steps, 4) if model == "klein" else self.steps
 
     def model(self, name: str) -> Path:
-        """The folder of flux, klein or judge. Exits with a sentence where it is not there yet."""
+        """The folder of flux, klein or a judge. Exits with a sentence where it is not there yet."""
         folder = self.models / name
-        if not (folder / ("processor_config.json" if name == "judge" else "model_index.json")).exists():
+        if not (folder / ("processor_config.json" if name in JUDGES else "model_index.json")).exists():
             sys.exit(f"error: {folder}: no model; run the part weights-{name} first")
         return folder
 
@@ -124,7 +126,7 @@ def section_of(setting: Setting, name: str, model: str = "flux", **options: Any)
 
     section: dict[str, Any] = {"device": setting.device, "dtype": setting.dtype}
     if name == "judge":
-        section |= {"model": str(setting.model("judge")), "engine": "transformers", "max_tokens": 64}
+        section |= {"model": str(setting.model(model)), "engine": "transformers", "max_tokens": 64}
         section |= {"max_pixels": setting.side**2}
     else:
         section |= {"model": str(setting.model(model)), "steps": setting.steps_of(model)}
@@ -260,7 +262,12 @@ def weights(name: str) -> Callable[[Setting], None]:
         import gpu_models
 
         size = gpu_models.TINY if setting.tiny else gpu_models.REAL
-        save = {"flux": gpu_models.save_flux, "klein": gpu_models.save_klein, "judge": gpu_models.save_judge}[name]
+        save = {
+            "flux": gpu_models.save_flux,
+            "klein": gpu_models.save_klein,
+            "judge": gpu_models.save_judge,
+            "qwen3-vl": gpu_models.save_qwen3_vl,
+        }[name]
         with metered(setting) as meter:
             number = save(setting.models / name, size, setting.device, setting.dtype)
         what = f"{number / 1e9:.2f}e9 parameters made on the {setting.device} and written"
@@ -504,7 +511,7 @@ def length(spans: list[tuple[float, float]]) -> float:
     return sum(end - start for start, end in spans)
 
 
-def judge(engine: str) -> Callable[[Setting], None]:
+def judge(name: str, engine: str) -> Callable[[Setting], None]:
     def measure(setting: Setting) -> None:
         """Load, and a yes or no and a JSON reply about pictures, as the default rubric asks for them."""
         from darkroom.metrics import vlm
@@ -514,9 +521,9 @@ def judge(engine: str) -> Callable[[Setting], None]:
 
         rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
         options = {"gpu_memory_utilization": 0.9, "enforce_eager": True} if engine == "vllm" else {}
-        part = "judge" if engine == "transformers" else f"judge-{engine}"
+        part = name if engine == "transformers" else f"{name}-{engine}"
         with metered(setting) as meter:
-            section = section_of(setting, "judge", engine=engine, engine_args=options)
+            section = section_of(setting, "judge", name, engine=engine, engine_args=options)
             model = vlm.open_judge(section, "images", rubric)
         setting.add(part, what="ready", unit="job", seconds=round(meter.seconds, 2), gib=meter.gib)
         number = setting.images if engine == "transformers" else 8 * setting.images
@@ -550,11 +557,14 @@ PARTS: dict[str, tuple[Callable[[Setting], None], tuple[str, ...]]] = {
     "option-fp8": (option(quantization="fp8"), ("card", "torchao")),
     "option-fp8-compile": (option(quantization="fp8", compile=True), ("card", "torchao", "triton")),
     "weights-judge": (weights("judge"), ()),
-    "judge": (judge("transformers"), ("xgrammar", "qwen_vl_utils")),
+    "judge": (judge("judge", "transformers"), ("xgrammar", "qwen_vl_utils")),
+    "weights-qwen3-vl": (weights("qwen3-vl"), ()),
+    "qwen3-vl": (judge("qwen3-vl", "transformers"), ("xgrammar", "qwen_vl_utils")),
     "edit": (edit, ()),
     "trace": (trace, ()),
     "load": (load, ()),
-    "judge-vllm": (judge("vllm"), ("card", "vllm", "qwen_vl_utils")),
+    "judge-vllm": (judge("judge", "vllm"), ("card", "vllm", "qwen_vl_utils")),
+    "qwen3-vl-vllm": (judge("qwen3-vl", "vllm"), ("card", "vllm", "qwen_vl_utils")),
     "option-nf4": (option(quantization="nf4"), ("card", "bitsandbytes")),
     "option-first_block": (option(cache="first_block"), ()),
     "option-taylorseer": (option(cache="taylorseer"), ()),

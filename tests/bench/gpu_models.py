@@ -1,8 +1,8 @@
 """Checkpoints of the real architectures with random weights, made where they are wanted and saved as model folders.
 
-FLUX.1-dev (its transformer, both encoders, its VAE), FLUX.2-klein-4B and Qwen2.5-VL-7B, in their own sizes or tiny. The sizes are
-those of the `config.json` files of black-forest-labs/FLUX.1-dev, black-forest-labs/FLUX.2-klein-4B and
-Qwen/Qwen2.5-VL-7B-Instruct on the hub. The tokenizers are those of the
+FLUX.1-dev (its transformer, both encoders, its VAE), FLUX.2-klein-4B, Qwen2.5-VL-7B and Qwen3-VL-8B, in their own sizes or tiny. The
+sizes are those of the `config.json` files of black-forest-labs/FLUX.1-dev, black-forest-labs/FLUX.2-klein-4B,
+Qwen/Qwen2.5-VL-7B-Instruct and Qwen/Qwen3-VL-8B-Instruct on the hub. The tokenizers are those of the
 embedded models: texts are padded or cut to the same lengths, so that the encoders have as much to do as with their own.
 
 Random weights cost what trained ones cost, since nothing that is computed depends on their values: but for a cache, which leaves
@@ -109,6 +109,30 @@ REAL: dict[str, dict[str, Any]] = {
         "window_size": 112,
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
+    "qwen3_vl_text": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": _ROPE | {"rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    },
+    "qwen3_vl_vision": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 4096,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
 }
 # The same classes with the same switches and heads of the same size, for seconds on a CPU.
 TINY: dict[str, dict[str, Any]] = {
@@ -133,6 +157,12 @@ TINY: dict[str, dict[str, Any]] = {
     "judge_vision": REAL["judge_vision"]
     | {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 256}
     | {"fullatt_block_indexes": [0]},
+    "qwen3_vl_text": REAL["qwen3_vl_text"]
+    | {"vocab_size": 1536, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8192},
+    "qwen3_vl_vision": REAL["qwen3_vl_vision"]
+    | {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
 }
 SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True}
 
@@ -167,28 +197,29 @@ def part(name: str, size: dict[str, dict[str, Any]]) -> Any:
         return FluxTransformer2DModel(**size[name])
     if name == "vae":
         return AutoencoderKL(**size[name])
-    if name == "judge":
-        return _judge(size)
+    if name in ("judge", "qwen3-vl"):
+        return _judge(name, size)
     if name == "text_encoder_2":
         return T5EncoderModel(T5Config(**size[name], is_encoder_decoder=False, use_cache=False))
     ids = {key: _config("shapes-flux/text_encoder")[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return CLIPTextModel(CLIPTextConfig(**size[name], **ids))
 
 
-def _judge(size: dict[str, dict[str, Any]]) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def _judge(name: str, size: dict[str, dict[str, Any]]) -> Any:
+    import transformers
 
+    kind, sizes = ("Qwen2_5_VL", "judge") if name == "judge" else ("Qwen3VL", "qwen3_vl")
     own = _config("shapes-judge")
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = {key: own[key] for key in names if key in own}
     special = {key: own["text_config"][key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = Qwen2_5_VLConfig(
-        text_config=size["judge_text"] | special | {"tie_word_embeddings": False},
-        vision_config=dict(size["judge_vision"]),
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=size[f"{sizes}_text"] | special | {"tie_word_embeddings": False},
+        vision_config=dict(size[f"{sizes}_vision"]),
         tie_word_embeddings=False,
         **ids,
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
 
 
 def _config(folder: str) -> dict[str, Any]:
@@ -252,23 +283,44 @@ def copy_tokenizer(folder: Path) -> None:
 
 def save_judge(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype: str = "bfloat16") -> int:
     """A folder like that of Qwen2.5-VL-7B-Instruct; returns its parameters."""
-    with made_there(device, dtype):
-        model = part("judge", size)
-    number = sum(parameter.numel() for parameter in model.parameters())
-    model.save_pretrained(folder)
-    del model
-    _free(device)
-    own = EMBEDDED / "shapes-judge"
-    copy_tokenizer(folder)
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_bytes())
-    longest = size["judge_text"]["max_position_embeddings"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": longest}))
-    processor = json.loads((own / "processor_config.json").read_bytes())
+    number = _save_judge("judge", folder, size, device, dtype)
+    processor = json.loads((EMBEDDED / "shapes-judge/processor_config.json").read_bytes())
     limits = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}  # pixels, of the checkpoint's own
     for kind in ("image_processor", "video_processor"):
         processor[kind] |= {"patch_size": size["judge_vision"]["patch_size"]}
     processor["image_processor"]["size"] = limits
     (folder / "processor_config.json").write_text(json.dumps(processor))
+    return number
+
+
+def save_qwen3_vl(folder: Path, size: dict[str, dict[str, Any]], device: str, dtype: str = "bfloat16") -> int:
+    """A folder like that of Qwen3-VL-8B-Instruct; returns its parameters."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    number = _save_judge("qwen3-vl", folder, size, device, dtype)
+    patch = {"patch_size": size["qwen3_vl_vision"]["patch_size"], "merge_size": 2}
+    limits = {"min_pixels": 256 * 256, "max_pixels": 4096 * 4096}  # of the checkpoint's own
+    Qwen3VLProcessor(
+        Qwen2VLImageProcessor(**patch, **limits),
+        AutoTokenizer.from_pretrained(folder),
+        Qwen3VLVideoProcessor(**patch),
+        chat_template=(folder / "chat_template.jinja").read_text(encoding="utf-8"),
+    ).save_pretrained(folder)
+    return number
+
+
+def _save_judge(name: str, folder: Path, size: dict[str, dict[str, Any]], device: str, dtype: str) -> int:
+    """The model and a tokenizer for texts as long as it takes; returns its parameters."""
+    with made_there(device, dtype):
+        model = part(name, size)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    longest = model.config.get_text_config().max_position_embeddings
+    model.save_pretrained(folder)
+    del model
+    _free(device)
+    copy_tokenizer(folder)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": longest}))
     return number
 
 

@@ -20,7 +20,7 @@ import gpu_wheels
 
 MEASURED = REPOSITORY / "docs/measured.jsonl"
 WHEELS = [sys.executable, str(REPOSITORY / "envs/gpu_wheels.py")]
-WEIGHTS = ["weights-flux", "weights-klein", "weights-judge"]  # what the other parts work with
+WEIGHTS = ["weights-flux", "weights-klein", "weights-judge", "weights-qwen3-vl"]  # what the other parts work with
 TINY = {"tiny": True, "device": "cpu", "images": 1, "steps": 2, "side": 64}
 OTHERS = [name for name, (_, needs) in bench_gpu.PARTS.items() if "card" not in needs and name not in WEIGHTS]
 RECORD = {"part": "generate", "device": "cuda", "tiny": False, "what": "job, its work", "batch": 1, "unit": "picture"}
