@@ -1,17 +1,20 @@
 """Make one image shard: carry over what is still good, make the rest, write the shard file.
 
 The same steps serve text to image and edits. A finished image goes to the scratch folder at once, under its
-key; the shard file is put together from there at the end. So a killed job loses at most the batch in hand and the few
-images that are being written (`darkroom.engines.work`), and memory does not grow with the shard.
+key; the shard file is put together from there, beside the engine where the job has threads for that, and gets its name at the end. So a
+killed job loses at most the batch in hand and the few images that are being written (`darkroom.engines.work`), and memory does not
+grow with the shard.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from darkroom.config.models import ModelSection
 from darkroom.config.options import packages
@@ -25,10 +28,12 @@ from darkroom.plan.requests import Request, request_keys
 from darkroom.rows.read import MAX_SIDE, further_fields
 from darkroom.store.carry import Images, find_images, take_over
 from darkroom.store.images import MAX_PIXELS, combined_sha256, encode_png, sheet, sheet_pixels, suffix
+from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import IMAGE_COLUMNS, ImageRecord, write_shard_with_manifest
 from darkroom.store.sources import Sources, source_name
 
 _SAMPLER = ("seed", "steps", "guidance", "true_cfg")
+_LOOK = 1.0  # seconds after which the shard's writer looks for the next picture
 _LOOKING = 4  # threads that decode sources, at the most: each may hold one of `MAX_PIXELS`
 
 
@@ -68,28 +73,32 @@ def make_shard(
         todo.setdefault(request.key, place)
     carried = len(requests) - len(failures) - given - len(todo)
     say(f"{len(requests)} requests: {len(todo)} to make, {carried} carried over, {given} given, {len(failures)} failed")
-    broken: dict[str, str] = {}
-    working = 0.0
-    if todo:
-        wanted_now = [requests[place] for place in todo.values()]
-        working = _make(wanted_now, sizes, job, sources, broken, open_engine, devices, threads)
-    for place, request in enumerate(requests):
-        if request.key in broken:
-            failures.setdefault(place, broken[request.key])
-    if failures and job.strict:
-        place = min(failures)
-        raise DarkroomError(f"strict: {requests[place].name} failed: {failures[place]}")
-    counts = {"made": len(todo) - len(broken), "carried": carried, "given": given, "failed": len(failures)}
-    meta = {
+    meta: dict[str, Any] = {
         "digest": job.digest,
         "rule": job.rule,
         "recipe": job.recipe,
         "versions": _versions(job),
         "device": device_kind(job.section.device),
-        "failed": len(failures),
     }
-    records = _records(requests, failures, job, sources, kept)
-    write_shard_with_manifest(path, job.columns, records, meta, job.made_from)
+    arrivals = _Arrivals(job.scratch, todo)
+    records = _records(requests, failures, job, sources, kept, arrivals)
+    working = 0.0
+    with _Writing(
+        partial(write_shard_with_manifest, path, job.columns, records, meta, job.made_from), arrivals
+    ) as writing:
+        if todo:
+            if (threads or 1) > 1:
+                writing.start()
+            wanted_now = [requests[place] for place in todo.values()]
+            working = _make(wanted_now, sizes, job, sources, arrivals, open_engine, devices, threads)
+        for place, request in enumerate(requests):
+            if request.key in arrivals.broken:
+                failures.setdefault(place, arrivals.broken[request.key])
+        if failures and job.strict:
+            place = min(failures)
+            raise DarkroomError(f"strict: {requests[place].name} failed: {failures[place]}")
+        meta["failed"] = len(failures)
+    counts = {"made": len(todo) - len(arrivals.broken), "carried": carried, "given": given, "failed": len(failures)}
     job.scratch.clear(wanted | sources.spooled)
     say("done: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return {"requests": len(requests), **counts, "working": round(working, 3)}
@@ -154,12 +163,12 @@ def _make(
     sizes: dict[str, tuple[int, int]],
     job: ShardJob,
     sources: Sources,
-    broken: dict[str, str],
+    arrivals: "_Arrivals",
     open_engine: OpenEngine | None,
     devices: Devices | None,
     threads: int | None,
 ) -> float:
-    """Make the images of `todo` into the scratch folder, failures into `broken` (key -> reason); the seconds it took."""
+    """Make the images of `todo` into the scratch folder, as `arrivals` is told; the seconds it took."""
     section = job.section
     named = (
         f" ({section.model}, revision {section.revision})"
@@ -186,7 +195,7 @@ def _make(
         next(reports)
         progress = Progress(len(todo), "images")
         for done, failed in reports:
-            broken |= failed
+            arrivals.add(failed)
             progress.add(done)
     except Interrupted as error:
         raise Interrupted(f"interrupted, {kept()}") from error
@@ -195,15 +204,85 @@ def _make(
     return progress.seconds
 
 
+class _Arrivals:
+    """The pictures that a job makes, for whoever writes them down in the order of the requests.
+
+    scratch: where they go; expected: their keys. broken: key -> why there is none.
+    """
+
+    def __init__(self, scratch: Scratch, expected: Container[str]):
+        self.scratch, self.expected = scratch, expected
+        self.broken: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._over: bool | None = None  # whether all were made; None: not yet
+
+    def add(self, broken: dict[str, str]) -> None:
+        """Some more are there, or failed."""
+        with self._changed:
+            self.broken |= broken
+            self._changed.notify_all()
+
+    def end(self, whole: bool) -> None:
+        """No more will come; whole: nothing is in the way of writing them down."""
+        with self._changed:
+            self._over = whole
+            self._changed.notify_all()
+
+    def wait(self, key: str | None) -> str | None:
+        """Why there is no picture under a key, once that is known; of None, once there will be no more. Raises Interrupted where
+        they are not to be written down after all."""
+        with self._changed:
+            # Looked for by itself, too: that a batch is there is told when the next one is.
+            while not self._changed.wait_for(lambda: self._over is not None or self._known(key), _LOOK):
+                pass
+            if self._over is False:
+                raise Interrupted("not all were made")
+            return self.broken.get(key) if key is not None else None
+
+    def _known(self, key: str | None) -> bool:
+        return key is not None and (key not in self.expected or key in self.broken or self.scratch.has(key))
+
+
+class _Writing:
+    """The writing of a shard file, in a thread of its own from `start` on, or at the end of the `with` statement.
+
+    Where that ends with an error, nothing is written.
+    """
+
+    def __init__(self, write: Callable[[], object], arrivals: _Arrivals):
+        self.write, self.arrivals = write, arrivals
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[object] | None = None
+
+    def start(self) -> None:
+        self._running = self._pool.submit(self.write)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self.arrivals.end(error is None)
+        with self._pool:
+            if error is None:
+                self._running.result() if self._running else self.write()
+
+
 def _versions(job: ShardJob) -> dict[str, str]:
     """The packages that decide pixels, with their versions."""
     return versions(*job.family.packages, "pillow", *packages(job.section))
 
 
 def _records(
-    requests: list[Request], failures: dict[int, str], job: ShardJob, sources: Sources, kept: Images
+    requests: list[Request],
+    failures: dict[int, str],
+    job: ShardJob,
+    sources: Sources,
+    kept: Images,
+    arrivals: _Arrivals,
 ) -> Iterator[ImageRecord]:
+    """The records of the shard, each as soon as its picture is there; the last of all ends when all is made."""
     for place, request in enumerate(requests):
+        broken = None if place in failures else arrivals.wait(request.key)
         record: dict[str, Any] = {name: getattr(request, name, None) for name in IMAGE_COLUMNS}
         record |= {name: None for name in _SAMPLER if request.given or name not in job.family.settings}
         if request.given or not job.family.reads_negative(request):
@@ -211,16 +290,17 @@ def _records(
         record["origin"] = "given" if request.given else "generated"
         record["fields"] = json.dumps(further_fields(request.user_row), ensure_ascii=False)
         record["image"] = record["sha256"] = None
-        record["error"] = failures.get(place)
+        record["error"] = failures.get(place, broken)
         if job.edits:
             record |= _about_sources(request, job, sources)
             record |= {"source_sha256": None, "source": None}
-        if place not in failures:
+        if record["error"] is None:
             try:
                 record |= _pictures(request, job, sources, kept)
             except RowError as error:
                 record["error"] = str(error)
         yield cast(ImageRecord, record)
+    arrivals.wait(None)
 
 
 def _about_sources(request: Request, job: ShardJob, sources: Sources) -> dict[str, Any]:

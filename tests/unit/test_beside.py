@@ -17,8 +17,9 @@ from darkroom.engines.work import AHEAD, UNWRITTEN, ShardJob, work
 from darkroom.errors import DarkroomError, Interrupted
 from darkroom.jobs.beside import Beside, ahead
 from darkroom.jobs.runtime import clear_disk_errors, stop_requested
-from darkroom.make import identify
+from darkroom.make import identify, make_shard
 from darkroom.plan.requests import Request
+from darkroom.store import shardfile
 from darkroom.store.images import encode_png
 from darkroom.store.scratch import Scratch
 from darkroom.store.sources import Sources
@@ -368,3 +369,82 @@ def test_what_is_not_asked_for_is_not_read():
     next(results)
     results.close()
     assert len(seen) <= 3
+
+
+RECIPE = {"version": 1, "family": "flux", "model": "m", "dtype": "bfloat16", "max_sequence_length": 512}
+
+
+def whole_job(folder, threads, told=lambda request: None, strict=False, batch=1, **prompts):
+    """`make_shard` of nine requests of two alternating sizes; the shard file."""
+    folder.mkdir(exist_ok=True)
+    todo = requests(9, **prompts)
+    for n, request in enumerate(todo):
+        request.width += n % 2  # of another size, so that they are not made in their order
+    scratch = Scratch(folder / "scratch")
+    section = Generate(batch_size=batch, device="cpu")
+    job = ShardJob("generate", section, RECIPE, "d", folder, "rule", scratch, strict=strict)
+    path, engine = folder / "shard.parquet", StandIn(told)
+    engine.work_size = lambda width, height: (width, height)
+    make = engine.make
+    engine.make = lambda batch, size, sources: (
+        (request, made if isinstance(made, Failure) else made.resize(request.size))
+        for request, made in make(batch, size, sources)
+    )
+    try:
+        make_shard(todo, path, job, [], [], lambda section, name: engine, threads=threads)
+    finally:
+        stop_requested.clear()
+    return path
+
+
+def left_of(folder):
+    """What is there besides the pictures of the scratch folder."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "scratch")
+
+
+def test_a_shard_written_beside_the_engine_is_the_one_written_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(shardfile, "GROUP_ROWS", 2)
+    after = whole_job(tmp_path / "after", 1, k2="bad", k5="bad")
+    part = tmp_path / "beside/.shard.parquet.part"
+
+    def told(request):  # before the last picture is made, the first of the shard are written down
+        if request.row == "r5":
+            until(lambda: len(list((tmp_path / "beside/scratch").rglob("*.png"))) >= 5)
+        if request.row == "r7":
+            until(lambda: part.exists() and sum(path.stat().st_size for path in part.iterdir()) > 100)
+
+    beside = whole_job(tmp_path / "beside", 4, told, k2="bad", k5="bad")
+    assert beside.read_bytes() == after.read_bytes()
+    assert beside.with_suffix(".manifest").read_bytes() == after.with_suffix(".manifest").read_bytes()
+    errors = [record["error"] for record in shardfile.iter_records(beside)]
+    assert [number for number, error in enumerate(errors) if error] == [2, 5]
+    assert left_of(beside.parent) == ["shard.manifest", "shard.parquet"]
+    assert not (tmp_path / "beside/scratch").exists()
+
+
+def test_a_job_that_does_not_end_well_leaves_no_shard_file(tmp_path):
+    def ends(error, told=lambda request: None, **options):
+        with pytest.raises(error) as raised:
+            whole_job(tmp_path / "job", 4, told, **options)
+        assert left_of(tmp_path / "job") == []
+        return str(raised.value)
+
+    def broken(request):
+        if request.row == "r5":
+            raise DarkroomError("generate: the endpoint is gone")
+
+    assert ends(DarkroomError, broken) == "generate: the endpoint is gone"
+    told = ends(Interrupted, lambda request: request.row == "r5" and stop_requested.set())
+    assert told == "interrupted, 1 of 2 kept; run again to go on from there"
+    assert ends(DarkroomError, strict=True, k8="bad") == "strict: row r8, item 0, sample 0 failed: no picture"
+    assert whole_job(tmp_path / "job", 4).read_bytes() == whole_job(tmp_path / "other", 1).read_bytes()
+
+
+def test_what_keeps_the_shard_file_from_being_written_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(shardfile, "GROUP_ROWS", 2)
+
+    # Somebody clears the folder.
+    monkeypatch.setattr(Scratch, "get", lambda self, key: None)
+    with pytest.raises(DarkroomError, match="gone while the job ran; run again"):
+        whole_job(tmp_path / "job", 4)
+    assert left_of(tmp_path / "job") == []
