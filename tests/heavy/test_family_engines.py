@@ -2,17 +2,19 @@
 
 import inspect
 import json
+import re
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import gpu_models
 import numpy as np
 import pytest
 import torch
-from conftest import FLUX
+from conftest import FLUX, Run, image_files
 from darkroom.config.models import Sampling
 from darkroom.engines import FAMILIES, open_engine
 from darkroom.errors import DarkroomError
+from darkroom.store.shardfile import iter_records, read_meta
 from PIL import Image
 from test_engines import filled, lines, read_requests
 
@@ -357,19 +359,27 @@ def save(name, folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """name of a family -> the folder of its checkpoint, made once."""
+    return cache(lambda name: save(name, tmp_path_factory.mktemp("family") / name))
+
+
 @pytest.fixture(scope="module", params=[*SAVED_APART, *CHECKPOINTS])
-def checkpoint(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("family") / request.param
-    return request.param, save(request.param, folder)
+def checkpoint(request, saved):
+    return request.param, saved(request.param)
+
+
+def given_for(name, folder):
+    """The keys of a section that name a checkpoint, with the settings for tests that reach it."""
+    given = {"model": str(folder), "batch_size": 3, "steps": 2, "max_sequence_length": LONGEST.get(name, 64)}
+    return given | {key: None for key in ("steps", "max_sequence_length") if not FAMILIES[name].reaches(key)}
 
 
 def section_of(checkpoint, tmp_path, stage, **options):
     """The section of a config that names the checkpoint, which is recognised."""
     name, folder = checkpoint
-    kind = FAMILIES[name]
-    given = {"model": str(folder), "batch_size": 3, "steps": 2, "max_sequence_length": LONGEST.get(name, 64)}
-    given |= {key: None for key in ("steps", "max_sequence_length") if not kind.reaches(key)}
-    given |= options
+    given = given_for(name, folder) | options
     section = filled(given, stage, tmp_path)
     assert section.family == name
     return section
@@ -392,9 +402,12 @@ def pixels(engine, texts, sources=None, **fields):
     return [found[place] for place in range(len(texts))]
 
 
+STAGES = ("generate", "edit")
+
+
 def stages_of(name):
     kind = FAMILIES[name]
-    return [stage for stage in ("generate", "edit") if kind.refusal(stage) is None]
+    return [stage for stage in STAGES if kind.refusal(stage) is None]
 
 
 STRONG = Sampling(guidance=6.5, true_cfg=6.5)
@@ -428,6 +441,44 @@ def test_pictures_are_the_same_alone_and_in_company_and_follow_their_prompts(che
             swapped = pixels(engine, TEXTS, [sources[0], sources[2], sources[1]])
             apart = [bool((a != b).any()) for a, b in zip(swapped, together, strict=True)]
             assert apart == [False, True, True]
+
+
+def test_every_family_makes_and_edits_in_one_run_of_the_workflow(saved, tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "silent.yaml").write_text("images: []\nedited: []\n")
+    names = {stage: [name for name in (*SAVED_APART, *CHECKPOINTS) if stage in stages_of(name)] for stage in STAGES}
+    assert {name for those in names.values() for name in those} == {*SAVED_APART, *CHECKPOINTS}
+    sections = {
+        stage: {"device": "cpu", **({"width": 64, "height": 64} if stage == "generate" else {})}
+        | {re.sub(r"\W", "_", name): given_for(name, saved(name)) for name in those}
+        for stage, those in names.items()
+    }
+    run.config |= sections | {
+        "edits": "edits.jsonl",
+        "shards": {"size": 1000},
+    }  # without the keys for the embedded models
+    run.config["judge"]["rubric"] = "silent.yaml"
+    sizes = [(64, 64), (96, 64), (64, 96)]
+    for number, (size, source) in enumerate(zip(sizes, SOURCES, strict=True)):
+        source.resize(size).save(tmp_path / f"{number}.png")
+    run.write_rows("prompts.jsonl", [{"id": f"p{n}", "prompt": text, "seed": n} for n, text in enumerate(TEXTS)])
+    run.write_rows("edits.jsonl", [{"prompt": text, "images": [f"{n}.png"]} for n, text in enumerate(TEXTS)])
+    run.snakemake()
+    for stage, kind, wanted in (("generate", "images", [SIZE] * 3), ("edit", "edited", sizes)):
+        for name in names[stage]:
+            model = re.sub(r"\W", "_", name)
+            (path,) = image_files(run, f"{kind}-{model}")
+            assert read_meta(path)["recipe"]["family"] == name
+            records = list(iter_records(path))
+            assert [record["error"] for record in records] == [None] * 3, name
+            assert sorted((record["width"], record["height"]) for record in records) == sorted(wanted), name
+            assert len({record["sha256"] for record in records}) == 3, name
+            rule = "generate_images" if stage == "generate" else "edit_images"
+            (log,) = (run.results / f"logs/{rule}_{model}").glob("*/*.log")
+            told = log.read_text()
+            assert told.index(f"model {read_meta(path)['recipe']['model']}") < told.index("done: 3 made"), name
+            if "prompts encoded" in told:  # by encoders that are gone before the denoiser is loaded
+                assert told.index("prompts encoded") < told.index(" and VAE on cpu") < told.index("3 of 3 images"), name
 
 
 @pytest.mark.parametrize("checkpoint", ["flux2-klein"], indirect=True)
