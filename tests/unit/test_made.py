@@ -192,6 +192,10 @@ def test_a_hundred_thousand_rows_take_seconds(made):
             "fields.prompt: a field's name is letters, digits and underscores, and none",
         ),
         ({"template": "a", "fields": {"b": []}}, "fields.b: has no values"),
+        (
+            {"template": "a", "fields": {"width": [64]}, "sizes": [[64, 64]]},
+            "fields.width: sizes say it too; leave out one",
+        ),
         ({"template": "a", "fields": {"b": ["x", "x"]}}, "fields.b: 'x' stands there twice; give it a weight"),
         ({"template": "a", "fields": {"b": [None]}}, "fields.b.0: expected text, a number, true or false, got None"),
         (

@@ -3,8 +3,9 @@
 import json
 import os
 
+import pandas as pd
 import pytest
-from conftest import FLAT_COLOUR, Run, environment, read_requests, shards, small_config
+from conftest import FLAT_COLOUR, Run, clear_logs, environment, made, read_requests, shards, small_config
 from darkroom.engines.work import ShardJob, packed
 from darkroom.jobs.spread import spread
 from darkroom.make import identify
@@ -98,3 +99,24 @@ def test_worker_processes_load_the_extension(tmp_path, flat_colour):
 def test_a_setting_that_the_family_cannot_take_stops_before_anything_runs(tmp_path, generate, line):
     done = a_run(tmp_path / "run", **generate).snakemake("-n", check=False)
     assert done.returncode == 1 and line in done.stderr
+
+
+def test_made_prompts_are_made_into_images_and_a_new_value_changes_its_own_alone(tmp_path):
+    run = a_run(tmp_path / "run")
+    fields = {"colour": ["red", "green"], "width": {"range": [40, 48]}}
+    run.config["prompts"] = {"template": "a {colour} wall", "fields": fields, "rows": 30}
+    run.config["shards"] = {"size": 10}
+    run.snakemake()
+    table = pd.read_parquet(run.results / "scores.parquet")
+    assert len(table) == 30 and table["error"].isna().all() and set(table["colour"]) == {"red", "green"}
+    assert all(row.prompt == f"a {row.colour} wall" for row in table.itertuples())
+    assert set(table["width"]) <= set(range(40, 49)) and table["width"].nunique() > 3
+    assert run.planned() == {}
+    clear_logs(run)
+    run.config["prompts"]["fields"] = fields | {"colour": ["blue", "red", "green"]}
+    run.snakemake()
+    after = pd.read_parquet(run.results / "scores.parquet")
+    new = (after["prompt"] != table["prompt"]).sum()
+    assert 0 < new < 20 and set(after.loc[after["prompt"] != table["prompt"], "colour"]) == {"blue"}
+    # A seed goes by the row's number, so of a family that goes by seed and size alone no image is made again.
+    assert (after["seed"] == table["seed"]).all() and made(run) == 0

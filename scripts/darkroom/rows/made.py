@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 ENDINGS = (".yaml", ".yml")
 _KEYS = {"template", "fields", "exclude", "sizes", "images", "rows", "share", "seed"}
-_OURS = ("id", "prompt", "images", "width", "height")  # of a row, which other keys give
+_OURS = ("id", "prompt", "images")  # of a row, which other keys give
 _FORMS = {frozenset(keys.split()) for keys in ("values", "by values", "file", "range", "range step")}
 _NAMED = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _MANY = 1024  # values of a field: beyond, they are drawn from a table of slots, so that a row costs no look at each
@@ -341,6 +341,8 @@ def _made(given: Any, folder: Path) -> Made:
     exclude = [_exclusion(f"exclude.{n}", one, listed) for n, one in enumerate(_list("exclude", given.get("exclude")))]
     templates = [_weighted(f"template.{n}", one, "text") for n, one in enumerate(_list("template", given["template"]))]
     sizes = [_size(f"sizes.{n}", one) for n, one in enumerate(_list("sizes", given.get("sizes"), whole=True))]
+    if sizes and (twice := sorted({"width", "height"} & listed.keys())):
+        raise DarkroomError(f"fields.{twice[0]}: sizes say it too; leave out one of them")
     images = given.get("images")
     for place, text in [
         *((f"template.{n}", str(one.value)) for n, one in enumerate(templates)),
