@@ -17,7 +17,7 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-gallery bench-overlap test-gpu bench-gpu clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-tables bench-gallery bench-overlap test-gpu bench-gpu clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -122,6 +122,9 @@ bench-plan: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_plan.py
 
 # The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
+bench-tables: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python tests/bench/bench_tables.py
+
 bench-gallery: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
 

@@ -107,7 +107,7 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("generate: {guidance: -.inf}", "generate.guidance: expected a finite number, got -inf"),
         ("select: {images: {p_yes: .nan}}", "select.images.p_yes: expected a finite number, got nan"),
         ("select: {images: {p_yes: high}}", "select.images.p_yes: expected a number, got 'high'"),
-        ("select: {images: }", "select.images: expected a section, got null"),
+        ("select: {images: 3}", "select.images: expected a section, got 3"),
         ("generate: 5", "generate: expected a section, got 5"),
         ("generate: {device: gpu}", "generate.device: expected one of auto, cuda, cpu, got 'gpu'"),
         ("seed: true", "seed: expected a whole number, got True"),
@@ -214,6 +214,51 @@ def test_a_threshold_outside_its_score_s_range_is_one_line(folder, text, message
     with pytest.raises(DarkroomError) as error:
         Workflow.open(given)
     assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("select: {images: {where: p_yse > 1}}", "select.images.where: no column p_yse; did you mean p_yes?"),
+        ("select: {images: {where: reason > 1}}", "select.images.where: Cannot compare values of type VARCHAR"),
+        ("select: {images: {order_by: [p_yes, beauty]}}", "select.images.order_by: no column beauty; there are"),
+        ("select: {images: {quota: {by: topic, each: 5}}}", "select.images.quota.by: no column topic; there are"),
+        ("scores: {worth: p_yes * }", "scores.worth: not an expression that DuckDB reads: syntax error"),
+        ("scores: {worth: p_yes > 1}", "scores.worth: expected a number, and this gives true or false"),
+        ("scores: {worth: p_yes * p_followed}", "scores.worth: no kind of picture has p_followed, p_yes as"),
+        (
+            "{scores: {worth: p_yes / 2}, select: {images: {worth: 2}}}",
+            "select.images.worth: the score goes from 0 to 1",
+        ),
+    ],
+)
+def test_an_expression_that_does_not_fit_is_one_line_before_anything_runs(folder, text, message):
+    given = config(text)
+    del given["judge"]["rubric"]
+    with pytest.raises(DarkroomError) as error:
+        Workflow.open(given)
+    assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
+
+
+def test_expressions_see_the_users_fields_and_change_the_tables_alone(folder):
+    Path("rows.jsonl").write_text('{"prompt": "a", "category": "x", "Label": 1}\n')
+    runs = []
+    for text in (
+        "{}",
+        "select: {images: {where: category <> 'x' and Label > 0 and darkroom_label is null, p_yes: 0.5}}",
+        "scores: {worth: p_yes / 2}",
+    ):
+        given = config(text)
+        del given["judge"]["rubric"]
+        runs.append(Workflow.open(given))
+    plain, selected, computed = runs
+    assert len({run.merge_digest for run in runs}) == 3
+    assert (
+        plain.lineage.shard_score_digests
+        == selected.lineage.shard_score_digests
+        == computed.lineage.shard_score_digests
+    )
+    assert "worth" in computed.catalogue.score_names("images") and computed.kinds()[0].formulas[0].text == "p_yes / 2"
 
 
 def test_a_list_of_seeds_says_how_many_images_there_are_and_which_edits_have_a_source(folder):
@@ -348,7 +393,7 @@ def test_text_is_read_as_yaml_where_no_text_is_wanted(folder):
 def test_numbers_stay_as_they_are_written(folder):
     """2 and 2.0 are two recipes; a check must not turn one into the other."""
     filled = load_config(config("{generate: {guidance: 2, true_cfg: 2.0}, select: {images: {p_yes: 1}}}"))
-    found = filled.generate.guidance, filled.generate.true_cfg, filled.select.images["p_yes"]
+    found = filled.generate.guidance, filled.generate.true_cfg, filled.select.least_of("images")["p_yes"]
     assert [type(value) for value in found] == [int, float, int]
 
 

@@ -38,12 +38,13 @@ OTHER |= {("quick.lock", name) for name in CHECKERS}
 HEAVY = {"torch", "torchvision", "torchao", "transformers", "diffusers", "accelerate", "peft", "vllm"}
 # Imported by functions that only the run itself calls, or other stages.
 RUN = {"charset_normalizer", "psutil"}
+TABLES = {"duckdb"}
 ELSEWHERE = {
     "tables.yaml": RUN | {"huggingface_hub", "httpx2"},
-    "report.yaml": RUN | {"huggingface_hub", "httpx2"},
-    "judge.yaml": RUN | {"diffusers", "peft", "torchao", "httpx2"},
-    "generate.yaml": RUN | {"httpx2"},
-    "hub.yaml": RUN | {"numpy", "PIL", "pyarrow"},
+    "report.yaml": RUN | TABLES | {"huggingface_hub", "httpx2"},
+    "judge.yaml": RUN | TABLES | {"diffusers", "peft", "torchao", "httpx2"},
+    "generate.yaml": RUN | TABLES | {"httpx2"},
+    "hub.yaml": RUN | TABLES | {"numpy", "PIL", "pyarrow"},
 }
 # Modules behind which libraries of models begin, and the scripts whose jobs open them. Every script plans a run, whose engines
 # and metrics name them in functions that only these call.

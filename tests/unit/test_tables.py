@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from darkroom.config.models import Select
@@ -14,7 +15,7 @@ from darkroom.rows.labels import labels_digest, read_labels
 from darkroom.store.shardfile import IMAGE_COLUMNS, write_shard
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
-from darkroom.tables.select import select_rows
+from darkroom.tables.select import ITEM, NUMBER, Selector
 
 RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
 SELECT = Select(images={"p": 0.5}, per_row=1)
@@ -99,14 +100,25 @@ def test_no_table_is_made_from_stale_missing_or_foreign_shards(tmp_path):
     merge_scores([kind], *arguments)
 
 
+def chosen(records, select, own=None, by=None):
+    """What is selected of these images."""
+    columns = {"error": "text", "label": "text", "sample": "int", "key": "text", "p": "float", "selected": "bool"}
+    selector = Selector(RUBRIC.catalogue, select, {name: name for name in columns}, columns, own or {}, by)
+    items = [(record.get("row", "r"), record.get("item", 0)) for record in records]
+    whole = {name: [record.get(name) for record in records] for name in (*columns, *(own or {}))}
+    whole |= {NUMBER.strip('"'): range(len(items)), ITEM.strip('"'): [items.index(item) for item in items]}
+    types = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    table = {name: pa.array(values, types.get((columns | (own or {})).get(name))) for name, values in whole.items()}
+    return selector.of_table("images", pa.table(table))
+
+
 def test_a_missing_score_or_image_is_never_selected():
     base = {"row": "r", "item": 0, "sample": 0, "error": None}
     records = [base | {"p": None}, base | {"p": 0.9, "error": "no image"}, base | {"p": 0.5}, base | {"p": 0.49}]
-    chosen = [record["selected"] for record in select_rows(iter(records), {"p": 0.5}, None)]
-    assert chosen == [False, False, True, False]
+    assert chosen(records, Select(images={"p": 0.5})).selected.to_pylist() == [False, False, True, False]
 
 
-def labelled(scores, labels, thresholds, **settings):
+def labelled(scores, labels, thresholds, per_row, by_label=True):
     """`selected` of samples with these scores and labels, of one item."""
     records = [
         {
@@ -114,12 +126,13 @@ def labelled(scores, labels, thresholds, **settings):
             "item": 0,
             "sample": n,
             "error": None if score != "none" else "no image",
-            "p": score,
+            "p": None if score == "none" else score,
             "label": label,
         }
         for n, (score, label) in enumerate(zip(scores, labels, strict=True))
     ]
-    return [record["selected"] for record in select_rows(iter(records), thresholds, **settings)]
+    select = Select(images=thresholds, per_row=per_row, labels=by_label)
+    return chosen(records, select).selected.to_pylist()
 
 
 def test_what_a_person_said_decides_over_thresholds():

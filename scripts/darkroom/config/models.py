@@ -19,13 +19,24 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     create_model,
     model_serializer,
     model_validator,
 )
 
 from darkroom.config.metrics import PHash
-from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
+from darkroom.config.values import (
+    AS_GIVEN,
+    NAME,
+    Number,
+    PathText,
+    Refused,
+    Section,
+    SectionOfNumbers,
+    Unusable,
+    sections_of,
+)
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES, like
 
@@ -117,7 +128,7 @@ def _config_model(
         return create_model("Config", __base__=base, **each)
     if not stages and not brought and not metrics:
         return Config
-    thresholds: dict[str, Any] = {name: (Thresholds, Field(default={})) for name in stages}
+    thresholds: dict[str, Any] = {name: (Selection, Field(default_factory=Selection)) for name in stages}
     preferred: dict[str, Any] = dict.fromkeys(stages, (Preferred, None))
     asked_for: dict[str, Any] = {name: (model | None, None) for name, model in metrics}
     preferences = create_model("Preferences", __base__=Preferences, **preferred)
@@ -180,7 +191,6 @@ Seeds = Annotated[
         " `samples` takes the first so many."
     ),
 ]
-Thresholds = dict[str, Number]
 Preferred = Annotated[
     str | None,
     Field(
@@ -630,17 +640,63 @@ class Metrics(Section):
         return {name: getattr(self, name) for name in self._names}
 
 
-class Select(Section):
-    images: Thresholds = Field(
-        default={},
-        description="Least score by score name, such as `{p_yes: 0.5}`. An image is selected when it reaches all of them; a null"
-        " score reaches none.",
+class Quota(Section):
+    by: Text = Field(description="Column or expression whose values are counted, such as `category`.")
+    each: int = Field(ge=1, description="Images of each value, the best.")
+
+
+class Selection(SectionOfNumbers):
+    """Least score by score name, such as `p_yes: 0.5`. An image is selected when it reaches all of them; a null score reaches none."""
+
+    where: Text | None = Field(
+        default=None,
+        description="What else must be true of an image, such as `p_yes >= 0.6 and nsfw < 0.2 and category != 'x'`: an expression of"
+        " DuckDB over the columns of `scores.parquet`, your own fields among them. What is null is not true.",
     )
-    edited: Thresholds = Field(default={}, description="The same for edited images.")
+    order_by: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Column or expression, or a list of them, whose greatest value is the best; `-column` for the least. Null: the first"
+        " score named here. Equal ones go by sample, then key.",
+    )
+    distinct: Text | None = Field(
+        default=None,
+        description="Column or expression: of the images with the same value, the best is kept. A null is like no other.",
+    )
+    per_row: int | None = Field(
+        default=None, ge=1, description="Of the samples of a prompt, the best so many. Null: `select.per_row`."
+    )
+    quota: Quota | None = Field(
+        default=None, description="`{by: category, each: 500}`: of each value of `by`, the best so many."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Of all images, the best so many.")
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in told(self).items() if value is not None}
+
+    @property
+    def order(self) -> list[str]:
+        """What `order_by` names."""
+        return [self.order_by] if isinstance(self.order_by, str) else self.order_by or []
+
+    def expressions(self, where: str) -> list[tuple[str, str, str]]:
+        """(key, expression, what it must be: "condition" or "value") of each that is named; where: the key of this section."""
+        found = [("where", self.where, "condition"), ("distinct", self.distinct, "value")]
+        found += [("order_by", one, "value") for one in self.order]
+        found += [("quota.by", self.quota.by, "value")] if self.quota else []
+        return [(f"{where}.{key}", text, wanted) for key, text, wanted in found if text is not None]
+
+
+class Select(Section):
+    images: Selection = Field(
+        default_factory=Selection,
+        description="Which images are selected: the least of scores, by their names, and the keys of the table below.",
+    )
+    edited: Selection = Field(default_factory=Selection, description="The same for edited images.")
     per_row: int | None = Field(
         default=None,
         ge=1,
-        description="Of the selected samples of a prompt, keep the best so many, by the first score named.",
+        description="Of the selected samples of a prompt, keep the best so many, by the first score named, or by `order_by`.",
     )
     labels: bool = Field(
         default=True,
@@ -648,9 +704,29 @@ class Select(Section):
         " whatever its scores.",
     )
 
-    def least_of(self, stage: str) -> Thresholds:
-        """Score name -> the least that selects a picture of a stage; empty where the config says nothing of it."""
-        return getattr(self, like(stage), {})
+    def of(self, stage: str) -> Selection:
+        """What selects pictures of a stage; nothing where the config says nothing of it."""
+        return getattr(self, like(stage), None) or Selection()
+
+    def least_of(self, stage: str) -> dict[str, float]:
+        """Score name -> the least that selects a picture of a stage."""
+        return self.of(stage).numbers
+
+    def most_of(self, stage: str) -> int | None:
+        """How many samples of a row of a stage are kept, None where there is no such number."""
+        return self.of(stage).per_row or self.per_row
+
+
+class Formula(Section):
+    formula: Text = Field(description="Expression of DuckDB over the scores of an image.")
+    low: Number = Field(default=0, description="Least value that it can have.")
+    high: Number = Field(default=1, description="Greatest value that it can have.")
+
+    @model_validator(mode="after")
+    def _least_below_most(self) -> Self:
+        if self.low >= self.high:
+            raise Refused(f"low: {self.low:g} is not below high, {self.high:g}")
+        return self
 
 
 class Gallery(Section):
@@ -849,6 +925,12 @@ class Config(Section):
     edit: Edit = Field(default_factory=Edit)
     judge: Judge = Field(default_factory=Judge)
     metrics: Metrics = Field(default_factory=Metrics)
+    scores: dict[str, Text | Formula] = Field(
+        default={},
+        description='Scores worked out from others, by name: `{overall: "sqrt(least(p_followed, p_preserved) * quality)"}`, an expression of'
+        " DuckDB over the scores of an image and the formulas above it. Every kind of image that has all these scores has it, too. Its values"
+        ' are from 0 to 1; where they are not, `{formula: "quality / 2", low: 0, high: 5}`. A changed formula asks no model anything.',
+    )
     select: Select = Field(default_factory=Select)
     labels: PathText | None = Field(
         default=None,

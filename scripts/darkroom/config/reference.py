@@ -4,7 +4,8 @@
     PYTHONPATH=scripts python -m darkroom.config.reference --schema my.yaml    print the schema, with my.yaml's extensions
 
 A table begins with `<!-- keys: a, b -->` (keys of the top level, those of sections as section.key) or
-`<!-- section: a, b -->` (the keys of a section, or of several that have those of the first), and ends with `<!-- end -->`.
+`<!-- section: a, b -->` (the keys of a section, or of several that have those of the first), or `<!-- select: a -->` (those of `select.a`),
+and ends with `<!-- end -->`.
 """
 
 import argparse
@@ -19,10 +20,10 @@ from pydantic.fields import FieldInfo
 from darkroom.config import home
 from darkroom.config.load import load_extensions, read_config_file
 from darkroom.config.models import MODEL_NAME, SEVERAL, Config, config_model
-from darkroom.config.values import limits, sections_of, wanted
+from darkroom.config.values import SectionOfNumbers, limits, sections_of, wanted
 from darkroom.plan.stages import ROWS
 
-_TABLE = re.compile(r"(<!-- (keys|section): ([\w, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- (keys|section|select): ([\w, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
@@ -65,6 +66,10 @@ def _without_titles(value: Any) -> Any:
 def _table(what: str, names: list[str]) -> str:
     if what == "keys":
         fields = {name: [field] for key in names for name, field in _spelled_out(key, Config.model_fields[key]).items()}
+    elif what == "select":
+        (selection,) = (sections_of(sections_of(Config)["select"])[name] for name in names)
+        numbers = FieldInfo(annotation=float, default=None, description=selection.__doc__)
+        fields = {name: [field] for name, field in {"<score>": numbers, **_fields(selection)}.items()}
     else:
         first, *others = [_fields(sections_of(Config)[name]) for name in names]
         fields = {name: [field, *(other[name] for other in others)] for name, field in first.items()}
@@ -84,8 +89,8 @@ def _table(what: str, names: list[str]) -> str:
 
 def _spelled_out(name: str, field: FieldInfo) -> dict[str, FieldInfo]:
     section = field.annotation
-    if not (isinstance(section, type) and issubclass(section, BaseModel)):
-        return {name: field}
+    if not (isinstance(section, type) and issubclass(section, BaseModel)) or issubclass(section, SectionOfNumbers):
+        return {name: field}  # that of numbers has a table of its own
     return {f"{name}.{key}": inner for key, inner in _fields(section).items()}
 
 

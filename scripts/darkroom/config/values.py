@@ -80,6 +80,18 @@ class Section(BaseModel):
         return {key: {} for key in sections_of(cls) if key not in read} | read
 
 
+class SectionOfNumbers(Section):
+    """A section that takes numbers under any other key."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """These, in the user's order."""
+        return dict(self.__pydantic_extra__)
+
+
 def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The keys of a model that are sections themselves, and their models."""
     wanted = {name: field.annotation for name, field in model.model_fields.items()}
@@ -202,7 +214,9 @@ def _unknown_key(model: type[BaseModel], where: str, unknown: str) -> str:
 
 def _annotation(model: type[BaseModel], key: Any) -> Any:
     field = model.model_fields.get(key)
-    return Any if field is None else field.annotation
+    if field is None:
+        return float if issubclass(model, SectionOfNumbers) else Any
+    return field.annotation
 
 
 def _place(model: type[BaseModel], loc: Iterable[int | str]) -> tuple[Any, list[int | str]]:

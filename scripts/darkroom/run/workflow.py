@@ -22,6 +22,8 @@ from darkroom.identity import digest
 from darkroom.jobs.history import RECORD_SUFFIX
 from darkroom.metrics import catalogue_of, metrics_of
 from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.formulas import METRIC as SCORES
+from darkroom.metrics.formulas import Computed, formulas_of, of_kinds, with_formulas
 from darkroom.metrics.rubric import JUDGE, load_rubric
 from darkroom.models.hub import HubModel, hub_models, local_section, marker_bytes, with_commits
 from darkroom.models.licences import check_licences, model_of, models_of
@@ -38,6 +40,7 @@ from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import gpus_of, known_bytes, shards_together
 from darkroom.run.outputs import Output
 from darkroom.run.state import Shown, State, look, touch_stamp
+from darkroom.store.columns import TABLE_COLUMNS
 from darkroom.views.figures import Plot, figures
 from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
@@ -101,7 +104,8 @@ class Workflow:
         metrics = metrics_of(config, rubric, lambda: local_section(config.judge, models, "judge"))
         check_licences(config, TRAINING)
         stages = used_stages(config)
-        catalogue = catalogue_of(metrics, [*STAGES])
+        formulas = formulas_of(config.scores)
+        catalogue = with_formulas(catalogue_of(metrics, [*STAGES]), formulas)
         _check_scores(config, catalogue)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
@@ -144,6 +148,8 @@ class Workflow:
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
         if config.labels is not None and not planned:
             read_labels(config.labels, labels_digest(config.labels))  # refused before any work, not at its end
+        if not planned:
+            _check_expressions(config, catalogue, formulas, stages, plans)
         return cls(config, stages, plans, metrics, groups, recipes, models)
 
     @classmethod
@@ -224,7 +230,7 @@ class Workflow:
             },
             seed=self.config.seed,
             samples=self.config.samples_per_prompt,
-            shown=[GALLERY_VERSION, options],
+            shown=[GALLERY_VERSION, options, *self._formulas_told],
             seeds=self._seeds,
         )
 
@@ -237,7 +243,14 @@ class Workflow:
     @cached_property
     def catalogue(self) -> Catalogue:
         """The columns of scores by stage, for all who show or use them."""
-        return catalogue_of(self.metrics, dict.fromkeys(stage.like for stage in self.stages))
+        kinds = dict.fromkeys(stage.like for stage in self.stages)
+        whole = with_formulas(catalogue_of(self.metrics, [*STAGES]), formulas_of(self.config.scores))
+        return Catalogue({kind: whole.columns(kind) for kind in kinds})
+
+    @cached_property
+    def formulas(self) -> dict[str, list[Computed]]:
+        """kind -> the scores of it that the config works out from others."""
+        return of_kinds(formulas_of(self.config.scores), catalogue_of(self.metrics, [*STAGES]))
 
     def metric(self, name: str) -> Metric:
         """The metric of that name."""
@@ -413,7 +426,12 @@ class Workflow:
         }  # holds the line numbers that rejected.jsonl tells
         parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
         parts.append(self.config.export.prefix)
-        return digest([*parts, *filter(None, [self.labels_digest])])
+        return digest([*parts, *filter(None, [self.labels_digest]), *self._formulas_told])
+
+    @property
+    def _formulas_told(self) -> list[Any]:
+        """The formulas as part of a digest; nothing where there are none."""
+        return [{"scores": [asdict(one) for one in formulas_of(self.config.scores)]}] if self.config.scores else []
 
     @cached_property
     def tables(self) -> Output:
@@ -687,6 +705,7 @@ class Workflow:
                 reads=stage.reads,
                 model=stage.model,
                 models=stage.models,
+                formulas=tuple(self.formulas[stage.like]),
             )
             for stage in self.stages
         ]
@@ -778,3 +797,34 @@ def _check_scores(config: Config, catalogue: Catalogue) -> None:
                     f"config: select.{stage}.{name}: the score goes from {low:g} to {high:g}, so {wrong} {least:g};"
                     " name a value between"
                 )
+
+
+def _check_expressions(
+    config: Config, catalogue: Catalogue, formulas: list[Computed], stages: list[Stage], plans: dict[str, Plan]
+) -> None:
+    """Formulas, and expressions of `select`, are such, over columns that there are and of types that fit; of the fields of the
+    user's rows only the names are known. Raises DarkroomError."""
+    named = [one for stage in stages for one in config.select.of(stage.name).expressions(f"select.{stage.name}")]
+    if not formulas and not named:
+        return
+    from darkroom.tables.sql import Checker
+
+    for stage in dict.fromkeys(stage.like for stage in stages):
+        formula_columns = {column.name for column in catalogue.columns(stage) if column.metric == SCORES}
+        checker = Checker(
+            {name: type_ for name, type_ in catalogue.types(stage).items() if name not in formula_columns}
+        )
+        for formula in formulas:
+            if formula.name in formula_columns:
+                checker.check(formula.where, formula.text, "number")
+                checker.add(formula.name, "float")
+                checker.add(formula.error, "text")
+    own = {name.casefold(): name for plan in plans.values() for name in plan.columns}
+    ours: dict[str, str] = {**TABLE_COLUMNS, "model": "text", "label": "text"}
+    for stage in dict.fromkeys(stage.name for stage in stages):
+        ours |= catalogue.types(stage)
+    types: dict[str, Any] = {name: type_ for name, type_ in ours.items() if name.casefold() not in own}
+    types |= {config.export.prefix + name: type_ for name, type_ in ours.items() if name.casefold() in own}
+    checker = Checker(types | dict.fromkeys(own.values()))
+    for key, text, wanted in named:
+        checker.check(key, text, wanted)

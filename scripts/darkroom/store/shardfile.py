@@ -9,7 +9,7 @@ them as pictures.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
+from darkroom.store.columns import EDITED_COLUMNS as EDITED_COLUMNS
+from darkroom.store.columns import IMAGE_COLUMNS as IMAGE_COLUMNS
+from darkroom.store.columns import Type as Type
 from darkroom.store.manifest import Manifest, manifest_path, write_manifest
 
 GROUP_ROWS = 64
@@ -36,38 +39,6 @@ _TYPES = {
 # The names that `datasets` has for them; a picture is a feature of its own.
 DTYPES = {"text": "string", "int": "int64", "float": "float64", "bool": "bool", "bytes": "binary"}
 _MARKED = {DTYPES.get(kind): type_ for kind, type_ in _TYPES.items()}
-
-# Of a column: "text", "int", "float", "bool", "bytes" or "picture" (of which "bytes" are files as they are, "picture" is decoded by
-# `datasets`), {"list": type} or {"struct": [[name, type], ...]}. It is plain JSON that keeps its order.
-Type = str | dict[str, Any]
-
-IMAGE_COLUMNS = {
-    "key": "text",
-    "row": "text",
-    "item": "int",
-    "sample": "int",
-    "prompt": "text",
-    "negative_prompt": "text",
-    "seed": "int",
-    "width": "int",
-    "height": "int",
-    "steps": "int",
-    "guidance": "float",
-    "true_cfg": "float",
-    "origin": "text",
-    "sha256": "text",
-    "error": "text",
-    "fields": "text",
-    "image": "picture",
-}
-EDITED_COLUMNS = IMAGE_COLUMNS | {
-    "source_name": "text",
-    "source_origin": "text",
-    "source_kind": "text",
-    "source_parts": "text",
-    "source_sha256": "text",
-    "source": "picture",
-}
 
 
 class StoredPicture(TypedDict):
@@ -112,15 +83,16 @@ def arrow_schema(columns: Mapping[str, Type]) -> pa.Schema:
     """The Arrow schema of columns, with the features that `datasets` reads them as."""
     features = {name: _feature(type_) for name, type_ in columns.items()}
     marks = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, _arrow_type(type_)) for name, type_ in columns.items()], metadata=marks)
+    return pa.schema([(name, arrow_type(type_)) for name, type_ in columns.items()], metadata=marks)
 
 
-def _arrow_type(type_: Type) -> pa.DataType:
+def arrow_type(type_: Type) -> pa.DataType:
+    """What Arrow calls the type of a column."""
     if isinstance(type_, str):
         return _TYPES[type_]
     if "list" in type_:
-        return pa.list_(_arrow_type(type_["list"]))
-    return pa.struct([(name, _arrow_type(one)) for name, one in type_["struct"]])
+        return pa.list_(arrow_type(type_["list"]))
+    return pa.struct([(name, arrow_type(one)) for name, one in type_["struct"]])
 
 
 def _feature(type_: Type) -> Any:
@@ -215,7 +187,11 @@ def packed_meta(meta: dict[str, Any], records: int) -> dict[bytes, str]:
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The metadata of a shard file. Raises DarkroomError where it is missing or damaged."""
     with _opened(path) as file:
-        meta = (file.metadata.metadata or {}).get(_META)
+        return _meta(path, file)
+
+
+def _meta(path: str | Path, file: pq.ParquetFile) -> dict[str, Any]:
+    meta = (file.metadata.metadata or {}).get(_META)
     if meta is None:
         raise DarkroomError(f"{path}: not a shard of this workflow; move it away and run again")
     try:
@@ -232,13 +208,38 @@ def plain_meta(path: str | Path) -> dict[str, Any]:
 
 def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
     """The metadata of the shard file `path`, which must have been made for the digest `expected`."""
-    meta = read_meta(path)
+    return _checked(path, read_meta(path), expected)
+
+
+def _checked(path: str | Path, meta: dict[str, Any], expected: str) -> dict[str, Any]:
     if meta["digest"] != expected:
         raise DarkroomError(
             f"{path}: stale, made for digest {meta['digest'][:12]} where {expected[:12]} is planned;"
             " run snakemake again, which keeps every image that is still good"
         )
     return meta
+
+
+def read_columns(
+    path: str | Path,
+    columns: list[str] | None = None,
+    leave_out: Collection[str] = (),
+    expected: str | None = None,
+) -> pa.Table:
+    """Columns of a shard file, whole: those of `columns` that it has, or all but those to be left out.
+
+    expected: the digest that it must have been made for, None for any. Raises DarkroomError where it is missing, stale or damaged.
+    """
+    with _opened(path) as file:
+        if expected is not None:
+            _checked(path, _meta(path, file), expected)
+        wanted = columns if columns is not None else [one for one in file.schema_arrow.names if one not in leave_out]
+        try:
+            table = file.read(wanted, use_threads=False)
+            table.validate(full=True)  # text that is no UTF-8
+        except (OSError, pa.ArrowException) as error:
+            raise DarkroomError(_damaged(path, error)) from error
+    return table.replace_schema_metadata(None)
 
 
 def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

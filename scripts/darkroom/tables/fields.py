@@ -5,12 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.rows.fields import merge_names
-from darkroom.store.shardfile import Type
+import pyarrow as pa
+
+from darkroom.rows.fields import NameOrder, merge_names
+from darkroom.store.shardfile import Type, arrow_type
 
 MAX_FIELDS = 64  # of an object; one with more has its keys from the data, and is JSON text
 MAX_DEPTH = 8
 _INT = range(-(2**63), 2**63)
+_PLAIN = {str, int, float, bool, type(None)}
+_SHAPES_KEPT = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class FieldTypes:
         """columns: names in their order, of which those count that rows have."""
         self._order = list(columns)
         self.types: dict[str, Type | None] = {}  # None: no value so far
+        self._seen: dict[
+            tuple[Any, ...], list[str]
+        ] = {}  # names and types of plain rows -> which fields are whole numbers
 
     @property
     def order(self) -> list[str]:
@@ -56,6 +63,18 @@ class FieldTypes:
             type_ = _type_of(value)
             known = self.types.get(name)
             self.types[name] = known if known == type_ else _common(known, type_)
+
+    def learn(self, rows: Iterable[dict[str, Any]], order: NameOrder) -> None:
+        """`add` many rows, each in that order. A row with the names and types of an earlier one has nothing to tell."""
+        for row in rows:
+            plain = (*row, *map(type, row.values()))
+            numbers = self._seen.get(plain)
+            if numbers is not None and all(row[name] in _INT for name in numbers):
+                continue
+            self.add(order.ordered(row))
+            types = set(plain[len(row) :])
+            if numbers is None and types <= _PLAIN and len(self._seen) < _SHAPES_KEPT:
+                self._seen[plain] = [name for name, value in row.items() if type(value) is int]
 
     def join(self, other: "FieldTypes") -> None:
         """Learn what another has learned."""
@@ -131,6 +150,32 @@ def shaped(value: Any, type_: Type) -> Any:
         return [shaped(item, type_["list"]) for item in value]
     types = dict(type_["struct"])
     return {name: shaped(item, types[name]) for name, item in value.items()}
+
+
+class OwnRows:
+    """The user's own fields of some images as columns, a value for each image. Images of one row share its JSON."""
+
+    def __init__(self, fields: pa.Array, order: NameOrder):
+        """fields: JSON of each image; order: of the names in nested objects."""
+        told = fields.dictionary_encode()
+        self._places, self._order = told.indices, order
+        self.rows: list[dict[str, Any]] = [*json.loads(f"[{','.join(told.dictionary.to_pylist())}]")]
+
+    def _values(self, name: str, type_: Type) -> list[Any]:
+        found = [row.get(name) for row in self.rows]
+        if not isinstance(type_, str) or (type_ == "text" and any(isinstance(one, dict | list) for one in found)):
+            found = [self._order.ordered(value, name) for value in found]
+        return found if type_ in ("int", "bool") else [shaped(value, type_) for value in found]
+
+    def column(self, name: str, type_: Type) -> pa.Array:
+        """A field as a column of that type."""
+        return pa.array(self._values(name, type_), arrow_type(type_)).take(self._places)
+
+    def texts(self, name: str, type_: Type) -> pa.Array:
+        """A field of lists or objects as JSON, for CSV."""
+        values = self._values(name, type_)
+        found = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        return pa.array(found, pa.large_string()).take(self._places)
 
 
 def leaves(value: Any, name: str = "") -> set[str]:

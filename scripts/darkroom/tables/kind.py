@@ -1,24 +1,27 @@
 """All shards of one kind of image, checked against the plan and read together with their scores."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from darkroom.errors import DarkroomError
+from darkroom.metrics.formulas import Computed
 from darkroom.metrics.score import SCORE_COLUMNS
 from darkroom.plan.shards import Plan, rows_digest
 from darkroom.plan.stages import makers_of
-from darkroom.store.shardfile import EDITED_COLUMNS, check_digest, iter_records, read_meta
+from darkroom.store.columns import TABLE_COLUMNS
+from darkroom.store.shardfile import read_columns, read_meta
+from darkroom.tables.sql import computed
 
-# Columns of the final tables before those of scores; those of edits alone are null for generated images. Between `kind` and the
-# others stands `model` where the config names several.
-TABLE_COLUMNS = {"kind": "text", "shard": "text"} | {
-    name: type_ for name, type_ in EDITED_COLUMNS.items() if type_ != "picture" and name != "fields"
-}
 _IMAGE_COLUMNS = [name for name in TABLE_COLUMNS if name not in ("kind", "shard")] + ["fields"]
+_OF_IMAGES = ("image_key", "sha256")  # columns of score files that say whose the scores are
+_NOT_SCORES = SCORE_COLUMNS.keys() - set(_OF_IMAGES)
+_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Kind:
         section: the section of the config that names the model which makes the images; None where no model does.
         model: its name, where the pictures are by one of several models; the table says it of those that it made. models: the
             names of all of these.
+        formulas: scores that are worked out from the others, in order.
         reads: the kind that its images can start from; the record of each then holds as `source` what it was made from.
     """
 
@@ -78,6 +82,7 @@ class Kind:
     reads: str | None = None
     model: str | None = None
     models: tuple[str, ...] = ()
+    formulas: tuple[Computed, ...] = ()
 
     def makes(self, row: dict[str, Any]) -> bool:
         """Whether a normal row has pictures here."""
@@ -107,65 +112,99 @@ class Kind:
         """The metrics that score this kind, in the order of their columns."""
         return list(self.score_digests)
 
-    def check(self) -> None:
-        """Every shard file is there, was made for what is planned, and holds as many requests as its rows ask for."""
-        for group, shards in self.groups.items():
-            made = [check_digest(self.image_file(name), self.image_digests[name]) for name in shards]
-            images = sum(meta["records"] for meta in made)
-            for metric, digests in self.score_digests.items():
-                path = self.score_file(metric, group)
-                scores = check_digest(path, digests[group])["records"]
-                if images != scores:
-                    raise DarkroomError(f"{path}: {scores} scores for {images} images; delete it and run again")
+    def tables(self) -> Iterator[pa.Table]:
+        """The images in the order of the rows, some shards at a time: image columns without pictures, then scores.
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """A record per request in the order of the rows: image columns without pictures, then scores."""
-        for group, shards in self.groups.items():
-            scores = self._scores(group)
-            for shard in shards:
-                yield from self._joined(shard, scores, group)
+        Every file must be there, made for what is planned, with scores of these very images. Raises DarkroomError.
+        """
+        waiting: list[pa.Table] = []
+        for group in self.groups:
+            for table in self._joined(group):
+                waiting.append(table)
+                if sum(len(one) for one in waiting) >= _AT_ONCE:
+                    yield self._whole(waiting)
+                    waiting = []
+        if waiting:
+            yield self._whole(waiting)
 
     def group_of(self, shard: str) -> str:
         """The name of the group that a shard is scored with."""
         return next(group for group, shards in self.groups.items() if shard in shards)
 
     def shard_records(self, shard: str) -> Iterator[dict[str, Any]]:
-        """The records of one shard, as `records` has them."""
-        group = self.group_of(shard)
-        shards = self.groups[group]
-        before = shards[: shards.index(shard)]
-        skipped = sum(read_meta(self.image_file(name))["records"] for name in before)
-        scores = self._scores(group)
-        for found in scores.values():
-            next(itertools.islice(found, skipped, skipped), None)
-        yield from self._joined(shard, scores, group)
+        """A record for each image of one shard: image columns without pictures, then scores."""
+        table = self._whole(list(self._joined(self.group_of(shard), shard)))
+        for batch in table.to_batches(_AT_ONCE):
+            yield from batch.to_pylist()
 
     def recipes(self, shard: str) -> dict[str, dict[str, Any]]:
         """Metric -> the recipe of its scores of a shard."""
         group = self.group_of(shard)
         return {metric: read_meta(self.score_file(metric, group))["recipe"] for metric in self.score_digests}
 
-    def _scores(self, group: str) -> dict[str, Iterator[dict[str, Any]]]:
-        return {metric: iter_records(self.score_file(metric, group)) for metric in self.score_digests}
-
-    def _joined(self, shard: str, scores: dict[str, Iterator[dict[str, Any]]], group: str) -> Iterator[dict[str, Any]]:
-        """The images of a shard with their scores, which come next in each of `scores`."""
-        # Columns that this kind has not, such as those of a source, are not there to be read.
-        for image in iter_records(self.image_file(shard), _IMAGE_COLUMNS):
-            record = {"kind": self.name, "shard": shard} | image
-            if self.model is not None:
-                record["model"] = self.model if image["origin"] == "generated" else None
-            if "source_kind" not in image and image.get("source_origin") == "generated":
-                record["source_kind"] = self.reads  # of a file from before edits could start from edits
+    def _joined(self, group: str, only: str | None = None) -> Iterator[pa.Table]:
+        """The shards of a group, or one of them, with their scores."""
+        scores = {
+            metric: read_columns(self.score_file(metric, group), leave_out=_NOT_SCORES, expected=digests[group])
+            for metric, digests in self.score_digests.items()
+        }
+        counted = 0  # images so far: those of all shards of a group follow each other in its files of scores
+        for shard in self.groups[group]:
+            path = self.image_file(shard)
+            if only not in (None, shard):
+                counted += read_meta(path)["records"]
+                continue
+            images = self._images(shard)
             for metric, found in scores.items():
-                score = next(found, {"image_key": None, "sha256": None})
-                if (image["key"], image["sha256"]) != (score["image_key"], score["sha256"]):
-                    raise DarkroomError(
-                        f"{self.score_file(metric, group)}: row {image['row']}: the scores are of another picture;"
-                        " delete it and run again"
-                    )
-                record |= {column: value for column, value in score.items() if column not in SCORE_COLUMNS}
-            yield record
+                part = found.slice(counted, len(images))
+                if len(part) < len(images):
+                    raise self._miscounted(metric, group, len(found))
+                self._check_same(metric, group, images, part)
+                for name in part.column_names:
+                    if name not in _OF_IMAGES:
+                        images = images.append_column(name, part[name])
+            counted += len(images)
+            yield images
+        for metric, found in scores.items():
+            if only is None and len(found) != counted:
+                raise self._miscounted(metric, group, len(found))
+
+    def _images(self, shard: str) -> pa.Table:
+        """The images of a shard. Columns that this kind has not, such as those of a source, are not there."""
+        images = read_columns(self.image_file(shard), _IMAGE_COLUMNS, expected=self.image_digests[shard])
+        for place, (name, value) in enumerate((("kind", self.name), ("shard", shard))):
+            images = images.add_column(place, name, pa.repeat(pa.scalar(value, pa.string()), len(images)))
+        if self.model is not None:
+            ours = pc.if_else(pc.equal(images["origin"], "generated"), self.model, pa.scalar(None, pa.string()))
+            images = images.append_column("model", ours)
+        if "source_origin" in images.column_names and "source_kind" not in images.column_names:
+            # Of a file from before edits could start from edits.
+            made = pc.equal(images["source_origin"], "generated")
+            kinds = pc.if_else(made, pa.scalar(self.reads, pa.string()), pa.scalar(None, pa.string()))
+            images = images.append_column("source_kind", kinds)
+        return images
+
+    def _check_same(self, metric: str, group: str, images: pa.Table, scores: pa.Table) -> None:
+        """Raises DarkroomError where scores are of other pictures."""
+        names = (("key", "image_key"), ("sha256", "sha256"))
+        if all(images[one].equals(scores[other]) for one, other in names):
+            return
+        pairs = zip(*([*images[one].to_pylist()] for one, _ in names), strict=True)
+        others = zip(*([*scores[other].to_pylist()] for _, other in names), strict=True)
+        wrong = next(place for place, (one, other) in enumerate(zip(pairs, others, strict=True)) if one != other)
+        raise DarkroomError(
+            f"{self.score_file(metric, group)}: row {images['row'][wrong].as_py()}: the scores are of another picture;"
+            " delete it and run again"
+        )
+
+    def _miscounted(self, metric: str, group: str, scores: int) -> DarkroomError:
+        images = sum(read_meta(self.image_file(shard))["records"] for shard in self.groups[group])
+        path = self.score_file(metric, group)
+        return DarkroomError(f"{path}: {scores} scores for {images} images; delete it and run again")
+
+    def _whole(self, tables: list[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+        return computed(table, self.formulas) if self.formulas else table
 
     def lines(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """(shard, first line of the shard in the user's file, prompts line) of every row and rejected row."""

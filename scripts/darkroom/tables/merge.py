@@ -1,25 +1,29 @@
 """Write the final tables from all shards together."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from darkroom.config.models import Select
-from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
-from darkroom.rows.labels import Labels
-from darkroom.store.shardfile import Type, arrow_schema, iter_records, packed_meta
-from darkroom.tables.fields import FieldTypes, Names, shaped
-from darkroom.tables.kind import TABLE_COLUMNS, Kind
-from darkroom.tables.select import select_rows
+from darkroom.rows.labels import LABELS, Labels
+from darkroom.store.columns import TABLE_COLUMNS, Type
+from darkroom.store.shardfile import arrow_schema, arrow_type, packed_meta
+from darkroom.tables.fields import Names
+from darkroom.tables.joined import Joined
+from darkroom.tables.kind import Kind
+from darkroom.tables.select import Selector
 
-TABLE_GROUP_ROWS = 16_384
+_QUOTED = '[,"\r\n]'  # a cell of CSV that has one of these stands in quotes
 
 
 def merge_scores(
@@ -36,94 +40,118 @@ def merge_scores(
 
     catalogue: the columns of scores; labels: what a person said of the images, for the column `label`; prefix: what
     a column of ours begins with where a field of the user's rows has its name. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+
+    The shards are read once, into a file without a name beside the tables. Memory holds some thousands of images, and of all of
+    them what they are selected by.
     """
-    for kind in kinds:
-        kind.check()
     several = any(kind.model is not None for kind in kinds)
     columns: dict[str, Type] = {"kind": "text", **({"model": "text"} if several else {}), **TABLE_COLUMNS}
     for kind in kinds:
         columns |= catalogue.types(kind.name)
-    columns |= {"selected": "bool", "label": "text"}
-    own_types, of_kind = _own_fields(kinds)
-    names = Names(own_types, prefix)
-    named = {column: names(column) for column in columns}
-    schema = arrow_schema({named[column]: type_ for column, type_ in columns.items()} | own_types)
-    counts: dict[str, int] = {}
-
-    def records() -> Iterator[dict[str, Any]]:
+    parquet.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=parquet.parent) as file:
+        images = Joined.gathered(kinds, columns | {"label": "text"}, labels, file)
+        columns |= {"selected": "bool", "label": "text"}
+        own_types = images.own_types()
+        names = Names(own_types, prefix)
+        named = {column: names(column) for column in columns}
+        counts: dict[str, int] = {}
+        flags = []
+        selector = Selector(catalogue, select, named, columns, own_types)
         for kind in kinds:
-            rows, last = 0, None
-            for record in select_rows(
-                _labelled(kind, labels), select.least_of(kind.name), select.per_row, select.labels
-            ):
-                rows, last = rows + (record["row"] != last), record["row"]
-                for state in (
-                    "requests",
-                    "failed" if record["error"] else "made",
-                    *(["selected"] * record["selected"]),
-                ):
-                    counts[f"{kind.name} {state}"] = counts.get(f"{kind.name} {state}", 0) + 1
-                if record["label"]:
-                    state = f"{kind.name} labelled {record['label']}"
-                    counts[state] = counts.get(state, 0) + 1
-                own = kind.plan.order.ordered(json.loads(record["fields"]))
-                line = {column: record.get(name) for name, column in named.items()}
-                yield line | {name: shaped(own.get(name), type_) for name, type_ in own_types.items()}
-            if rows != kind.rows_expected:
-                raise DarkroomError(f"{kind.name}: images of {rows} rows where {kind.rows_expected} are planned")
-
-    with (
-        replacing(table) as csv_file,
-        open(csv_file, "w", encoding="utf-8", newline="") as stream,
-        replacing(parquet) as parquet_file,
-        pq.ParquetWriter(parquet_file, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        # With "\n" alone, Python 3.11 leaves a cell that holds "\r" without quotes, and readers see two lines.
-        lines = csv.DictWriter(stream, schema.names, lineterminator="\r\n")
-        lines.writeheader()
-        group: list[dict[str, Any]] = []
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            lines.writerows(map(_texts, group))
-            group.clear()
-
-        number = 0
-        for number, record in enumerate(records(), 1):  # noqa: B007
-            group.append(record)
-            if len(group) >= TABLE_GROUP_ROWS:
-                flush()
-        flush()
-        # For who reads it: kind -> [name, type] of the user's own fields, and which columns of ours have which other name.
-        own_fields = {kind: [[name, types.named(name)] for name in types.order] for kind, types in of_kind.items()}
-        moved = {name: column for name, column in named.items() if column != name}
-        told = {"rule": "merge_scores", "fields": own_fields, "moved": moved}
-        writer.add_key_value_metadata(packed_meta(meta | told, number))
+            chosen = selector.chosen(images, kind)
+            flags += chosen.selected.chunks
+            counts |= _counts(images, kind.name, chosen.selected)
+        schema = arrow_schema({named[column]: type_ for column, type_ in columns.items()} | own_types)
+        with (
+            replacing(table) as csv_file,
+            open(csv_file, "wb") as stream,
+            replacing(parquet) as parquet_file,
+            pq.ParquetWriter(parquet_file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            header = io.StringIO()
+            csv.writer(header, lineterminator="\r\n").writerow(schema.names)
+            stream.write(header.getvalue().encode())
+            for part, nested in _parts(images, pa.chunked_array(flags, pa.bool_()), list(columns), own_types, schema):
+                writer.write_table(part)
+                stream.write(_csv(part, nested))
+            # For who reads it: kind -> [name, type] of the user's own fields, and which columns of ours have which other name.
+            own_fields = {
+                kind: [[name, types.named(name)] for name in types.order] for kind, types in images.fields.items()
+            }
+            moved = {name: column for name, column in named.items() if column != name}
+            told = {"rule": "merge_scores", "fields": own_fields, "moved": moved}
+            writer.add_key_value_metadata(packed_meta(meta | told, images.number))
     return counts
 
 
-def _labelled(kind: Kind, labels: Labels | None) -> Iterator[dict[str, Any]]:
-    for record in kind.records():
-        yield record | {"label": labels.of(record["key"]) if labels else None}
+def _counts(images: Joined, kind: str, selected: pa.ChunkedArray) -> dict[str, int]:
+    """How many images of a kind there are in which state; states that none is in are left out."""
+    counts = {"requests": len(selected), "failed": 0, "made": 0, "selected": pc.sum(selected).as_py() or 0}
+    counts |= {f"labelled {label}": 0 for label in LABELS}
+    for part in images.of_kind(kind, ["error", "label"]):
+        counts["failed"] += len(part) - part["error"].null_count
+        counts["made"] += part["error"].null_count
+        for label in LABELS:
+            counts[f"labelled {label}"] += pc.sum(pc.equal(part["label"], label)).as_py() or 0
+    return {f"{kind} {state}": number for state, number in counts.items() if number}
 
 
-def _texts(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the table for CSV: lists and objects as JSON."""
-    nested = {k: json.dumps(v, ensure_ascii=False) for k, v in line.items() if isinstance(v, list | dict)}
-    return line | nested
+def _parts(
+    images: Joined, selected: pa.ChunkedArray, columns: list[str], own_types: Mapping[str, Type], schema: pa.Schema
+) -> Iterator[tuple[pa.Table, dict[int, pa.ChunkedArray]]]:
+    """The table part by part, and its columns of lists and objects as JSON, by their place."""
+    at = 0
+    for part in images.parts():
+        found: list[Any] = [
+            selected.slice(at, len(part)).combine_chunks() if name == "selected" else part[name].combine_chunks()
+            for name in columns
+        ]
+        at += len(part)
+        rows = list(images.own_rows(part)) if own_types else []
+        nested: dict[int, pa.ChunkedArray] = {}
+        for name, type_ in own_types.items():
+            if not isinstance(type_, str):
+                nested[len(found)] = pa.chunked_array([one.texts(name, type_) for one in rows], pa.large_string())
+            own = pa.chunked_array([one.column(name, type_) for one in rows], arrow_type(type_))
+            found.append(own.combine_chunks())  # in one piece: how Parquet cuts its pages hangs on the pieces
+        yield pa.table(found, schema=schema), nested
 
 
-def _own_fields(kinds: list[Kind]) -> tuple[dict[str, Type], dict[str, FieldTypes]]:
-    """The user's own fields: their types over all rows, and kind -> the fields of its rows."""
-    of_kind = {kind.name: FieldTypes(kind.plan.columns) for kind in kinds}
-    for kind in kinds:
-        for name in kind.plan.shards:
-            for record in iter_records(kind.image_file(name), ["fields"]):
-                of_kind[kind.name].add(kind.plan.order.ordered(json.loads(record["fields"])))
-    every = FieldTypes()
-    for types in of_kind.values():
-        every.join(types)
-    return {field: every.named(field) for field in every.order}, of_kind
+def _csv(part: pa.Table, nested: Mapping[int, pa.ChunkedArray]) -> bytes:
+    """The lines of a part as the `csv` module of Python writes them; nested: columns as JSON by their place."""
+    if not len(part):
+        return b""
+    cells = [_cells(nested.get(place, column)) for place, column in enumerate(part.columns)]
+    # With "\n" alone, a cell that holds "\r" would need no quotes to some, and others see two lines.
+    cells[-1] = _joined(cells[-1], "\r\n", by="")
+    lines = _joined(*cells, by=",")
+    return b"".join(bytes(one.buffers()[2] or b"") for one in lines.chunks)
+
+
+def _cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    type_ = column.type
+    if pa.types.is_boolean(type_):
+        return pc.if_else(column, pa.scalar("True", pa.large_string()), pa.scalar("False", pa.large_string()))
+    if pa.types.is_floating(type_):
+        told = column.combine_chunks().view(pa.int64()).dictionary_encode()  # by their bits: 0.0 is not -0.0
+        values = told.dictionary.view(pa.float64()).to_pylist()
+        texts = pa.array([repr(value) for value in values], pa.large_string())
+        return pa.chunked_array([texts.take(told.indices)])
+    texts = column.cast(pa.large_string())
+    if pa.types.is_integer(type_):
+        return texts
+    quoted = pc.match_substring_regex(texts, _QUOTED)
+    if not pc.any(quoted).as_py():
+        return texts
+    doubled = pc.replace_substring(texts, '"', '""')
+    return pc.if_else(quoted, _joined('"', doubled, '"', by=""), texts)
+
+
+def _joined(*texts: pa.ChunkedArray | str, by: str) -> pa.ChunkedArray:
+    """Texts side by side; a null is an empty one."""
+    large = [pa.scalar(one, pa.large_string()) if isinstance(one, str) else one for one in (*texts, by)]
+    return pc.binary_join_element_wise(*large, null_handling="replace")
 
 
 def write_rejected(kinds: list[Kind], path: Path, labels: Labels | None = None) -> int:
