@@ -121,10 +121,11 @@ bench-judge-quick: $(READY)
 bench-plan: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_plan.py
 
-# The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
+# A million synthetic images: merge, selection and report; a changed cut on a hundred thousand.
 bench-tables: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python tests/bench/bench_tables.py
 
+# The gallery of 2,000 and of 20,000 pictures: what one costs, and how soon the first shows.
 bench-gallery: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts:tests $(BIN)/python tests/browser/bench_gallery.py
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from darkroom.jobs.runtime import job, say
 from darkroom.run.workflow import Workflow
 from darkroom.store.manifest import write_manifest
+from darkroom.tables.yields import read_yields
 from darkroom.views import plots
 from darkroom.views.figures import several
 from darkroom.views.report import read_shared, read_table, read_times
+from darkroom.views.steps import write_steps
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -36,7 +38,9 @@ with job(snakemake.log[0]):
         "time": lambda _: plots.job_times(times),
     }
     for plot in workflow.figures:
-        if plot.page:
+        if plot.name == "steps":
+            write_steps(plot.path, read_yields(workflow.results("yield.csv")))
+        elif plot.page:
             questions = {kind: workflow.catalogue.questions(kind) for kind in workflow.catalogue.kinds}
             plots.RecipePage(workflow.settings(), questions).write(plot.path)
         else:

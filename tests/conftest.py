@@ -212,6 +212,7 @@ def shards(run):
         "scores/**/*.*",
         "scores.*",
         "rejected.jsonl",
+        "yield.csv",
         "dataset/**/*.*",
         "gallery/**/*.*",
     )

@@ -223,6 +223,7 @@ def test_a_threshold_outside_its_score_s_range_is_one_line(folder, text, message
         ("select: {images: {where: reason > 1}}", "select.images.where: Cannot compare values of type VARCHAR"),
         ("select: {images: {order_by: [p_yes, beauty]}}", "select.images.order_by: no column beauty; there are"),
         ("select: {images: {quota: {by: topic, each: 5}}}", "select.images.quota.by: no column topic; there are"),
+        ("report: {yield_by: topic}", "report.yield_by: no column topic; there are"),
         ("scores: {worth: p_yes * }", "scores.worth: not an expression that DuckDB reads: syntax error"),
         ("scores: {worth: p_yes > 1}", "scores.worth: expected a number, and this gives true or false"),
         ("scores: {worth: p_yes * p_followed}", "scores.worth: no kind of picture has p_followed, p_yes as"),

@@ -12,6 +12,8 @@ from darkroom.metrics.formulas import formulas_of, with_formulas
 from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import ITEM, NUMBER, Selector
 from darkroom.tables.sql import Checker, computed
+from darkroom.tables.yields import read_yields
+from darkroom.views.steps import write_steps
 from test_tables import RUBRIC, build
 
 TYPES = {"p_yes": "float", "n": "int", "category": "text", "tags": {"list": "text"}, "flag": "bool", "own": None}
@@ -179,12 +181,13 @@ def test_a_formula_is_a_score_of_every_kind_that_has_what_it_names():
             with_formulas(Catalogue({"images": judged, "edited": ()}), formulas_of(scores))
 
 
-def merged(folder, formulas=(), **selection):
+def merged(folder, formulas=(), by=None, **selection):
     kind = build(folder, [{"id": f"r{n}", "prompt": "fox", "group": n % 3, "Key": n} for n in range(9)])
     kind.formulas = tuple(formulas_of(dict(formulas)))
     catalogue = with_formulas(RUBRIC.catalogue, list(kind.formulas))
     select = Select.model_validate({"images": selection})
-    merge_scores([kind], catalogue, select, folder / "t.parquet", folder / "t.csv", {"digest": "d"})
+    files = folder / "t.parquet", folder / "t.csv"
+    merge_scores([kind], catalogue, select, *files, {"digest": "d"}, yields=folder / "yield.csv", by=by)
     return pq.read_table(folder / "t.parquet")
 
 
@@ -202,6 +205,26 @@ def test_own_fields_and_formulas_select_in_the_tables(tmp_path):
     first = (tmp_path / "t.parquet").read_bytes()
     merged(tmp_path, {"worth": "p * 0.5"}, **best)
     assert (tmp_path / "t.parquet").read_bytes() == first
+
+
+def test_the_yield_is_told_in_a_table_of_its_own_and_on_a_page(tmp_path):
+    merged(tmp_path, by="group", p=0.5, where='"group" < 2', limit=5)
+    found = read_yields(tmp_path / "yield.csv")["images"]
+    assert dict(zip(found.steps, found.left, strict=True)) == {
+        "requests": 18,
+        "made": 18,
+        "scored": 18,
+        "p >= 0.5": 9,
+        '"group" < 2': 6,
+        "best 5": 5,
+    }
+    assert (found.field, {value: left[-2:] for value, left in found.by.items()}) == (
+        "group",
+        {"0": [3, 3], "1": [3, 2], "2": [0, 0]},
+    )
+    write_steps(tmp_path / "steps.html", {"images": found})
+    page = (tmp_path / "steps.html").read_text()
+    assert "&quot;group&quot; &lt; 2" in page and "<td>5</td><td>27.8%</td>" in page
 
 
 def test_what_does_not_fit_the_rows_is_one_line_and_leaves_no_table(tmp_path):

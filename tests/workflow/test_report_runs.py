@@ -75,7 +75,7 @@ def test_a_browser_shows_every_result_of_the_report(copy, browser):
     with zipfile.ZipFile(copy.folder / "report.zip") as archive:
         inside = {name.rpartition("/")[2]: archive.read(name) for name in archive.namelist() if "/data/raw/" in name}
         archive.extractall(copy.folder / "opened")
-    declared = pictures | {"results/plots/recipe.html"}
+    declared = pictures | {"results/plots/recipe.html", "results/plots/steps.html"}
     assert {f"results/plots/{name}" for name in inside} == declared
     assert all((copy.results / "plots" / name).read_bytes() == content for name, content in inside.items())
     copy.snakemake("--report", "report.html")

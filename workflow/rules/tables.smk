@@ -1,5 +1,5 @@
 # REQUIRED INPUTS: all image and score shards
-# OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl
+# OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl, {results}/yield.csv
 
 
 rule merge_scores:
@@ -11,6 +11,7 @@ rule merge_scores:
         scores=f"{RESULTS}/scores.parquet",
         table=f"{RESULTS}/scores.csv",
         rejected=f"{RESULTS}/rejected.jsonl",
+        yields=f"{RESULTS}/yield.csv",
         manifest=DARKROOM.tables.made,
     log:
         f"{RESULTS}/logs/merge_scores.log",

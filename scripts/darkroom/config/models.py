@@ -675,6 +675,14 @@ class Selection(SectionOfNumbers):
         return {name: value for name, value in told(self).items() if value is not None}
 
     @property
+    def cuts(self) -> dict[str, str]:
+        """What selects beside thresholds, for people, by key."""
+        quota = f"the best {self.quota.each} of each {self.quota.by}" if self.quota else None
+        found = {"where": self.where, "one of each": self.distinct, "kept of each row": self.per_row, "quota": quota}
+        found |= {"kept in all": self.limit, "the best by": ", ".join(self.order)}
+        return {key: str(said) for key, said in found.items() if said}
+
+    @property
     def order(self) -> list[str]:
         """What `order_by` names."""
         return [self.order_by] if isinstance(self.order_by, str) else self.order_by or []
@@ -747,6 +755,11 @@ class Gallery(Section):
 class Report(Section):
     enabled: bool = Field(
         default=True, description="Draw `results/plots/`, which `snakemake --report report.zip` shows."
+    )
+    yield_by: Text | None = Field(
+        default=None,
+        description="Column of the tables or field of your rows, such as `category`, by whose values `yield.csv` and the report tell"
+        " the yield of each step, too.",
     )
 
 

@@ -101,7 +101,8 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
     ]
     for kind in export.kinds:
         least = ", ".join(f"{name} at least {value:g}" for name, value in export.select.least_of(kind.name).items())
-        lines.append(f"- {kind.name}: {least or 'every image that was made'}")
+        cuts = [f"{key} {said}" for key, said in export.select.of(kind.name).cuts.items()]
+        lines.append(f"- {kind.name}: {'; '.join([least, *cuts] if least else cuts) or 'every image that was made'}")
     if export.select.per_row:
         lines.append(f"- of each prompt, the best {export.select.per_row}")
     if export.by_label:

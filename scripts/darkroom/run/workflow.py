@@ -3,6 +3,7 @@
 The Snakefile asks it what to make; the scripts ask it how. It imports nothing heavy.
 """
 
+import difflib
 import os
 import socket
 import time
@@ -426,7 +427,9 @@ class Workflow:
         }  # holds the line numbers that rejected.jsonl tells
         parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
         parts.append(self.config.export.prefix)
-        return digest([*parts, *filter(None, [self.labels_digest]), *self._formulas_told])
+        by = self.config.report.yield_by
+        told = [*filter(None, [self.labels_digest]), *self._formulas_told, *([{"yield_by": by}] if by else [])]
+        return digest([*parts, *told])
 
     @property
     def _formulas_told(self) -> list[Any]:
@@ -436,7 +439,7 @@ class Workflow:
     @cached_property
     def tables(self) -> Output:
         """The final tables."""
-        files = [self.results(name) for name in ("scores.parquet", "scores.csv", "rejected.jsonl")]
+        files = [self.results(name) for name in ("scores.parquet", "scores.csv", "rejected.jsonl", "yield.csv")]
         inputs = [
             manifest_of(file.path)
             for step in self.lineage.steps()
@@ -668,11 +671,12 @@ class Workflow:
                 told[stage.section] |= {"seeds of each row": ", ".join(map(str, self._seeds[stage.name]))}
         for metric in self.metrics:
             told[metric.name] = self._named(metric.recipe(self.stages[0].like))
-        chosen = {
+        chosen: dict[str, Any] = {
             f"{kind}: least {name}": least
             for kind in self.plans
             for name, least in config.select.least_of(kind).items()
         }
+        chosen |= {f"{kind}: {key}": said for kind in self.plans for key, said in config.select.of(kind).cuts.items()}
         told["selection"] = chosen | {"kept of each row": config.select.per_row or "all that reach it"}
         return told
 
@@ -805,7 +809,8 @@ def _check_expressions(
     """Formulas, and expressions of `select`, are such, over columns that there are and of types that fit; of the fields of the
     user's rows only the names are known. Raises DarkroomError."""
     named = [one for stage in stages for one in config.select.of(stage.name).expressions(f"select.{stage.name}")]
-    if not formulas and not named:
+    by = config.report.yield_by
+    if not (formulas or named or by):
         return
     from darkroom.tables.sql import Checker
 
@@ -828,3 +833,7 @@ def _check_expressions(
     checker = Checker(types | dict.fromkeys(own.values()))
     for key, text, wanted in named:
         checker.check(key, text, wanted)
+    if by and by not in checker.types:
+        near = difflib.get_close_matches(by, checker.types, n=1)
+        known = f"did you mean {near[0]}?" if near else f"there are {', '.join(checker.types)}"
+        raise DarkroomError(f"config: report.yield_by: no column {by}; {known}")

@@ -22,6 +22,7 @@ from darkroom.tables.fields import Names
 from darkroom.tables.joined import Joined
 from darkroom.tables.kind import Kind
 from darkroom.tables.select import Selector
+from darkroom.tables.yields import write_yields
 
 _QUOTED = '[,"\r\n]'  # a cell of CSV that has one of these stands in quotes
 
@@ -35,11 +36,14 @@ def merge_scores(
     meta: dict[str, str],
     labels: Labels | None = None,
     prefix: str = "darkroom_",
+    yields: Path | None = None,
+    by: str | None = None,
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
     catalogue: the columns of scores; labels: what a person said of the images, for the column `label`; prefix: what
-    a column of ours begins with where a field of the user's rows has its name. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    a column of ours begins with where a field of the user's rows has its name; yields: write yield.csv there, also by the column or
+    field `by`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
 
     The shards are read once, into a file without a name beside the tables. Memory holds some thousands of images, and of all of
     them what they are selected by.
@@ -57,11 +61,11 @@ def merge_scores(
         named = {column: names(column) for column in columns}
         counts: dict[str, int] = {}
         flags = []
-        selector = Selector(catalogue, select, named, columns, own_types)
-        for kind in kinds:
-            chosen = selector.chosen(images, kind)
+        selector = Selector(catalogue, select, named, columns, own_types, by)
+        every = {kind.name: selector.chosen(images, kind) for kind in kinds}
+        for name, chosen in every.items():
             flags += chosen.selected.chunks
-            counts |= _counts(images, kind.name, chosen.selected)
+            counts |= _counts(images, name, chosen.selected)
         schema = arrow_schema({named[column]: type_ for column, type_ in columns.items()} | own_types)
         with (
             replacing(table) as csv_file,
@@ -82,6 +86,8 @@ def merge_scores(
             moved = {name: column for name, column in named.items() if column != name}
             told = {"rule": "merge_scores", "fields": own_fields, "moved": moved}
             writer.add_key_value_metadata(packed_meta(meta | told, images.number))
+    if yields is not None:
+        write_yields(yields, every, by)
     return counts
 
 

@@ -103,7 +103,9 @@ class Selector:
 
         Raises DarkroomError, one line, for an expression that does not fit the columns.
         """
-        steps = self._steps(kind, self._checked(kind))
+        label = self.named["label"]
+        labelled = self.select.labels and label in table.column_names and table[label].null_count < len(table)
+        steps = self._steps(kind, self._checked(kind), labelled)
         names = [step.name for step in steps]
         if not len(table):
             return Chosen(pa.chunked_array([], pa.bool_()), names, [0] * len(names))
@@ -166,8 +168,8 @@ class Selector:
             parts.append(pa.table(columns))
         return pa.concat_tables(parts) if parts else pa.table({})
 
-    def _steps(self, kind: str, checked: Mapping[str, list[Expression]]) -> list[Step]:
-        """The steps of a kind."""
+    def _steps(self, kind: str, checked: Mapping[str, list[Expression]], labelled: bool) -> list[Step]:
+        """The steps of a kind; labelled: whether labels count."""
         said, column = self.select.of(kind), {name: quoted(name_) for name, name_ in self.named.items()}
         made = f"{column['error']} IS NULL"
         scores = [f"{column[name]} IS NOT NULL" for name in self.catalogue.score_names(kind)]
@@ -179,7 +181,7 @@ class Selector:
         if said.where:
             steps.append(Step(" ".join(said.where.split()), checked["where"][0].sql))
         accepted = "false"
-        if self.select.labels:
+        if labelled:
             accepted = f"coalesce({column['label']} = 'accept' AND {made}, false)"
             steps.append(Step("labels", f"coalesce({column['label']}, '') <> 'reject'", always=accepted))
         order = [f"{one.ranked} DESC NULLS LAST" for one in checked.get("order_by", ())]

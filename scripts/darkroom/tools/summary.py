@@ -8,6 +8,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs.history import benchmarks
 from darkroom.metrics.base import mass_warning
 from darkroom.run.workflow import Workflow
+from darkroom.tables.yields import read_yields
 from darkroom.tools.failures import lines as failure_lines
 from darkroom.tools.prune import superseded_line
 
@@ -27,12 +28,16 @@ def summary(workflow: Workflow) -> str:
     results, scores = workflow.results(), workflow.results("scores.parquet")
     if not scores.exists():
         raise DarkroomError(f"{scores}: no such file; run snakemake first")
-    lines = [""]
+    lines, table = [""], results / "yield.csv"
+    yields = read_yields(table) if table.exists() else {}
     for kind, count in _count(workflow, scores).items():
         lines.append(
             f"{kind:>8}: {count.rows} rows, {count.requests} requests, {count.requests - count.failed} images,"
             f" {count.failed} failed, {count.selected} selected; {_taken(workflow, kind)}"
         )
+        if (found := yields.get(kind)) is not None:
+            steps = zip(found.steps, found.left, strict=True)
+            lines.append(f"{'':10}{', '.join(f'{step}: {left}' for step, left in steps)} (left after each step)")
         means = ((name, *count.scores.get(name, (0.0, 0))) for name in workflow.catalogue.score_names(kind))
         told = ", ".join(f"{name} {total / number:.2f}" for name, total, number in means if number)
         lines.append(f"{'':10}{told} (means)")
@@ -50,6 +55,7 @@ def summary(workflow: Workflow) -> str:
     if (results / "plots").exists():
         told = "yield, scores, failures, time; `make report` puts them into report.zip"
         lines.append(f"         {results}/plots/           {told}")
+    lines.append(f"         {results}/yield.csv          how many images each step of the selection leaves")
     lines.append(f"         {results}/rejected.jsonl     rows that could not be used, with line and reason")
     return "\n".join(lines)
 

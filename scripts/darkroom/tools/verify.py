@@ -155,10 +155,11 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
         return
     meta = workflow.tables_meta()
     with tempfile.TemporaryDirectory(prefix="darkroom-verify-") as name:
-        new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl")]
+        new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl", "yield.csv")]
         labels = workflow.labels()
         select, prefix = workflow.config.select, workflow.config.export.prefix
-        merge_scores(workflow.kinds(), workflow.catalogue, select, new[0], new[1], meta, labels, prefix)
+        yields = new[3], workflow.config.report.yield_by
+        merge_scores(workflow.kinds(), workflow.catalogue, select, new[0], new[1], meta, labels, prefix, *yields)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

@@ -44,6 +44,7 @@ def figures(stages: list[Stage], folder: Path) -> list[Plot]:
         Plot("yield", "1 Overview", "all", "rows to kept images"),
         Plot("failures", "1 Overview", "all", "failures by reason"),
         Plot("recipe", "1 Overview", "all", "recipe", page=True),
+        Plot("steps", "1 Overview", "all", "selection in steps", page=True),
     ]
     found += [Plot("models", "1 Overview", of, "models compared", of) for of in several(stages)]
     for number, stage in enumerate(stages, 2):

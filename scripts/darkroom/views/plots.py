@@ -364,7 +364,9 @@ class RecipePage:
 
     def write(self, path: Path) -> None:
         out = io.StringIO()
-        out.write(f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>Recipe</title><style>{_CSS}</style>")
+        out.write(
+            f"<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>Recipe</title><style>{PAGE_CSS}</style>"
+        )
         for name, table in self.tables.items():
             out.write(f"<h2>{html.escape(name)}</h2><table>")
             for key, value in table.items():
@@ -383,7 +385,7 @@ class RecipePage:
         path.write_text(out.getvalue(), encoding="utf-8")
 
 
-_CSS = (
+PAGE_CSS = (
     f"body{{font:15px/1.5 system-ui,sans-serif;color:{INK};background:#fff;margin:24px auto;max-width:900px;padding:0 16px}}"
     f"h2{{font-size:17px;margin:28px 0 6px;color:{BLUE}}}table{{border-collapse:collapse;width:100%}}"
     "th,td{text-align:left;vertical-align:top;padding:5px 10px;border-bottom:1px solid #e4e8ec;overflow-wrap:anywhere}"
