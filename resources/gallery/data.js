@@ -138,11 +138,13 @@ window.gallery = (() => {
 
   // Of the samples of a prompt, those that are accepted, and of those that reach every threshold and are not rejected the best.
   function chosen(all) {
-    const { thresholds } = set.kinds[shardAt(all[0]).kind];
+    const { thresholds, cuts } = set.kinds[shardAt(all[0]).kind];
+    // What further cuts leave hangs on the whole set: it is as the last run had it.
+    const fits = cuts ? kept : (one) => thresholds.every((threshold) => reaches(one, threshold));
     const made = all.filter((one) => value(one, "error") === null);
     const accepted = made.filter((one) => labelOf(one) === "accept");
-    const others = made.filter((one) => labelOf(one) === null && thresholds.every((threshold) => reaches(one, threshold)));
-    if (set.perRow === null) return [...accepted, ...others];
+    const others = made.filter((one) => labelOf(one) === null && fits(one));
+    if (set.perRow === null || cuts) return [...accepted, ...others];
     const by = thresholds[0]?.[0];
     if (by) others.sort((a, b) => value(b, by) - value(a, by) || a - b);
     return [...accepted, ...others.slice(0, Math.max(0, set.perRow - accepted.length))];
@@ -151,8 +153,9 @@ window.gallery = (() => {
   // Why an image that was made is not selected, in a few words.
   function reasons(entry) {
     if (labelOf(entry) === "reject") return ["it is rejected by its label"];
-    const missed = set.kinds[shardAt(entry).kind].thresholds.filter((threshold) => !reaches(entry, threshold));
-    if (!missed.length) return ["other samples of its prompt are kept"];
+    const { thresholds, cuts } = set.kinds[shardAt(entry).kind];
+    const missed = thresholds.filter((threshold) => !reaches(entry, threshold));
+    if (!missed.length) return [cuts ? `a further step of the selection leaves it out (${cuts.join("; ")})` : "other samples of its prompt are kept"];
     return missed.map(([name, least]) => (value(entry, name) === null ? `${name} is missing` : `${name} is below ${least}`));
   }
 

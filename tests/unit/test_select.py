@@ -13,6 +13,7 @@ from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import ITEM, NUMBER, Selector
 from darkroom.tables.sql import Checker, computed
 from darkroom.tables.yields import read_yields
+from darkroom.views import gallery
 from darkroom.views.steps import write_steps
 from test_tables import RUBRIC, build
 
@@ -249,3 +250,12 @@ def test_a_selection_of_thresholds_alone_is_told_as_before():
     assert json.dumps(select.model_dump()) == json.dumps(
         {"images": {"p": 0.5}, "edited": {}, "per_row": 2, "labels": True}
     )
+
+
+def test_cuts_are_told_in_words_where_there_are_any():
+    cuts = {"where": "p > 0.5", "quota": {"by": "category", "each": 5}, "order_by": ["p", "-sample"], "limit": 9}
+    select = Select.model_validate({"images": {"p": 0.4, **cuts}, "edited": {"q": 1}})
+    told = {"where": "p > 0.5", "quota": "the best 5 of each category", "kept in all": "9", "the best by": "p, -sample"}
+    assert select.of("images").cuts == told and select.of("edited").cuts == {}
+    assert gallery._about(RUBRIC.catalogue, "images", select)["cuts"] == [f"{key} {said}" for key, said in told.items()]
+    assert "cuts" not in gallery._about(RUBRIC.catalogue, "edited", select)

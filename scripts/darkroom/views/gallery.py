@@ -290,7 +290,7 @@ def write_index(
             name = path.relative_to(folder / kind.name).as_posix()
             shards.append((kind.name, shard, len(flags), digest(found, 8), packed, name))
     index = about | {
-        "kinds": {kind.name: _about(catalogue, kind.name, select.least_of(kind.name)) for kind in kinds},
+        "kinds": {kind.name: _about(catalogue, kind.name, select) for kind in kinds},
         "perRow": select.per_row,
         "byLabel": select.labels,
         "shards": shards,
@@ -342,8 +342,10 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
     return found
 
 
-def _about(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> dict[str, Any]:
-    """What the page knows of a kind: what it is called, its scores with range and threshold, the questions they come from."""
+def _about(catalogue: "Catalogue", kind: str, select: Select) -> dict[str, Any]:
+    """What the page knows of a kind: what it is called, its scores with range and threshold, the questions they come from, and in words
+    what selects beside thresholds."""
+    thresholds, cuts = select.least_of(kind), select.of(kind).cuts
     scores = [
         {
             "name": column.name,
@@ -366,6 +368,7 @@ def _about(catalogue: "Catalogue", kind: str, thresholds: dict[str, float]) -> d
         **({"of": base} if model else {}),  # those of one base are shown side by side
         "scores": scores,
         "thresholds": list(thresholds.items()),  # in their order: `per_row` keeps the best by the first
+        **({"cuts": [f"{key} {said}" for key, said in cuts.items()]} if cuts else {}),
         "texts": catalogue.names(kind, "text"),
         "questions": asked,
     }
