@@ -10,8 +10,9 @@ reason and a group of duplicates; one in a hundred could not be made.
 import argparse
 import hashlib
 import json
+import os
 import random
-import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -132,12 +133,11 @@ def measured(folder: Path, images: int, size: int, selection: dict[str, Any], re
 
 def apart(arguments: list[str]) -> tuple[float, float]:
     """(CPU seconds, GB) of a process of this file with these arguments."""
-    import subprocess
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, __file__, *arguments], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, after.ru_maxrss / 1e6
+    process = subprocess.Popen([sys.executable, __file__, *arguments])
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(arguments)}: ended with {os.waitstatus_to_exitcode(status)}")
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6
 
 
 def main() -> int:

@@ -259,6 +259,16 @@ def test_expressions_see_the_users_fields_and_change_the_tables_alone(folder):
         == selected.lineage.shard_score_digests
         == computed.lineage.shard_score_digests
     )
+    # What is text in some rows is text; what is a number in these may be text in others.
+    for where in ("category > 5", "Label = 'many' and category > 5"):
+        given["select"] = {"images": {"where": where}}
+        with pytest.raises(DarkroomError, match=r"select\.images\.where: Cannot compare values of type VARCHAR"):
+            Workflow.open(given)
+    given["select"] = {"images": {"where": "Label = 'many' or Label > 5"}}
+    with pytest.raises(DarkroomError, match=r"select\.images\.where: Could not convert string 'many' to"):
+        Workflow.open(given)
+    given["select"] = {"images": {"where": "Label = 'many'"}}
+    Workflow.open(given)
     assert "worth" in computed.catalogue.score_names("images") and computed.kinds()[0].formulas[0].text == "p_yes / 2"
 
 

@@ -4,6 +4,8 @@ The Snakefile asks it what to make; the scripts ask it how. It imports nothing h
 """
 
 import difflib
+import itertools
+import json
 import os
 import socket
 import time
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from darkroom.exports.base import Export
     from darkroom.tables.kind import Kind, ShardFiles
 
+SAMPLED = 1000  # rows of a shard whose types are looked at before anything runs
 TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 3  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
@@ -428,7 +431,11 @@ class Workflow:
         parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
         parts.append(self.config.export.prefix)
         by = self.config.report.yield_by
-        told = [*filter(None, [self.labels_digest]), *self._formulas_told, *([{"yield_by": by}] if by else [])]
+        told: list[Any] = [
+            *filter(None, [self.labels_digest]),
+            *self._formulas_told,
+            *([{"yield_by": by}] if by else []),
+        ]
         return digest([*parts, *told])
 
     @property
@@ -806,8 +813,7 @@ def _check_scores(config: Config, catalogue: Catalogue) -> None:
 def _check_expressions(
     config: Config, catalogue: Catalogue, formulas: list[Computed], stages: list[Stage], plans: dict[str, Plan]
 ) -> None:
-    """Formulas, and expressions of `select`, are such, over columns that there are and of types that fit; of the fields of the
-    user's rows only the names are known. Raises DarkroomError."""
+    """Formulas, and expressions of `select`, are such, over columns that there are and of types that fit. Raises DarkroomError."""
     named = [one for stage in stages for one in config.select.of(stage.name).expressions(f"select.{stage.name}")]
     by = config.report.yield_by
     if not (formulas or named or by):
@@ -831,9 +837,34 @@ def _check_expressions(
     types: dict[str, Any] = {name: type_ for name, type_ in ours.items() if name.casefold() not in own}
     types |= {config.export.prefix + name: type_ for name, type_ in ours.items() if name.casefold() in own}
     checker = Checker(types | dict.fromkeys(own.values()))
+    sampled = _sampled_types(plans) if named else {}
     for key, text, wanted in named:
-        checker.check(key, text, wanted)
+        columns = checker.check(key, text, wanted).columns
+        known = {name: sampled[name] for name in columns if checker.types[name] is None and sampled.get(name)}
+        refusals = []
+        # Later rows can make text of any other type, and of text nothing else.
+        for guess in itertools.product(*(dict.fromkeys((type_, "text")) for type_ in known.values())):
+            try:
+                Checker(checker.types | dict(zip(known, guess, strict=True))).check(key, text, wanted)
+                break
+            except DarkroomError as error:
+                refusals.append(error)
+        else:
+            raise refusals[0]
     if by and by not in checker.types:
         near = difflib.get_close_matches(by, checker.types, n=1)
-        known = f"did you mean {near[0]}?" if near else f"there are {', '.join(checker.types)}"
-        raise DarkroomError(f"config: report.yield_by: no column {by}; {known}")
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(checker.types)}"
+        raise DarkroomError(f"config: report.yield_by: no column {by}; {hint}")
+
+
+def _sampled_types(plans: dict[str, Plan]) -> dict[str, str]:
+    """The types of the fields of some of the user's rows, of those that hold no lists or objects."""
+    from darkroom.tables.fields import FieldTypes
+
+    types = FieldTypes()
+    for plan in plans.values():
+        names = plan.names
+        for name in dict.fromkeys((names[0], names[len(names) // 2], names[-1])):
+            for line in map(json.loads, plan.read(name).splitlines()[:SAMPLED]):
+                types.add(line.get("row", {}))
+    return {field: type_ for field, type_ in types.types.items() if isinstance(type_, str)}

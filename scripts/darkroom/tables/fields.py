@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from darkroom.rows.fields import NameOrder, merge_names
-from darkroom.store.shardfile import Type, arrow_type
+from darkroom.store.columns import Type
 
 MAX_FIELDS = 64  # of an object; one with more has its keys from the data, and is JSON text
 MAX_DEPTH = 8
@@ -150,32 +148,6 @@ def shaped(value: Any, type_: Type) -> Any:
         return [shaped(item, type_["list"]) for item in value]
     types = dict(type_["struct"])
     return {name: shaped(item, types[name]) for name, item in value.items()}
-
-
-class OwnRows:
-    """The user's own fields of some images as columns, a value for each image. Images of one row share its JSON."""
-
-    def __init__(self, fields: pa.Array, order: NameOrder):
-        """fields: JSON of each image; order: of the names in nested objects."""
-        told = fields.dictionary_encode()
-        self._places, self._order = told.indices, order
-        self.rows: list[dict[str, Any]] = [*json.loads(f"[{','.join(told.dictionary.to_pylist())}]")]
-
-    def _values(self, name: str, type_: Type) -> list[Any]:
-        found = [row.get(name) for row in self.rows]
-        if not isinstance(type_, str) or (type_ == "text" and any(isinstance(one, dict | list) for one in found)):
-            found = [self._order.ordered(value, name) for value in found]
-        return found if type_ in ("int", "bool") else [shaped(value, type_) for value in found]
-
-    def column(self, name: str, type_: Type) -> pa.Array:
-        """A field as a column of that type."""
-        return pa.array(self._values(name, type_), arrow_type(type_)).take(self._places)
-
-    def texts(self, name: str, type_: Type) -> pa.Array:
-        """A field of lists or objects as JSON, for CSV."""
-        values = self._values(name, type_)
-        found = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-        return pa.array(found, pa.large_string()).take(self._places)
 
 
 def leaves(value: Any, name: str = "") -> set[str]:

@@ -1,9 +1,10 @@
 """The images of all kinds with their scores, read once from their shards and kept in a file while the tables are made."""
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,41 @@ import pyarrow.compute as pc
 
 from darkroom.errors import DarkroomError
 from darkroom.metrics.formulas import Computed
+from darkroom.rows.fields import NameOrder
 from darkroom.rows.labels import Labels
 from darkroom.store.columns import Type
 from darkroom.store.shardfile import arrow_type
-from darkroom.tables.fields import FieldTypes, OwnRows
+from darkroom.tables.fields import FieldTypes, shaped
 from darkroom.tables.kind import Kind
 
 PART = 16_384  # images that are worked on together; a row group of scores.parquet
 FIELDS = "fields"  # the column of the user's own fields, as JSON
+
+
+class OwnRows:
+    """The user's own fields of some images as columns, a value for each image. Images of one row share its JSON."""
+
+    def __init__(self, fields: pa.Array, order: NameOrder):
+        """fields: JSON of each image; order: of the names in nested objects."""
+        told = fields.dictionary_encode()
+        self._places, self._order = told.indices, order
+        self.rows: list[dict[str, Any]] = [*json.loads(f"[{','.join(told.dictionary.to_pylist())}]")]
+
+    def _values(self, name: str, type_: Type) -> list[Any]:
+        found = [row.get(name) for row in self.rows]
+        if not isinstance(type_, str) or (type_ == "text" and any(isinstance(one, dict | list) for one in found)):
+            found = [self._order.ordered(value, name) for value in found]
+        return found if type_ in ("int", "bool") else [shaped(value, type_) for value in found]
+
+    def column(self, name: str, type_: Type) -> pa.Array:
+        """A field as a column of that type."""
+        return pa.array(self._values(name, type_), arrow_type(type_)).take(self._places)
+
+    def texts(self, name: str, type_: Type) -> pa.Array:
+        """A field of lists or objects as JSON, for CSV."""
+        values = self._values(name, type_)
+        found = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        return pa.array(found, pa.large_string()).take(self._places)
 
 
 @dataclass

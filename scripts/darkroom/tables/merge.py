@@ -24,6 +24,7 @@ from darkroom.tables.kind import Kind
 from darkroom.tables.select import Selector
 from darkroom.tables.yields import write_yields
 
+_MARKS = (b",", b'"', b"\r", b"\n")
 _QUOTED = '[,"\r\n]'  # a cell of CSV that has one of these stands in quotes
 
 
@@ -132,7 +133,14 @@ def _csv(part: pa.Table, nested: Mapping[int, pa.ChunkedArray]) -> bytes:
     # With "\n" alone, a cell that holds "\r" would need no quotes to some, and others see two lines.
     cells[-1] = _joined(cells[-1], "\r\n", by="")
     lines = _joined(*cells, by=",")
-    return b"".join(bytes(one.buffers()[2] or b"") for one in lines.chunks)
+    return b"".join(_bytes(one) for one in lines.chunks)
+
+
+def _bytes(texts: pa.Array) -> bytes:
+    """Texts that follow each other without a gap, as they lie in memory."""
+    _, offsets, data = texts.buffers()
+    first, last = pa.Array.from_buffers(pa.int64(), len(texts) + 1, [None, offsets], offset=texts.offset)[:: len(texts)]
+    return data[first.as_py() : last.as_py()].to_pybytes()
 
 
 def _cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -147,9 +155,9 @@ def _cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = column.cast(pa.large_string())
     if pa.types.is_integer(type_):
         return texts
-    quoted = pc.match_substring_regex(texts, _QUOTED)
-    if not pc.any(quoted).as_py():
+    if not any(mark in _bytes(one) for one in texts.chunks if len(one) for mark in _MARKS):
         return texts
+    quoted = pc.match_substring_regex(texts, _QUOTED)
     doubled = pc.replace_substring(texts, '"', '""')
     return pc.if_else(quoted, _joined('"', doubled, '"', by=""), texts)
 
