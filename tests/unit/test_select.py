@@ -189,6 +189,8 @@ def merged(folder, formulas=(), by=None, **selection):
     select = Select.model_validate({"images": selection})
     files = folder / "t.parquet", folder / "t.csv"
     merge_scores([kind], catalogue, select, *files, {"digest": "d"}, yields=folder / "yield.csv", by=by)
+    shown = [record for shard in kind.plan.names for record in kind.shard_records(shard)]  # as the gallery reads them
+    assert [record.get("worth") for record in shown] == [(record["p"] / 2 if formulas else None) for record in shown]
     return pq.read_table(folder / "t.parquet")
 
 
