@@ -57,6 +57,13 @@ def test_a_condition_stands_beside_thresholds_and_what_is_null_is_not_true():
     assert chosen({"p": 0.5}, ["a"] * 3, [float("nan"), 0.6, 0.5])[0] == [1, 2]
 
 
+def test_a_threshold_is_compared_to_the_last_bit():
+    p = [0.1 + 0.2, 0.3, 0.7000000000000001, 0.7, 1e-7]
+    assert chosen({"p": 0.1 + 0.2}, ["a"] * 5, p)[0] == [0, 2, 3]
+    assert chosen({"p": 0.7000000000000001}, ["a"] * 5, p)[0] == [2]
+    assert chosen({"p": 1e-7}, ["a"] * 5, p)[0] == [0, 1, 2, 3, 4]
+
+
 def test_one_of_each_so_many_of_each_and_so_many_in_all_are_the_best():
     assert chosen({"distinct": "category", "order_by": "p"}, CATEGORIES, P)[0] == [1, 2, 3, 6, 7]
     assert chosen({"distinct": "category", "order_by": "-p"}, CATEGORIES, P)[0] == [
@@ -145,6 +152,11 @@ def test_an_expression_names_its_columns_in_whatever_case():
         ("case when category in ('a', 'b') then p_yes > 0.5 else n > 1 end", ("category", "p_yes", "n")),
     ):
         assert set(CHECKER.check("select.images.where", text, "condition").columns) == set(columns)
+
+
+def test_fields_whose_names_are_one_to_duckdb_do_not_stop_others():
+    checker = Checker({"a": "text", "A": "int", "": "text", 'q"x': "int"})
+    assert checker.check("w", 'A = \'x\' and "q""x" > 1', "condition").columns == ("a", 'q"x')
 
 
 def test_a_formula_has_a_value_where_its_scores_have_one_and_else_a_reason():

@@ -177,7 +177,7 @@ class Selector:
         steps += [Step("scored", " AND ".join(scores), told=True)] if scores else []
         for name, least in said.numbers.items():
             number = f" AND NOT isnan({column[name]})" if self.types[self.named[name]] == "float" else ""
-            steps.append(Step(f"{name} >= {least:g}", f"{column[name]} >= {least!r}{number}"))
+            steps.append(Step(f"{name} >= {least:g}", f"{column[name]} >= '{float(least)!r}'::DOUBLE{number}"))
         if said.where:
             steps.append(Step(" ".join(said.where.split()), checked["where"][0].sql))
         accepted = "false"

@@ -94,8 +94,10 @@ class Checker:
     """Checks expressions over a table with these columns; a type of None fits everything."""
 
     def __init__(self, types: Mapping[str, Type | None]):
-        self.types = dict(types)
-        self._by_fold = {name.casefold(): name for name in self.types}
+        # Names that differ in case alone are one to DuckDB, and no name is none: such fields can be in no expression.
+        first = {name.casefold(): name for name in reversed(list(types)) if name}
+        self.types = {name: type_ for name, type_ in types.items() if first.get(name.casefold()) == name}
+        self._by_fold = first
 
     @cached_property
     def _connection(self) -> "DuckDBPyConnection":
