@@ -126,7 +126,7 @@ def test_every_command_has_its_help_and_stands_in_the_usage(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.M)
-    assert {"plan", "trial", "watch", "verify", "prune", "replay", "failures", "summary", "fetch"} == set(commands)
+    assert {"plan", "preview", "trial", "watch", "verify", "prune", "replay", "failures", "summary", "fetch"} == set(commands)
     told = (REPOSITORY / "docs/usage.md").read_text()
     for command in commands:
         with pytest.raises(SystemExit) as left:

@@ -1,6 +1,7 @@
 """Read a config, check it against the models and find the files that it names."""
 
 import glob
+import hashlib
 import json
 import math
 import os
@@ -26,8 +27,10 @@ from darkroom.config.options import judge_refusal, refusal, with_family
 from darkroom.config.values import Unusable, expanded, explain, read_value
 from darkroom.engines import FAMILIES
 from darkroom.errors import DarkroomError
+from darkroom.files import replacing
 from darkroom.plan.stages import ROWS, STAGES, stages_for, used_stages
 
+INLINE = (".darkroom", "made")  # of the results: where rows that the config itself describes are written down
 DEMONSTRATION = (
     "this is the demonstration, config/config.yaml, since no config names rows; for your own, --configfile my.yaml"
 )
@@ -90,6 +93,9 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     _check_values(config, "")
     found = load_extensions(config, folders)
     parts, named = split_models(config)
+    for rows in ROWS:
+        if isinstance(parts.get(rows), dict):
+            parts = _with_made_rows(parts, rows, folders)
     model = config_model(named)
     try:
         checked = model.model_validate(parts)
@@ -105,6 +111,31 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
     for rows in ROWS:
         _check_alike(checked, checked.sections_for(rows))
     return _with_families(_with_files(checked, folders))
+
+
+def _with_made_rows(config: dict[str, Any], rows: str, roots: Sequence[Path]) -> dict[str, Any]:
+    """A config that says how rows are made (`rows.made`), with the file of its own in which this stands instead."""
+    given = json.loads(json.dumps(config[rows], default=str))
+    fields = given.get("fields")
+    for name, values in fields.items() if isinstance(fields, dict) else ():
+        if isinstance(values, dict) and isinstance(values.get("file"), str):
+            where = f"{rows}.fields.{name}.file"
+            values["file"] = os.path.abspath(_find(_expanded(values["file"], where), roots, where, "file"))
+    text = yaml.safe_dump(given, allow_unicode=True)
+    results = config.get("results") or Config.model_fields["results"].default
+    path = Path(
+        _expanded(str(results), "results"), *INLINE, f"{rows}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+    )
+    if not path.exists():
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DarkroomError(f"config: results: {path}: {error.strerror or error}") from error
+    fields_of = config.get("rows") or {}
+    if rows == "edits" and isinstance(fields_of, dict) and isinstance(of_edits := fields_of.get("edits") or {}, dict):
+        config = config | {"rows": fields_of | {"edits": {"root": os.path.abspath(roots[0])} | of_edits}}
+    return config | {rows: str(path.absolute())}
 
 
 def _check_alike(config: Config, sections: list[str]) -> None:

@@ -798,7 +798,7 @@ class Config(Section):
     prompts: Files = Field(
         default=None,
         description="Rows to turn into images: a file, a list of files, or a pattern such as `prompts/*.jsonl`, in the formats of"
-        " the table below. Null: none.",
+        " the table below; or what they are made of. Null: none.",
     )
     edits: Files = Field(
         default=None,

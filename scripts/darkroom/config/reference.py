@@ -20,6 +20,7 @@ from darkroom.config import home
 from darkroom.config.load import load_extensions, read_config_file
 from darkroom.config.models import MODEL_NAME, SEVERAL, Config, config_model
 from darkroom.config.values import limits, sections_of, wanted
+from darkroom.plan.stages import ROWS
 
 _TABLE = re.compile(r"(<!-- (keys|section): ([\w, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -32,6 +33,8 @@ def with_tables(text: str) -> str:
 def schema(model: type[BaseModel] = Config) -> dict[str, Any]:
     """The JSON schema of a config (draft 2020-12)."""
     made = _without_titles(model.model_json_schema())
+    for rows in ROWS:  # or what rows are made of (`rows.made`)
+        made["properties"][rows]["anyOf"].append({"type": "object", "required": ["template"]})
     for name in SEVERAL:  # one model, or several by their names beside what they share
         one = made["properties"][name]
         keys = made["$defs"][one["$ref"].rpartition("/")[2]]["properties"]

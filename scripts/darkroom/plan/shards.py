@@ -50,7 +50,8 @@ from darkroom.plan.chains import Edit, check_counts, resolve
 from darkroom.plan.reach import Reach, ReachOfSeveral
 from darkroom.plan.stages import makers_of
 from darkroom.rows.fields import PLAIN, Fields, NameOrder
-from darkroom.rows.formats import MAX_FILE_BYTES, read_rows, written_as
+from darkroom.rows.formats import MAX_FILE_BYTES, ending, read_rows, written_as
+from darkroom.rows.made import ENDINGS, lists_of
 from darkroom.rows.pictures import PictureFile
 from darkroom.rows.read import APART, Reading, content_id, in_turns, parse_row, references_of, row_id, sources_of
 
@@ -413,10 +414,14 @@ def make_plan(
     folder = plan_folder(results, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stats = [path.stat() for path in paths]
+        lists = [file for path in paths if ending(path) in ENDINGS for file in lists_of(path)]
+        stats = [path.stat() for path in (*paths, *lists)]
     except OSError as error:
         raise DarkroomError(f"{error.filename}: {error.strerror}") from error
-    seen = [[str(path.absolute()), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    seen = [
+        [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+        for path, stat in zip((*paths, *lists), stats, strict=True)
+    ]
     read = [[name, *names] for name, names in sorted(fields.names.items())]
     about_edits = [samples, prompts.id if prompts else None, reading.state] if kind == "edits" else []
     state = [PLAN_VERSION, seen, read, fields.root, size, *about_edits]

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 from darkroom.errors import DarkroomError
 from darkroom.identity import canonical
 from darkroom.rows.fields import INTEGERS, PLAIN, Fields
+from darkroom.rows.made import ENDINGS, read_made
 from darkroom.rows.pictures import Pictures, held, without_pictures
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -45,7 +46,7 @@ def ending(path: str | Path) -> str:
     if name.endswith(TAR):
         return ".tar"
     suffix = PurePosixPath(name.removesuffix(".gz")).suffix
-    return suffix if suffix in TEXT or (suffix == ".parquet" and not name.endswith(".gz")) else ""
+    return suffix if suffix in TEXT or (suffix in (".parquet", *ENDINGS) and not name.endswith(".gz")) else ""
 
 
 def written_as(paths: Sequence[Path], fields: Fields = PLAIN) -> str:
@@ -75,7 +76,7 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
     """Yield (number from 1, raw bytes, row or None, reason or None) for each row of `path`.
 
     The number is that of the line; of a CSV record that of its last line (the header is line 1); in a JSON array, Parquet and
-    tar files rows are counted. Blank lines are not rows.
+    tar files, and of made rows, rows are counted. Blank lines are not rows.
 
     Args:
         path: its name decides how it is read, see `ending`.
@@ -92,6 +93,9 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
             yield from _read_parquet(path, pictures)
         elif kind == ".tar":
             yield from _read_tar(path, fields, pictures)
+        elif kind in ENDINGS:
+            for number, made in enumerate(read_made(path).draw(), 1):
+                yield number, json.dumps(made, ensure_ascii=False).encode(), made, None
         elif kind:
             with _open(path) as stream:
                 encoding = _encoding(stream.peek(_SAMPLE)[:_SAMPLE], fields)
@@ -105,7 +109,7 @@ def read_rows(path: str | Path, fields: Fields = PLAIN, pictures: Pictures | Non
                     yield from _read_jsonl(path, stream, encoding, fields, pictures)
         else:
             raise DarkroomError(
-                f"{path}: unknown kind of file; use .jsonl, .json, .csv, .tsv or .txt (also with .gz), .parquet or .tar"
+                f"{path}: unknown kind of file; use .jsonl, .json, .csv, .tsv or .txt (also with .gz), .parquet, .tar, or .yaml for made rows"
             )
     except (OSError, EOFError, UnicodeError, csv.Error, zlib.error, tarfile.TarError) as error:
         raise DarkroomError(f"{path}: cannot be read: {error}") from error

@@ -86,6 +86,19 @@ def trial(arguments: Arguments) -> int:
     return 0
 
 
+def preview(arguments: Arguments) -> int:
+    """Print the first rows as a run would read them, made ones too."""
+    from darkroom.config.load import load_config
+    from darkroom.tools.preview import preview_lines
+
+    config, demonstration = read_config(arguments.files + arguments.configfile, arguments.config)
+    if demonstration:
+        print(DEMONSTRATION, file=sys.stderr)
+    for line in preview_lines(load_config(config), arguments.rows):
+        print(line)
+    return 0
+
+
 def watch(arguments: Arguments) -> int:
     """Print the state of a run, again and again where it changes, until nothing works on the results any more."""
     import time
@@ -359,6 +372,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--to", type=Path, metavar="FILE", help="the config to write (beside the last one, with -trial.yaml)"
     )
+    command = add(preview)
+    command.add_argument("files", type=Path, nargs="*", metavar="CONFIG", help="the config")
+    command.add_argument("--rows", type=_count, default=20, help="how many rows of each file (20)")
     command = add(watch)
     command.add_argument(
         "results",
