@@ -23,6 +23,7 @@ with job(snakemake.log[0]):
         workflow.tables_meta(),
         labels,
         workflow.config.export.prefix,
+        workflow.duplicates_file(),
     )
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
     write_manifest(Path(output.manifest), workflow.tables.manifest())

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from darkroom.config.duplicates import Duplicates
 from darkroom.config.metrics import PHash
 from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
@@ -629,6 +630,12 @@ class Metrics(Section):
         """Name -> section of each that is asked for, in the user's order."""
         return {name: getattr(self, name) for name in self._names}
 
+    def with_asked(self, name: str) -> Self:
+        """These, and another one with what stands under its name, or with its defaults."""
+        more = self.model_copy()
+        more._names = self._names if name in self._names else (*self._names, name)
+        return more
+
 
 class Select(Section):
     images: Thresholds = Field(
@@ -849,6 +856,7 @@ class Config(Section):
     edit: Edit = Field(default_factory=Edit)
     judge: Judge = Field(default_factory=Judge)
     metrics: Metrics = Field(default_factory=Metrics)
+    duplicates: Duplicates = Field(default_factory=Duplicates)
     select: Select = Field(default_factory=Select)
     labels: PathText | None = Field(
         default=None,

@@ -33,6 +33,7 @@ from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
 from darkroom.rows.fields import Fields
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.rows.read import Reading
+from darkroom.run.against import earlier_digests, earlier_sets
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import gpus_of, known_bytes, shards_together
@@ -43,10 +44,12 @@ from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
 if TYPE_CHECKING:
     from darkroom.exports.base import Export
+    from darkroom.tables.duplicates import DuplicatesFile, EarlierSet
     from darkroom.tables.kind import Kind, ShardFiles
 
 TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 3  # the same for the plots
+DUPLICATES_VERSION = 1  # and for what is found to be duplicates
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
@@ -62,7 +65,7 @@ class Workflow:
     config: checked, with defaults. stages: those that make pictures, in the order they run. row_plans: by rows, "prompts" and
     "edits". plans and groups: by stage, the shards, and those that are scored together. recipes: by stage, what decides pixels. metrics: what
     scores the images, the judge first.
-    models: section -> its model of the hub.
+    models: section -> its model of the hub. against: the folder of each earlier set -> a hash of what it holds.
     """
 
     config: Config
@@ -72,6 +75,7 @@ class Workflow:
     groups: dict[str, Groups]
     recipes: dict[str, Recipe] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
+    against: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -103,6 +107,7 @@ class Workflow:
         stages = used_stages(config)
         catalogue = catalogue_of(metrics, [*STAGES])
         _check_scores(config, catalogue)
+        _check_embeddings(config, catalogue)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
         together = shards_together(config)
@@ -144,7 +149,9 @@ class Workflow:
         groups = {stage.name: row_groups[stage.rows] for stage in stages}
         if config.labels is not None and not planned:
             read_labels(config.labels, labels_digest(config.labels))  # refused before any work, not at its end
-        return cls(config, stages, plans, metrics, groups, recipes, models)
+        hashed = config.metrics.phash.bits if "phash" in config.duplicates.ways else None
+        against = earlier_digests(config.duplicates.against, Path(config.results), planned, hashed)
+        return cls(config, stages, plans, metrics, groups, recipes, models, against)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], unpinned: bool = False) -> "Workflow":
@@ -413,7 +420,67 @@ class Workflow:
         }  # holds the line numbers that rejected.jsonl tells
         parts = [TABLE_VERSION, plans, self.lineage.shard_score_digests, self.config.select.model_dump()]
         parts.append(self.config.export.prefix)
-        return digest([*parts, *filter(None, [self.labels_digest])])
+        found = self.duplicates.digest if self.duplicates else None
+        return digest([*parts, *filter(None, [self.labels_digest, found])])
+
+    @cached_property
+    def compared_metrics(self) -> list[str]:
+        """The metrics whose scores say which pictures are duplicates."""
+        ways = self.config.duplicates.ways
+        embed = {
+            column.metric
+            for columns in self.catalogue.kinds.values()
+            for column in columns
+            if column.role == "embedding" and "embeddings" in ways
+        }
+        return [name for name in self.lineage.metrics if name in embed or (name == "phash" and "phash" in ways)]
+
+    @cached_property
+    def duplicates(self) -> Output | None:
+        """Which pictures are duplicates; None where the config asks for none."""
+        settings = self.config.duplicates
+        if not settings.ways:
+            return None
+        lineage, compared = self.lineage, self.compared_metrics
+        planned = digest(
+            [
+                DUPLICATES_VERSION,
+                settings.ways,
+                settings.model_dump(exclude={"by", "against"}),
+                {stage: plan.id for stage, plan in self.plans.items()},
+                lineage.image_digests,
+                {name: lineage.metrics[name] for name in compared},
+                [[one.name, self.against[str(one.path)]] for one in self.earlier_sets()],
+            ]
+        )
+        inputs = [manifest_of(path) for path in self.compared_files()]
+        return self.output("duplicates", [self.results("duplicates.parquet")], planned, inputs)
+
+    def earlier_sets(self) -> "list[EarlierSet]":
+        """What pictures are compared with besides each other."""
+        return earlier_sets(self.config.duplicates.against, self.results())
+
+    def compared_files(self) -> list[str]:
+        """The files of pictures and scores that duplicates are found from."""
+        steps = [step for step in self.lineage.steps() if step.metric is None or step.metric in self.compared_metrics]
+        return [file.path for step in steps for file in self.lineage.files(step)]
+
+    def find_duplicates(self, path: Path) -> dict[str, Any]:
+        """Write what `duplicates` is to be. Returns counts. Raises DarkroomError where a shard or an earlier set is not as planned."""
+        from darkroom.tables.duplicates import compared, write_duplicates
+
+        assert self.duplicates is not None, "asked for where the config asks for none"
+        kinds = compared(self.kinds(), self.compared_metrics)
+        bits, meta = self.config.metrics.phash.bits, {"digest": self.duplicates.digest}
+        return write_duplicates(kinds, self.catalogue, self.config.duplicates, bits, self.earlier_sets(), path, meta)
+
+    def duplicates_file(self) -> "DuplicatesFile | None":
+        """The file of them, for who reads it."""
+        if self.duplicates is None:
+            return None
+        from darkroom.tables.duplicates import DuplicatesFile, columns_of
+
+        return DuplicatesFile(Path(*self.duplicates.files), self.duplicates.digest, columns_of(self.config.duplicates))
 
     @cached_property
     def tables(self) -> Output:
@@ -425,6 +492,7 @@ class Workflow:
             if step.metric is not None or not self.lineage.metrics_of(step.stage)
             for file in self.lineage.files(step)
         ]
+        inputs += [self.duplicates.made] if self.duplicates else []
         return self.output("tables", files, self.merge_digest, inputs)
 
     def tables_meta(self) -> dict[str, str]:
@@ -483,7 +551,8 @@ class Workflow:
 
     def outputs(self) -> list[Output]:
         """All of them, in the order they are made."""
-        return [self.tables, *self.exports.values(), *filter(None, (self.plots, self.gallery))]
+        first = filter(None, [self.duplicates])
+        return [*first, self.tables, *self.exports.values(), *filter(None, (self.plots, self.gallery))]
 
     def gallery_files(self) -> Iterator[tuple[str, str, str]]:
         """(stage, shard, path) of every shard's file of the gallery; none where the config wants no gallery."""
@@ -754,6 +823,16 @@ def rejected_text(plan: Plan) -> str:
         told.append("...")
     total = plan.rows_used + plan.rows_rejected + plan.left_out
     return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
+
+
+def _check_embeddings(config: Config, catalogue: Catalogue) -> None:
+    """Where duplicates are found by embeddings, a metric gives some. Raises DarkroomError."""
+    if "embeddings" in config.duplicates.ways and not any(
+        catalogue.names(stage, "embedding") for stage in config.duplicates.of
+    ):
+        raise DarkroomError(
+            "config: duplicates.by: embeddings: no metric gives any; name one that does under `metrics`, or go by phash"
+        )
 
 
 def _check_scores(config: Config, catalogue: Catalogue) -> None:

@@ -15,6 +15,7 @@ from darkroom.files import replacing
 from darkroom.metrics.base import Catalogue
 from darkroom.rows.labels import Labels
 from darkroom.store.shardfile import Type, arrow_schema, iter_records, packed_meta
+from darkroom.tables.duplicates import DuplicatesFile
 from darkroom.tables.fields import FieldTypes, Names, shaped
 from darkroom.tables.kind import TABLE_COLUMNS, Kind
 from darkroom.tables.select import select_rows
@@ -31,11 +32,12 @@ def merge_scores(
     meta: dict[str, str],
     labels: Labels | None = None,
     prefix: str = "darkroom_",
+    duplicates: DuplicatesFile | None = None,
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
     catalogue: the columns of scores; labels: what a person said of the images, for the column `label`; prefix: what
-    a column of ours begins with where a field of the user's rows has its name. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    a column of ours begins with where a field of the user's rows has its name; duplicates: what was found of each line. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
     """
     for kind in kinds:
         kind.check()
@@ -43,6 +45,7 @@ def merge_scores(
     columns: dict[str, Type] = {"kind": "text", **({"model": "text"} if several else {}), **TABLE_COLUMNS}
     for kind in kinds:
         columns |= catalogue.types(kind.name)
+    columns |= duplicates.columns if duplicates else {}
     columns |= {"selected": "bool", "label": "text"}
     own_types, of_kind = _own_fields(kinds)
     names = Names(own_types, prefix)
@@ -50,11 +53,17 @@ def merge_scores(
     schema = arrow_schema({named[column]: type_ for column, type_ in columns.items()} | own_types)
     counts: dict[str, int] = {}
 
+    found = duplicates.lines() if duplicates else None
+
     def records() -> Iterator[dict[str, Any]]:
         for kind in kinds:
             rows, last = 0, None
+            joined = _labelled(kind, labels)
             for record in select_rows(
-                _labelled(kind, labels), select.least_of(kind.name), select.per_row, select.labels
+                duplicates.joined(joined, found) if duplicates and found else joined,
+                select.least_of(kind.name),
+                select.per_row,
+                select.labels,
             ):
                 rows, last = rows + (record["row"] != last), record["row"]
                 for state in (
