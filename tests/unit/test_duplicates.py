@@ -18,12 +18,15 @@ from darkroom.metrics.base import TAKEN, Catalogue
 from darkroom.metrics.phash import PHashMetric, picture_hash
 from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import make_plan
+from darkroom.plan.stages import IMAGES
 from darkroom.run.against import earlier_digests, earlier_sets
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, write_shard
 from darkroom.tables import alike
-from darkroom.tables.duplicates import DuplicatesFile, EarlierSet, columns_of, normal, read_diversity, write_duplicates
+from darkroom.tables.duplicates import DuplicatesFile, EarlierSet, columns_of, normal, write_duplicates
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
+from darkroom.views import plots
+from darkroom.views.figures import figures
 from PIL import Image, ImageDraw
 
 PHASH = PHashMetric(PHash())
@@ -368,7 +371,7 @@ def test_what_can_be_no_earlier_set_is_refused_with_a_remedy(kinds, tmp_path):
 def test_diversity_is_told_of_the_set_of_samples_and_by_field(kinds, tmp_path):
     _, those = kinds
     file, *_ = found(tmp_path, those, by="phash")
-    images = read_diversity(file.path, "found")["images"]
+    images = file.diversity()["images"]
     hashes = {
         r["key"]: np.unpackbits(np.frombuffer(bytes.fromhex(r["phash"]), np.uint8))
         for r in those[0].records()
@@ -385,6 +388,23 @@ def test_diversity_is_told_of_the_set_of_samples_and_by_field(kinds, tmp_path):
     assert list(images["fields"]) == ["style"]  # not what has one value, or no plain one
     photo = images["fields"]["style"]["photo"]
     assert photo == {"images": 4, "repeated": 1, "phash": pytest.approx(mean("a0", "a1", "b0", "b1"), abs=1e-5)}
+
+    assert file.diversity()["edited"]["fields"] == {}
+
+
+@pytest.mark.parametrize("settings", [{"by": "exact"}, {"by": "phash"}, {"by": "phash", "of": ["sources"]}], ids=str)
+def test_what_is_told_is_drawn_and_twice_the_same(kinds, tmp_path, settings):
+    _, those = kinds
+    varied = found(tmp_path, those, **settings)[0].diversity()
+    names = [plot.name for plot in figures([IMAGES], tmp_path, Duplicates(**settings).of)]
+    assert ("diversity" in names) == ("images" in varied) == ("sources" not in settings.get("of", ()))
+    for kind, told in varied.items():
+        for name in ("once.svg", "again.svg"):
+            plots.draw(tmp_path / name, lambda kind=kind, told=told: plots.diversity(kind, told), text=True)
+        text = (tmp_path / "once.svg").read_text()
+        assert text == (tmp_path / "again.svg").read_text()
+        repeated = {"images": 3 if settings["by"] == "phash" else 2, "edited": 0}[kind]
+        assert f"{repeated} of {told['set']['images']}" in text and ("style: photo" in text) == (kind == "images")
 
 
 # ------------------------------------------------------------------------------------------------- the config

@@ -530,7 +530,8 @@ class Workflow:
     @cached_property
     def figures(self) -> list[Plot]:
         """The plots and pages of the report, in its order; none where the config wants none."""
-        return figures(self.stages, self.results("plots")) if self.config.report.enabled else []
+        compared = self.config.duplicates.of if self.duplicates else ()
+        return figures(self.stages, self.results("plots"), compared) if self.config.report.enabled else []
 
     @cached_property
     def plots(self) -> Output | None:

@@ -67,6 +67,10 @@ class DuplicatesFile:
         check_digest(self.path, self.digest)
         return iter_records(self.path)
 
+    def diversity(self) -> dict[str, Any]:
+        """How varied the pictures of each kind are, as `_diversity` has it. Raises DarkroomError as `lines` does."""
+        return check_digest(self.path, self.digest)["diversity"]
+
     def joined(self, records: Iterable[dict[str, Any]], lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Records of the tables, each with the columns of its line. Raises DarkroomError where that is of another one."""
         for record in records:
@@ -495,11 +499,6 @@ def _diversity(
             for name, values, codes in fields.told()
         },
     }
-
-
-def read_diversity(path: Path, digest: str) -> dict[str, Any]:
-    """What the file says of how varied the pictures of each kind are, as `_diversity` has it. Raises DarkroomError."""
-    return check_digest(path, digest)["diversity"]
 
 
 def compared(kinds: list[Kind], metrics: Iterable[str]) -> list[Kind]:

@@ -335,7 +335,7 @@ def _rooms(costs: Costs) -> Iterator[Room]:
     if shown or "gallery_index" in rules:
         yield _gallery_room(costs, shown)
     if "merge_scores" in rules:
-        yield Room("tables", sum(requests.values()) * _LINE, 3)
+        yield Room("tables", sum(requests.values()) * _LINE, 4 if "find_duplicates" in rules else 3)
     total = sum(number * pictures[kind] for kind, number in requests.items())
     for format, output in workflow.exports.items():
         if output.made in doing:
