@@ -210,7 +210,7 @@ def write_gallery(
     found = None
     if duplicates:
         found = DuplicatesFile(folder / "duplicates.parquet", "u", columns_of(duplicates))
-        write_duplicates(kinds, catalogue, duplicates, 64, [], found.path, {"digest": "u"})
+        write_duplicates(kinds, duplicates, 64, {}, [], found.path, {"digest": "u"})
     merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels, duplicates=found)
     write_rejected(kinds, folder / "rejected.jsonl", labels)
     about = about | {

@@ -15,11 +15,13 @@ from darkroom.config.metrics import PHash
 from darkroom.config.models import Select
 from darkroom.errors import DarkroomError
 from darkroom.metrics.base import TAKEN, Catalogue
+from darkroom.metrics.embeddings import packed
 from darkroom.metrics.phash import PHashMetric, picture_hash
-from darkroom.metrics.score import score_columns
+from darkroom.metrics.score import SCORE_COLUMNS, score_columns
 from darkroom.plan.shards import make_plan
 from darkroom.plan.stages import IMAGES
 from darkroom.run.against import earlier_digests, earlier_sets
+from darkroom.run.workflow import Workflow
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, write_shard
 from darkroom.tables import alike
 from darkroom.tables.duplicates import DuplicatesFile, EarlierSet, columns_of, normal, write_duplicates
@@ -229,11 +231,11 @@ def kinds(tmp_path_factory):
     return folder, [images, shards_of(folder, "edited", plan, EDITED_COLUMNS, edit)]
 
 
-def found(folder, kinds, earlier=(), **settings):
+def found(folder, kinds, earlier=(), embeddings=None, **settings):
     """(the file, its lines by key, counts)"""
     settings = Duplicates(against=[str(one.path) for one in earlier], **settings)
     path = folder / "duplicates.parquet"
-    counts = write_duplicates(kinds, CATALOGUE, settings, 64, list(earlier), path, {"digest": "found"})
+    counts = write_duplicates(kinds, settings, 64, embeddings or {}, list(earlier), path, {"digest": "found"})
     file = DuplicatesFile(path, "found", columns_of(settings))
     return file, {line["key"]: line for line in file.lines()}, counts
 
@@ -254,6 +256,40 @@ def test_duplicates_are_found_by_file_and_by_hash_and_the_same_twice(kinds, tmp_
     assert [line["key"] for line in file.lines()] == [record["key"] for kind in those for record in kind.records()]
     once = file.path.read_bytes()
     assert found(tmp_path, those, by=["exact", "phash"])[0].path.read_bytes() == once
+
+
+def test_duplicates_are_found_by_embeddings(kinds, tmp_path):
+    """Of a metric that embeds pictures: b1 nearly as f0, the flat ones each in a direction of its own."""
+    random, folder = np.random.default_rng(9), tmp_path / "embedded"
+    kind, columns = kinds[1][0], SCORE_COLUMNS | {"look": "text"}
+    vectors = {record["key"]: alike.normalised(random.normal(size=(1, 64)))[0] for record in kind.records()}
+    vectors["b1"] = alike.normalised(vectors["f0"][None] + 0.01)[0]
+    for shard in kind.plan.names:
+        scores = [
+            {name: record.get(name) for name in columns}
+            | {"image_key": record["key"], "look": packed(vectors[record["key"]]) if record["sha256"] else None}
+            for record in kind.shard_records(shard)
+        ]
+        write_shard(folder / "looks" / f"{shard}.parquet", columns, scores, {"digest": "d", "rule": "r"})
+    digests = kind.score_digests["phash"]
+    files = replace(kind.files, scores=lambda metric, group: folder / metric / f"{group}.parquet")
+    embedded = replace(kind, files=files, score_digests={"looks": digests})
+    file, lines, _ = found(tmp_path, [embedded], embeddings={"images": "look"}, by="embeddings", similarity=0.9)
+    groups = {key: line["duplicate_group"] for key, line in lines.items() if line["duplicate_group"]}
+    assert groups == {"a0": "a0", "b0": "a0", "d0": "d0", "e0": "d0", "b1": "b1", "f0": "b1"}
+    assert (lines["b1"]["duplicate_by"], lines["f0"]["duplicate_of"]) == ("embeddings", "b1")
+    assert lines["b1"]["duplicate_distance"] == pytest.approx(1 - vectors["b1"] @ vectors["f0"], abs=1e-3)
+    there = np.array([vectors[key] for key, line in lines.items() if key != "e1"])
+    apart = 1 - (there @ there.T)[np.triu_indices(len(there), 1)].mean()
+    assert file.diversity()["images"]["set"]["embeddings"] == pytest.approx(apart, abs=1e-3)
+
+
+def test_embeddings_that_no_metric_gives_are_refused(tmp_path):
+    config = {"prompts": "config/demo/prompts.jsonl", "edits": None, "results": str(tmp_path)}
+    config |= {"generate": {"model": "resources/models/shapes-flux", "device": "cpu"}}
+    config |= {"judge": {"model": "resources/models/shapes-judge", "device": "cpu"}}
+    with pytest.raises(DarkroomError, match=r"^config: duplicates\.by: embeddings: no metric gives any; name one"):
+        Workflow.open(config | {"duplicates": {"by": ["exact", "embeddings"]}})
 
 
 def test_sources_and_prompts_are_compared_when_asked_for(kinds, tmp_path):

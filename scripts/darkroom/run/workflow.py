@@ -107,7 +107,7 @@ class Workflow:
         stages = used_stages(config)
         catalogue = catalogue_of(metrics, [*STAGES])
         _check_scores(config, catalogue)
-        _check_embeddings(config, catalogue)
+        embeddings_of(config, metrics)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
         together = shards_together(config)
@@ -426,14 +426,14 @@ class Workflow:
     @cached_property
     def compared_metrics(self) -> list[str]:
         """The metrics whose scores say which pictures are duplicates."""
-        ways = self.config.duplicates.ways
-        embed = {
-            column.metric
-            for columns in self.catalogue.kinds.values()
-            for column in columns
-            if column.role == "embedding" and "embeddings" in ways
-        }
-        return [name for name in self.lineage.metrics if name in embed or (name == "phash" and "phash" in ways)]
+        wanted = {metric for metric, _ in self._embeddings.values()}
+        wanted |= {"phash"} & set(self.config.duplicates.ways)
+        return [name for name in self.lineage.metrics if name in wanted]
+
+    @cached_property
+    def _embeddings(self) -> dict[str, tuple[str, str]]:
+        """Stage of the table -> the metric and column of the embeddings that its pictures are compared by."""
+        return embeddings_of(self.config, self.metrics)
 
     @cached_property
     def duplicates(self) -> Output | None:
@@ -472,7 +472,8 @@ class Workflow:
         assert self.duplicates is not None, "asked for where the config asks for none"
         kinds = compared(self.kinds(), self.compared_metrics)
         bits, meta = self.config.metrics.phash.bits, {"digest": self.duplicates.digest}
-        return write_duplicates(kinds, self.catalogue, self.config.duplicates, bits, self.earlier_sets(), path, meta)
+        embeddings = {stage: column for stage, (_, column) in self._embeddings.items()}
+        return write_duplicates(kinds, self.config.duplicates, bits, embeddings, self.earlier_sets(), path, meta)
 
     def duplicates_file(self) -> "DuplicatesFile | None":
         """The file of them, for who reads it."""
@@ -826,14 +827,24 @@ def rejected_text(plan: Plan) -> str:
     return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
 
 
-def _check_embeddings(config: Config, catalogue: Catalogue) -> None:
-    """Where duplicates are found by embeddings, a metric gives some. Raises DarkroomError."""
-    if "embeddings" in config.duplicates.ways and not any(
-        catalogue.names(stage, "embedding") for stage in config.duplicates.of
-    ):
+def embeddings_of(config: Config, metrics: list[Metric]) -> dict[str, tuple[str, str]]:
+    """Stage of the table -> the first metric, with its column, that embeds pictures which are compared by that.
+
+    Raises DarkroomError where they are to be compared by embeddings, and none embeds any.
+    """
+    if "embeddings" not in config.duplicates.ways:
+        return {}
+    found: dict[str, tuple[str, str]] = {}
+    for stage in (stage for stage in STAGES if stage in config.duplicates.of):
+        for metric in metrics:
+            for column in metric.columns(stage):
+                if column.role == "embedding":
+                    found.setdefault(stage, (metric.name, column.name))
+    if not found:
         raise DarkroomError(
             "config: duplicates.by: embeddings: no metric gives any; name one that does under `metrics`, or go by phash"
         )
+    return found
 
 
 def _check_scores(config: Config, catalogue: Catalogue) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,7 +21,7 @@ from darkroom.config.duplicates import PROMPTS, SOURCES, Duplicates
 from darkroom.errors import DarkroomError, RowError
 from darkroom.files import replacing
 from darkroom.jobs.runtime import say
-from darkroom.metrics.base import Catalogue
+from darkroom.metrics.embeddings import unpacked
 from darkroom.metrics.phash import picture_hash
 from darkroom.plan.stages import like
 from darkroom.store.images import open_picture, read_file
@@ -245,7 +245,7 @@ class _Lines:
                 self.hashes.add(record.get("phash") if sha256 else None)
             if vectors and sha256 and record[vectors] is not None:
                 self.of_vectors.append(len(self) - 1)
-                self.vectors.append(np.array(record[vectors], np.float32))
+                self.vectors.append(unpacked(record[vectors]))
             source = record.get("source_sha256")
             self.sources.append((record["source_name"], source) if source else None)
             self.prompts.append(normal(record["prompt"]))
@@ -260,16 +260,17 @@ def normal(prompt: str) -> str:
 
 def write_duplicates(
     kinds: list[Kind],
-    catalogue: Catalogue,
     settings: Duplicates,
     bits: int,
+    embeddings: Mapping[str, str],
     earlier: list[EarlierSet],
     path: Path,
     meta: dict[str, str],
 ) -> dict[str, Any]:
     """Write duplicates.parquet: a line for each line of the tables, and in its metadata how varied the pictures are.
 
-    kinds: as the tables have them, each with those metrics alone that are compared by. bits: of the hashes. Returns counts by kind.
+    kinds: as the tables have them, each with those metrics alone that are compared by. bits: of the hashes. embeddings: stage of the
+    table -> the column of a score file that has them. Returns counts by kind.
     Raises DarkroomError where a shard or an earlier set is missing, stale or damaged.
     """
     of_stage: dict[str, list[Kind]] = {}
@@ -291,8 +292,7 @@ def write_duplicates(
         for stage, those in of_stage.items():
             lines = _Lines(hashed)
             for kind in those:
-                names = catalogue.names(kind.name, "embedding") if "embeddings" in settings.ways else []
-                lines.read(kind, next(iter(names), None))
+                lines.read(kind, embeddings.get(stage))
             said: dict[str, list[Any]] = {name: [None] * len(lines) for name in columns_of(settings)}
             if stage in settings.of:
                 varied |= _pictures(lines, settings, sets, said)

@@ -214,6 +214,7 @@ def diversity(name: str, told: dict[str, Any]) -> Figure:
             axes.barh(y, share, color=GREY, height=0.66)
             axes.text(share, y, f" {one['repeated']:,} of {one['images']:,}", va="center")
     axes.set_xlim(0, 1.35)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     every[0].set_yticks(range(len(lines)), [text for text, _ in lines])
     every[0].invert_yaxis()
     for axes in every:
