@@ -378,6 +378,12 @@ def test_what_can_be_no_earlier_set_is_refused_with_a_remedy(kinds, tmp_path):
         DarkroomError, match=r"config: duplicates\.against\.0: .*empty: holds no pictures, and no scores"
     ):
         earlier_digests([str(tmp_path / "empty")], tmp_path, False, None)
+    (tmp_path / "begun/.darkroom").mkdir(parents=True)
+    (tmp_path / "begun/a.png").write_bytes(flat("red"))
+    with pytest.raises(
+        DarkroomError, match=r"begun: holds results without a scores\.parquet; name .* whose run is done"
+    ):
+        earlier_digests([str(tmp_path / "begun")], tmp_path, False, None)
     bare = [replace(kind, score_digests={}) for kind in those]
     merge_scores(
         bare,

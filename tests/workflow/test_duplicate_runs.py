@@ -1,6 +1,5 @@
 """Duplicates in a real run: what was planted is found, what is asked for runs and no more, and commands know the file."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import PROMPTS, Run, copied, opened, shards, write_inputs
 
-FOUND = {"find_duplicates", "merge_scores", "write_dataset", "gallery_index", "draw_plots", "all"}
+FOUND = {"find_duplicates", "merge_scores", "write_dataset", "draw_plots", "all"}
 
 
 @dataclass
@@ -27,7 +26,7 @@ def done(finished, tmp_path_factory):
     run = copied(finished, tmp_path_factory.mktemp("duplicates") / "run")
     given = [{"id": f"g{n}", "prompt": "a yellow square", "images": ["square.png"]} for n in range(2)]
     write_inputs(run, [*PROMPTS, *given])
-    run.config |= {"gallery": {"enabled": True}, "report": {"enabled": True}}
+    run.config["report"] = {"enabled": True}
     run.config["duplicates"] = {
         "by": ["exact", "phash"],
         "of": ["images", "prompts"],
@@ -55,10 +54,6 @@ def test_planted_duplicates_are_found_and_earlier_pictures_known(done, finished)
     assert done.table[done.table["kind"] == "edited"]["duplicate_group"].isna().all()
     file = pd.read_parquet(done.run.results / "duplicates.parquet")
     assert list(file["key"]) == list(done.table["key"])
-    groups = images.dropna(subset="duplicate_group")
-    index = (done.run.results / "gallery/index.js").read_text().split("\n")[1]
-    alike = json.loads(index.removeprefix("gallery.index(").removesuffix(");"))["alike"]
-    assert alike == dict(zip(groups["key"], groups["duplicate_group"], strict=True))
     assert (done.run.results / "plots/images_diversity.svg").exists()
     assert not (done.run.results / "plots/edited_diversity.svg").exists()
 
@@ -72,7 +67,7 @@ def test_asking_runs_its_jobs_and_no_model_again(done):
         run.config["duplicates"] = settings | {"distance": 4}
         assert set(run.planned()) == FOUND
         run.config["duplicates"] = {"by": "exact"}
-        assert set(run.planned()) - {"gallery_shard"} == FOUND  # which shows no hash
+        assert set(run.planned()) == FOUND
         run.config["duplicates"] = settings
         run.config["select"] = {"images": {"p_yes": 0.9}}
         assert set(run.planned()) == FOUND - {"find_duplicates"}

@@ -72,10 +72,9 @@ def _pictures(path: str, where: str, known: dict[str, list[Any]]) -> dict[str, l
         for name in names
         if Path(name).suffix.lower() in ENDINGS
     )
-    if not names:
-        raise DarkroomError(
-            f"{where}: {path}: holds no pictures, and no scores.parquet; name a folder of pictures, or results whose run is done"
-        )
+    if not names or (Path(path) / ".darkroom").exists():  # whose pictures are in shards
+        held = "no pictures, and no scores.parquet" if not names else "results without a scores.parquet"
+        raise DarkroomError(f"{where}: {path}: holds {held}; name a folder of pictures, or results whose run is done")
     hashed = hash_files(
         {f"{path}/{name}" for name in names}, {f"{path}/{name}": state for name, state in known.items()}
     )

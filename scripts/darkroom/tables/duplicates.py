@@ -6,6 +6,7 @@ A ~ B ~ C all three, although A and C may be further apart than the config allow
 
 import hashlib
 import json
+import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,7 +95,8 @@ class EarlierSet:
     @property
     def name(self) -> str:
         """The end of its path: the tables say nothing of where it lies."""
-        return self.path.name if self.pictures is not None else "/".join(PurePath(self.path.absolute()).parts[-2:])
+        parts = PurePath(os.path.normpath(self.path.absolute())).parts
+        return "/".join(parts[-1:] if self.pictures is not None else parts[-2:])
 
     def read(self, bits: int | None) -> "tuple[list[str], np.ndarray, Hashes | None]":
         """(names, SHA-256 of each, hashes of so many bits) of its pictures. Raises DarkroomError where it cannot be read."""
@@ -233,8 +235,8 @@ class _Lines:
     def __len__(self) -> int:
         return len(self.place["key"])
 
-    def read(self, kind: Kind, vectors: str | None) -> None:
-        """Take the lines of a kind; vectors: its column of embeddings."""
+    def read(self, kind: Kind, vectors: str | None, words: bool) -> None:
+        """Take the lines of a kind; vectors: its column of embeddings; words: with prompts and names of sources."""
         start, fields = len(self), _Fields()
         for record in kind.records():
             for name, values in self.place.items():
@@ -246,9 +248,10 @@ class _Lines:
             if vectors and sha256 and record[vectors] is not None:
                 self.of_vectors.append(len(self) - 1)
                 self.vectors.append(unpacked(record[vectors]))
-            source = record.get("source_sha256")
-            self.sources.append((record["source_name"], source) if source else None)
-            self.prompts.append(normal(record["prompt"]))
+            if words:
+                source = record.get("source_sha256")
+                self.sources.append((record["source_name"], source) if source else None)
+                self.prompts.append(normal(record["prompt"]))
             fields.add(json.loads(record["fields"]))
         self.kinds[kind.name] = (start, len(self), fields)
 
@@ -292,7 +295,7 @@ def write_duplicates(
         for stage, those in of_stage.items():
             lines = _Lines(hashed)
             for kind in those:
-                lines.read(kind, embeddings.get(stage))
+                lines.read(kind, embeddings.get(stage), bool({SOURCES, PROMPTS} & set(settings.of)))
             said: dict[str, list[Any]] = {name: [None] * len(lines) for name in columns_of(settings)}
             if stage in settings.of:
                 varied |= _pictures(lines, settings, sets, said)
