@@ -13,10 +13,11 @@ FOUND = {"find_duplicates", "merge_scores", "write_dataset", "draw_plots", "all"
 
 @dataclass
 class Done:
-    """run: with its duplicates found. before: what a dry run planned when they were first asked for."""
+    """run: with its duplicates found. before: what a dry run planned when they were first asked for. said: by the run."""
 
     run: Run
     before: dict[str, int]
+    said: str
     table: Any
 
 
@@ -34,8 +35,8 @@ def done(finished, tmp_path_factory):
         "against": [str(finished.results / "dataset/images")],
     }
     before = run.planned()
-    run.snakemake()
-    return Done(run, before, pd.read_parquet(run.results / "scores.parquet"))
+    said = run.snakemake().stderr
+    return Done(run, before, said, pd.read_parquet(run.results / "scores.parquet"))
 
 
 def test_planted_duplicates_are_found_and_earlier_pictures_known(done, finished):
@@ -54,6 +55,8 @@ def test_planted_duplicates_are_found_and_earlier_pictures_known(done, finished)
     assert done.table[done.table["kind"] == "edited"]["duplicate_group"].isna().all()
     file = pd.read_parquet(done.run.results / "duplicates.parquet")
     assert list(file["key"]) == list(done.table["key"])
+    repeated = images["duplicate_group"].notna().sum() - images["duplicate_group"].nunique()
+    assert f"duplicates: {repeated} of {len(images)} images repeat another" in done.said and repeated
     assert (done.run.results / "plots/images_diversity.svg").exists()
     assert not (done.run.results / "plots/edited_diversity.svg").exists()
 

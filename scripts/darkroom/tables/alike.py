@@ -10,52 +10,53 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 512  # things that are looked up together: what is like one of them is held in memory
+BLOCK = 128  # things that are looked up together: what is like one of them is held in memory
 EDGES = 4_000_000  # pairs that are held before they are put together
 PART = 16  # bits of a hash that are looked up as one
 EVERY = 10_000  # vectors up to which each is compared with every other
 CELLS_SEEN = 32  # cells of vectors that are looked through for each, above that
+_NONE = np.int64(2**63 - 1)
+_BITS, _STEPS = 32, 1_000_000  # of the number of a thing; of a distance of 1
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers of the ones, of the others, their distances
 
 
 class Alike:
-    """What is alike among so many things: pairs are added, the more telling ways first.
-
-    Attributes:
-        nearest: of each thing, the other that is most like it by the first way that finds one; -1: none. Of several, the first.
-        distance: to that one.
-        way: by which it was found, -1: none.
-    """
+    """What is alike among so many things: pairs are added, the more telling ways first."""
 
     def __init__(self, number: int):
         self.number = number
-        self.nearest = np.full(number, -1, np.int64)
-        self.distance = np.full(number, np.inf)
-        self.way = np.full(number, -1, np.int8)
+        self.way = np.full(number, -1, np.int8)  # by which each was first found to be like another; -1: by none
+        self._best = np.full(number, _NONE)  # distance and number of the nearest, in one number that can be compared
         self._edges: list[tuple[np.ndarray, np.ndarray]] = []
         self._held = 0
+        self._known = self.way.astype(np.int64)  # groups as they were when pairs were last put together
 
     def add(self, way: int, pairs: Pairs) -> None:
-        """Take pairs that were found by a way."""
+        """Take pairs that were found by a way; the way of each thing is the first that finds any."""
         one, other, distance = pairs
-        if not len(one):
-            return
-        self._edges.append((one, other))
-        self._held += len(one)
+        far = np.round(distance * _STEPS).astype(np.int64) << _BITS
+        for ends, starts in ((one, other), (other, one)):
+            open_ = (self.way[ends] < 0) | (self.way[ends] == way)
+            np.minimum.at(self._best, ends[open_], far[open_] | starts[open_])
+            self.way[ends[open_]] = way
+        new = (self._known[one] < 0) | (self._known[one] != self._known[other])
+        self._edges.append((one[new], other[new]))
+        self._held += int(new.sum())
         if self._held > EDGES:
-            first = self.groups()
-            kept = np.flatnonzero((first >= 0) & (first != np.arange(self.number)))
-            self._edges, self._held = [(kept, first[kept])], len(kept)
-        ends, starts, far = np.concatenate([one, other]), np.concatenate([other, one]), np.tile(distance, 2)
-        order = np.lexsort((starts, far, ends))
-        ends, places = np.unique(ends[order], return_index=True)
-        starts, far = starts[order][places], far[order][places]
-        known = self.way[ends]
-        nearer = (far < self.distance[ends]) | ((far == self.distance[ends]) & (starts < self.nearest[ends]))
-        taken = (known < 0) | ((known == way) & nearer)
-        self.nearest[ends[taken]], self.distance[ends[taken]] = starts[taken], far[taken]
-        self.way[ends[taken]] = way
+            self._known = self.groups()
+            kept = np.flatnonzero((self._known >= 0) & (self._known != np.arange(self.number)))
+            self._edges, self._held = [(kept, self._known[kept])], len(kept)
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """Of each thing the other that is most like it by its way, of several the first; -1: none."""
+        return np.where(self._best < _NONE, self._best & ((1 << _BITS) - 1), -1)
+
+    @property
+    def distance(self) -> np.ndarray:
+        """How far that one is; infinite where there is none."""
+        return np.where(self._best < _NONE, (self._best >> _BITS) / _STEPS, np.inf)
 
     def groups(self) -> np.ndarray:
         """Of each thing the first of its group, -1 where it is alone: what is alike in steps is one group."""
