@@ -25,6 +25,8 @@ with job(snakemake.log[0]):
     kinds = read_table(table, rejected, workflow.catalogue, workflow.config.select, rows)
     times = read_times(workflow.history_folders())
     compared = several(workflow.stages)
+    alike = workflow.duplicates_file()
+    varied = alike.diversity() if alike else {}
     drawn = {
         "yield": lambda _: plots.yield_of_stages(list(kinds.values())),
         "failures": lambda _: plots.failure_reasons(list(kinds.values())),
@@ -34,6 +36,7 @@ with job(snakemake.log[0]):
             read_shared(table, workflow.catalogue, [kinds[stage.name] for stage in compared[like]])
         ),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
+        "diversity": lambda kind: plots.diversity(kind, varied[kind]),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
         "time": lambda _: plots.job_times(times),
     }

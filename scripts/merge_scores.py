@@ -25,6 +25,7 @@ with job(snakemake.log[0]):
         workflow.config.export.prefix,
         Path(output.yields),
         workflow.config.report.yield_by,
+        workflow.duplicates_file(),
     )
     counts["rejected rows"] = write_rejected(workflow.kinds(), Path(output.rejected), labels)
     write_manifest(Path(output.manifest), workflow.tables.manifest())

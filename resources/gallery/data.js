@@ -173,6 +173,21 @@ window.gallery = (() => {
     return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   }
 
+  // The group of duplicates of an entry, null where it has none.
+  const alike = (entry) => set.alike?.[value(entry, "key")] ?? null;
+
+  // The entries of its group, of those that are loaded, in order.
+  function twins(entry) {
+    const group = alike(entry);
+    if (group === null) return [];
+    const found = [];
+    for (const shard of set.shards) {
+      if (!shard.data) continue;
+      for (let one = shard.base; one < shard.base + shard.count; one++) if (alike(one) === group) found.push(one);
+    }
+    return found;
+  }
+
   // Entries of the same prompt by others of several models, of those that are loaded, model by model.
   function rivals(entry) {
     const { kind } = shardAt(entry);
@@ -272,5 +287,5 @@ window.gallery = (() => {
     }
   }
 
-  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, rivals, sources, following, failure, text, place, url, want };
+  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, rivals, alike, twins, sources, following, failure, text, place, url, want };
 })();

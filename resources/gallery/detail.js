@@ -99,6 +99,7 @@ window.detail = (() => {
       "true cfg": value("true_cfg"),
       "negative prompt": value("negative_prompt"),
       source: gallery.sources(entry).map((one) => to(one.entry) ?? `${one.name} `),
+      alike: gallery.twins(entry).filter((one) => one !== entry).map(to),
       "start of": gallery.following(entry).map(to),
       origin: value("origin"),
       model: called(data.recipe.model),

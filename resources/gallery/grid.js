@@ -13,6 +13,7 @@ window.grid = (() => {
   let view = []; // entries, in order
   let lines = []; // {from, to, top, heading}: cards from..to of the view
   let grouped = false;
+  let groupOf = gallery.group; // entry -> what stands under one heading
   let size = 190;
   let columns = 1;
   let width = 190;
@@ -42,7 +43,7 @@ window.grid = (() => {
   function show(entries, options) {
     const kept = view[active];
     view = entries;
-    ({ grouped, sortedBy } = options);
+    ({ grouped, sortedBy, groupOf = gallery.group } = options);
     const at = options.keep && kept !== undefined ? view.indexOf(kept) : -1;
     active = Math.max(0, at);
     scroller.setAttribute("aria-activedescendant", "");
@@ -71,8 +72,8 @@ window.grid = (() => {
     for (let from = 0; from < view.length; ) {
       let end = view.length;
       if (grouped) {
-        const group = gallery.group(view[from]);
-        for (end = from + 1; end < view.length && gallery.group(view[end]) === group; ) end++;
+        const group = groupOf(view[from]);
+        for (end = from + 1; end < view.length && groupOf(view[end]) === group; ) end++;
         lines.push({ from, to: from, top, heading: true });
         top += HEADING;
       }

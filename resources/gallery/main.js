@@ -25,6 +25,7 @@
       part("scores").append(range(score));
     }
     part("sort").append(new Option("label", "label"));
+    if (set.alike) part("show").append(new Option("duplicates", "alike"));
     problem = labels.open(onLabels);
     grid.open((at) => detail.show(grid.view[at]));
     detail.open(label);
@@ -114,6 +115,7 @@
         if (show === "selected" && !gallery.selected(entry)) continue;
         if (show === "rest" && gallery.selected(entry)) continue;
         if (show === "failed" && !gallery.failure(entry)) continue;
+        if (show === "alike" && gallery.alike(entry) === null) continue;
         if (wantedLabel !== "all" && (labels.of(gallery.value(entry, "key")) ?? "none") !== wantedLabel) continue;
         if (narrowed.length && !narrowed.every(([name, [low, high]]) => within(gallery.value(entry, name), low, high))) continue;
         if (words.length && !words.every((word) => gallery.text(entry).includes(word))) continue;
@@ -122,9 +124,12 @@
     }
     const by = part("sort").value;
     part("order").disabled = !by;
-    const grouped = part("group").checked;
-    if (by) sort(view, by, part("order").value === "down", grouped);
-    grid.show(view, { grouped, sortedBy: by, keep: options.keep === true });
+    const twins = show === "alike";
+    const grouped = part("group").checked || twins;
+    const groupOf = twins ? gallery.alike : gallery.group;
+    if (by) sort(view, by, part("order").value === "down", grouped && groupOf);
+    if (twins) together(view);
+    grid.show(view, { grouped, groupOf, sortedBy: by, keep: options.keep === true });
     part("empty").hidden = view.length > 0 || set.loaded === 0;
     part("empty").textContent = "Nothing matches. Loosen a filter, or reset them all.";
     remember();
@@ -133,19 +138,26 @@
 
   const within = (value, low, high) => value !== null && low <= value && value <= high;
 
-  // Entries without a value come last either way. With samples side by side, prompts go by their best one.
-  function sort(view, by, down, grouped) {
+  // The duplicates of an entry stand beside it, at the place of the first of them.
+  function together(view) {
+    const first = new Map();
+    view.forEach((entry, at) => first.has(gallery.alike(entry)) || first.set(gallery.alike(entry), at));
+    view.sort((a, b) => first.get(gallery.alike(a)) - first.get(gallery.alike(b)));
+  }
+
+  // Entries without a value come last either way. With entries side by side, groups go by their best one; groupOf: whose they are.
+  function sort(view, by, down, groupOf) {
     const rank = { accept: 1, reject: 0 };
     const value = (entry) => (by === "label" ? rank[labels.of(gallery.value(entry, "key"))] ?? null : gallery.value(entry, by));
     const values = new Map(view.map((entry) => [entry, value(entry)]));
-    if (grouped) {
+    if (groupOf) {
       const best = new Map();
       for (const entry of view) {
-        const [group, one] = [gallery.group(entry), values.get(entry)];
+        const [group, one] = [groupOf(entry), values.get(entry)];
         const so = best.get(group) ?? null;
         best.set(group, so === null || (one !== null && (down ? one > so : one < so)) ? one : so);
       }
-      for (const entry of view) values.set(entry, best.get(gallery.group(entry)));
+      for (const entry of view) values.set(entry, best.get(groupOf(entry)));
     }
     const sign = down ? -1 : 1;
     view.sort((a, b) => {
@@ -230,14 +242,15 @@
   // How many of what is loaded "Show" would show, and the ways to what went wrong.
   function count() {
     gallery.relabel();
-    const counts = { selected: 0, rest: 0, failed: 0, rejected: set.rejected.count };
+    const counts = { selected: 0, rest: 0, failed: 0, rejected: set.rejected.count, alike: 0 };
     for (const shard of set.shards) {
       for (let entry = shard.base; shard.data && entry < shard.base + shard.count; entry++) {
         counts[gallery.selected(entry) ? "selected" : "rest"]++;
         if (gallery.failure(entry)) counts.failed++;
+        if (gallery.alike(entry) !== null) counts.alike++;
       }
     }
-    const words = { selected: "selected", rest: "not selected", failed: "failures", rejected: "rejected rows" };
+    const words = { selected: "selected", rest: "not selected", failed: "failures", rejected: "rejected rows", alike: "duplicates" };
     for (const option of part("show").options) {
       if (option.value in words) option.text = `${words[option.value]} (${number(counts[option.value])})`;
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from darkroom.config.duplicates import Duplicates
 from darkroom.config.models import Gallery, Select
 from darkroom.metrics.rubric import load_rubric
 from darkroom.metrics.score import score_columns
@@ -15,6 +16,7 @@ from darkroom.plan.shards import Plan, make_plan
 from darkroom.rows.labels import Labels
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS
 from darkroom.store.shardfile import write_shard as write_file
+from darkroom.tables.duplicates import DuplicatesFile, columns_of, write_duplicates
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views.gallery import rejected_rows, write_index, write_shard
@@ -186,8 +188,15 @@ def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
     return page, kinds
 
 
-def write_gallery(kinds: list[Kind], folder: Path, select: Select, labels: Labels, about: dict[str, Any]) -> Path:
-    """Tables and gallery of these kinds, below `folder`; the page."""
+def write_gallery(
+    kinds: list[Kind],
+    folder: Path,
+    select: Select,
+    labels: Labels,
+    about: dict[str, Any],
+    duplicates: Duplicates | None = None,
+) -> Path:
+    """Tables and gallery of these kinds, below `folder`, with the duplicates that are asked for; the page."""
     catalogue = load_rubric(REPOSITORY / "config/rubrics/default.yaml").catalogue
     files = {
         (kind.name, shard): folder / "gallery" / kind.name / "01234567-89abcdef" / f"{shard}-00000000.js"
@@ -198,7 +207,11 @@ def write_gallery(kinds: list[Kind], folder: Path, select: Select, labels: Label
         for shard in kind.plan.names:
             write_shard(kind, shard, Gallery(), files[kind.name, shard], {"digest": "d"})
     table = folder / "scores.parquet"
-    merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels)
+    found = None
+    if duplicates:
+        found = DuplicatesFile(folder / "duplicates.parquet", "u", columns_of(duplicates))
+        write_duplicates(kinds, duplicates, 64, {}, [], found.path, {"digest": "u"})
+    merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels, duplicates=found)
     write_rejected(kinds, folder / "rejected.jsonl", labels)
     about = about | {
         "rejected": rejected_rows(folder / "rejected.jsonl", {"prompts": "rows.jsonl", "edits": "edits.jsonl"})

@@ -9,8 +9,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from darkroom.config.duplicates import Duplicates
 from darkroom.metrics.rubric import load_rubric
-from darkroom.rows.labels import labels_digest, read_labels
+from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.tables.merge import merge_scores
 from synthetic import (
     ATTACK,
@@ -21,6 +22,7 @@ from synthetic import (
     make_gallery,
     make_set,
     scroll_through,
+    write_gallery,
 )
 
 
@@ -322,6 +324,23 @@ def test_labels_take_images_out_of_the_selection_and_into_it(page, everything, t
     table = pd.read_parquet(tmp_path / "t.parquet")
     said = page.evaluate("Object.fromEntries([...gallery.keys].map(([key, entry]) => [key, gallery.selected(entry)]))")
     assert said == dict(zip(table["key"], table["selected"], strict=True)) and sum(said.values()) == 6
+
+
+def test_duplicates_stand_together_where_they_were_looked_for(page, everything, tmp_path):
+    opened(page, everything[0])
+    assert page.locator("#show option[value=alike]").count() == 0
+    about = {"title": "rows.jsonl", "set": "alike"}
+    opened(page, write_gallery(everything[1], tmp_path, EVERYTHING_SELECT, Labels(), about, Duplicates(by="exact")))
+    page.select_option("#show", "alike")
+    view = "grid.view.map((entry) => gallery.value(entry, 'row') + '/' + gallery.value(entry, 'sample'))"
+    assert page.evaluate(view) == ["p0/0", "p1/1", "p1/0", "p2/1", "p2/0", "p3/1"]
+    assert page.locator(".heading").count() == 3
+    assert page.locator("#show option:checked").inner_text() == "duplicates (6)"
+    cards(page).first.click()
+    page.locator("#facts button", has_text="p1/0/1").click()
+    assert page.locator("#badges .flag").first.inner_text() == "2 of 6"
+    page.reload()
+    page.wait_for_function("() => grid.view.length === 6")
 
 
 def test_rejected_rows_and_failures_have_their_views(page, everything):

@@ -1,10 +1,15 @@
-# REQUIRED INPUTS: all image and score shards
+# REQUIRED INPUTS: all image and score shards, {results}/duplicates.parquet where duplicates are looked for
 # OUTPUTS: {results}/scores.parquet and .csv, {results}/rejected.jsonl, {results}/yield.csv
 
 
 rule merge_scores:
     input:
-        files=[ancient(path) for path in rows_files() + shard_files()],
+        files=[
+            ancient(path)
+            for path in rows_files()
+            + shard_files()
+            + (DARKROOM.duplicates.files if DARKROOM.duplicates else [])
+        ],
         manifests=timed(DARKROOM.tables.inputs, DARKROOM.tables.made),
         again=again(DARKROOM.tables.made),
     output:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from darkroom.config import extensions, home
+from darkroom.config.duplicates import PROMPTS, SOURCES
 from darkroom.config.models import (
     Config,
     Lora,
@@ -110,7 +111,25 @@ def load_config(config: dict[str, Any], roots: Sequence[str | Path] | None = Non
             raise DarkroomError(f"stage {stage.name}: {error}") from None
     for rows in ROWS:
         _check_alike(checked, checked.sections_for(rows))
-    return _with_families(_with_files(checked, folders))
+    return _with_families(_with_files(_with_hashes(checked), folders))
+
+
+def _with_hashes(config: Config) -> Config:
+    """The config with the metric that duplicates are found by. Raises DarkroomError where these name what is not there."""
+    duplicates = config.duplicates
+    for name in duplicates.of:
+        if name not in (*STAGES, SOURCES, PROMPTS):
+            known = ", ".join((*STAGES, SOURCES, PROMPTS))
+            raise DarkroomError(f"config: duplicates.of: nothing is called {name}; known here: {known}")
+    if "phash" not in duplicates.ways:
+        return config
+    bits = config.metrics.phash.bits
+    if duplicates.bits_apart(bits) > bits // 4:
+        raise DarkroomError(
+            f"config: duplicates.distance: must be at most {bits // 4} of {bits} bits: hashes of pictures that have nothing in common"
+            " differ in little more"
+        )
+    return config.model_copy(update={"metrics": config.metrics.with_asked("phash")})
 
 
 def _with_made_rows(config: dict[str, Any], rows: str, roots: Sequence[Path]) -> dict[str, Any]:
@@ -200,6 +219,10 @@ def _loads_model(section: ModelSection) -> bool:
 
 def _exists(path: Path) -> bool:
     return os.path.exists(path)
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _find(name: str, roots: Sequence[Path], where: str, what: str, hint: str = "") -> str:
@@ -299,6 +322,14 @@ def _with_files(config: Config, roots: Sequence[Path]) -> Config:
     found: dict[str, Any] = {rows: _find_rows(name, roots, rows) for rows, name in named.items() if name is not None}
     if config.labels is not None:
         found["labels"] = _find(config.labels, roots, "labels", "file")
+    if config.duplicates.against:
+        against = [
+            _find(name, roots, f"duplicates.against.{number}", "folder")
+            for number, name in enumerate(config.duplicates.against)
+        ]
+        if any(_same_folder(path, config.results) for path in against):
+            raise DarkroomError("config: duplicates.against: names the results of this run; they are compared anyway")
+        found["duplicates"] = config.duplicates.model_copy(update={"against": against})
     if config.container is not None and "://" not in config.container:
         found["container"] = _find(config.container, roots, "container", "file", " (an address has a ://)")
     found["rows"] = config.rows.model_copy(update={"edits": _with_root(config.rows.edits, roots, "rows.edits")})

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from darkroom.config.duplicates import Duplicates
 from darkroom.config.metrics import PHash
 from darkroom.config.values import (
     AS_GIVEN,
@@ -639,6 +640,12 @@ class Metrics(Section):
         """Name -> section of each that is asked for, in the user's order."""
         return {name: getattr(self, name) for name in self._names}
 
+    def with_asked(self, name: str) -> Self:
+        """These, and another one with what stands under its name, or with its defaults."""
+        more = self.model_copy()
+        more._names = self._names if name in self._names else (*self._names, name)
+        return more
+
 
 class Quota(Section):
     by: Text = Field(description="Column or expression whose values are counted, such as `category`.")
@@ -944,6 +951,7 @@ class Config(Section):
         " DuckDB over the scores of an image and the formulas above it. Every kind of image that has all these scores has it, too. Its values"
         ' are from 0 to 1; where they are not, `{formula: "quality / 2", low: 0, high: 5}`. A changed formula asks no model anything.',
     )
+    duplicates: Duplicates = Field(default_factory=Duplicates)
     select: Select = Field(default_factory=Select)
     labels: PathText | None = Field(
         default=None,

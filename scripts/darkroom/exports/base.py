@@ -80,7 +80,7 @@ class Export:
         scores = {column for other in self.kinds for column in self.catalogue.types(other.name)}
         left_out = {*_NOT_EXPORTED, *(scores - set(self.catalogue.types(kind.name)))}
         if not kind.has_sources:
-            left_out |= {"source_name", "source_origin", "source_kind", "source_parts", "source_sha256"}
+            left_out |= {"source_name", "source_origin", "source_kind", "source_parts", "source_sha256", "source_group"}
         return {column: type_ for column, type_ in self.images.columns.items() if column not in left_out}
 
     def records(self, kind: Kind) -> Iterator[tuple[str, int, dict[str, Any], dict[str, Any]]]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # Columns that the score files and the tables have already.
 TAKEN = frozenset(
     "kind shard key image_key row item sample prompt negative_prompt seed width height steps guidance true_cfg origin"
-    " sha256 error fields image source source_name source_origin source_kind source_parts source_sha256 selected label model".split()
+    " sha256 error fields image source source_name source_origin source_kind source_parts source_sha256 selected label model"
+    " duplicate_group duplicate_of duplicate_by duplicate_distance duplicate_against source_group prompt_group".split()
 )
 ROLES = ("score", "mass", "reply", "error", "text")
 TRUSTED_MASS = 0.5  # on average: below it, a model mostly wanted to say something else than what it was scored by

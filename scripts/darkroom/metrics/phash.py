@@ -31,7 +31,11 @@ class PHashMetric(Metric):
         return self
 
     def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
-        import imagehash
+        return [{"phash": picture_hash(subject.images[-1], self.bits)} for subject in subjects]
 
-        size = math.isqrt(self.bits)
-        return [{"phash": str(imagehash.phash(subject.images[-1], hash_size=size))} for subject in subjects]
+
+def picture_hash(image: Any, bits: int) -> str:
+    """The hash of a picture (PIL, RGB), of 64 or 256 bits, as hexadecimal digits."""
+    import imagehash
+
+    return str(imagehash.phash(image, hash_size=math.isqrt(bits)))

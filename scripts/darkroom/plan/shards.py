@@ -767,7 +767,7 @@ class _Builder:
         """The SHA-256 of the files that a row names, None for one that cannot be used."""
         named = [str(self.base / path) for path in paths]
         if new := set(named) - self.hashed.keys():
-            self.hashed |= _hash_files(new, self._known_files)
+            self.hashed |= hash_files(new, self._known_files)
         return [self.hashed[path][2] for path in named]
 
     def _id(self, row: dict[str, Any]) -> str:
@@ -829,7 +829,7 @@ class _Builder:
             raise DarkroomError(f"{name_of(self.paths)}: holds no rows")
         self.kept_pictures.finish()
         named = {path: str(self.base / path) for paths in self.sources.values() for path in paths}
-        files = _hash_files(set(named.values()), self._known_files | self.hashed)
+        files = hash_files(set(named.values()), self._known_files | self.hashed)
         for shard in self.shards:
             if paths := self.sources.get(shard.name):
                 shard.sources = digest([[path, files[named[path]][2]] for path in paths])
@@ -936,7 +936,7 @@ def _state(path: str) -> list[int]:
         return [-1, -1]
 
 
-def _hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def hash_files(paths: set[str], known: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """path -> [size, mtime in ns, sha256 or None where it is no file that can be used]; `known` ones are not read again."""
 
     def one(path: str) -> tuple[str, list[Any]]:

@@ -38,6 +38,7 @@ from darkroom.plan.stages import ROWS, STAGES, Stage, used_stages
 from darkroom.rows.fields import Fields
 from darkroom.rows.labels import Labels, labels_digest, read_labels
 from darkroom.rows.read import Reading
+from darkroom.run.against import earlier_digests, earlier_sets
 from darkroom.run.events import EventWriter
 from darkroom.run.lineage import Lineage, Step, manifest_of
 from darkroom.run.needs import gpus_of, known_bytes, shards_together
@@ -49,11 +50,13 @@ from darkroom.views.gallery import GALLERY_VERSION, site_digest, site_files
 
 if TYPE_CHECKING:
     from darkroom.exports.base import Export
+    from darkroom.tables.duplicates import DuplicatesFile, EarlierSet
     from darkroom.tables.kind import Kind, ShardFiles
 
 SAMPLED = 1000  # rows of a shard whose types are looked at before anything runs
 TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
 PLOTS_VERSION = 3  # the same for the plots
+DUPLICATES_VERSION = 1  # and for what is found to be duplicates
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
@@ -69,7 +72,7 @@ class Workflow:
     config: checked, with defaults. stages: those that make pictures, in the order they run. row_plans: by rows, "prompts" and
     "edits". plans and groups: by stage, the shards, and those that are scored together. recipes: by stage, what decides pixels. metrics: what
     scores the images, the judge first.
-    models: section -> its model of the hub.
+    models: section -> its model of the hub. against: the folder of each earlier set -> a hash of what it holds.
     """
 
     config: Config
@@ -79,6 +82,7 @@ class Workflow:
     groups: dict[str, Groups]
     recipes: dict[str, Recipe] = field(default_factory=dict)
     models: dict[str, HubModel] = field(default_factory=dict)
+    against: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -111,6 +115,7 @@ class Workflow:
         formulas = formulas_of(config.scores)
         catalogue = with_formulas(catalogue_of(metrics, [*STAGES]), formulas)
         _check_scores(config, catalogue)
+        embeddings_of(config, metrics)
         plans: dict[str, Plan] = {}
         row_groups: dict[str, Groups] = {}
         together = shards_together(config)
@@ -154,7 +159,9 @@ class Workflow:
             read_labels(config.labels, labels_digest(config.labels))  # refused before any work, not at its end
         if not planned:
             _check_expressions(config, catalogue, formulas, stages, plans)
-        return cls(config, stages, plans, metrics, groups, recipes, models)
+        hashed = config.metrics.phash.bits if "phash" in config.duplicates.ways else None
+        against = earlier_digests(config.duplicates.against, Path(config.results), planned, hashed)
+        return cls(config, stages, plans, metrics, groups, recipes, models, against)
 
     @classmethod
     def of_job(cls, config: dict[str, Any], unpinned: bool = False) -> "Workflow":
@@ -432,7 +439,7 @@ class Workflow:
         parts.append(self.config.export.prefix)
         by = self.config.report.yield_by
         told: list[Any] = [
-            *filter(None, [self.labels_digest]),
+            *filter(None, [self.labels_digest, self.duplicates.digest if self.duplicates else None]),
             *self._formulas_told,
             *([{"yield_by": by}] if by else []),
         ]
@@ -444,6 +451,66 @@ class Workflow:
         return [{"scores": [asdict(one) for one in formulas_of(self.config.scores)]}] if self.config.scores else []
 
     @cached_property
+    def compared_metrics(self) -> list[str]:
+        """The metrics whose scores say which pictures are duplicates."""
+        wanted = {metric for metric, _ in self._embeddings.values()}
+        wanted |= {"phash"} & set(self.config.duplicates.ways)
+        return [name for name in self.lineage.metrics if name in wanted]
+
+    @cached_property
+    def _embeddings(self) -> dict[str, tuple[str, str]]:
+        """Stage of the table -> the metric and column of the embeddings that its pictures are compared by."""
+        return embeddings_of(self.config, self.metrics)
+
+    @cached_property
+    def duplicates(self) -> Output | None:
+        """Which pictures are duplicates; None where the config asks for none."""
+        settings = self.config.duplicates
+        if not settings.ways:
+            return None
+        lineage, compared = self.lineage, self.compared_metrics
+        planned = digest(
+            [
+                DUPLICATES_VERSION,
+                settings.ways,
+                settings.model_dump(exclude={"by", "against"}),
+                {stage: plan.id for stage, plan in self.plans.items()},
+                lineage.image_digests,
+                {name: lineage.metrics[name] for name in compared},
+                [[one.name, self.against[str(one.path)]] for one in self.earlier_sets()],
+            ]
+        )
+        inputs = [manifest_of(path) for path in self.compared_files()]
+        return self.output("duplicates", [self.results("duplicates.parquet")], planned, inputs)
+
+    def earlier_sets(self) -> "list[EarlierSet]":
+        """What pictures are compared with besides each other."""
+        return earlier_sets(self.config.duplicates.against, self.results())
+
+    def compared_files(self) -> list[str]:
+        """The files of pictures and scores that duplicates are found from."""
+        steps = [step for step in self.lineage.steps() if step.metric is None or step.metric in self.compared_metrics]
+        return [file.path for step in steps for file in self.lineage.files(step)]
+
+    def find_duplicates(self, path: Path) -> dict[str, Any]:
+        """Write what `duplicates` is to be. Returns counts. Raises DarkroomError where a shard or an earlier set is not as planned."""
+        from darkroom.tables.duplicates import compared, write_duplicates
+
+        assert self.duplicates is not None, "asked for where the config asks for none"
+        kinds = compared(self.kinds(), self.compared_metrics)
+        bits, meta = self.config.metrics.phash.bits, {"digest": self.duplicates.digest}
+        embeddings = {stage: column for stage, (_, column) in self._embeddings.items()}
+        return write_duplicates(kinds, self.config.duplicates, bits, embeddings, self.earlier_sets(), path, meta)
+
+    def duplicates_file(self) -> "DuplicatesFile | None":
+        """The file of them, for who reads it."""
+        if self.duplicates is None:
+            return None
+        from darkroom.tables.duplicates import DuplicatesFile, columns_of
+
+        return DuplicatesFile(Path(*self.duplicates.files), self.duplicates.digest, columns_of(self.config.duplicates))
+
+    @cached_property
     def tables(self) -> Output:
         """The final tables."""
         files = [self.results(name) for name in ("scores.parquet", "scores.csv", "rejected.jsonl", "yield.csv")]
@@ -453,6 +520,7 @@ class Workflow:
             if step.metric is not None or not self.lineage.metrics_of(step.stage)
             for file in self.lineage.files(step)
         ]
+        inputs += [self.duplicates.made] if self.duplicates else []
         return self.output("tables", files, self.merge_digest, inputs)
 
     def tables_meta(self) -> dict[str, str]:
@@ -490,7 +558,8 @@ class Workflow:
     @cached_property
     def figures(self) -> list[Plot]:
         """The plots and pages of the report, in its order; none where the config wants none."""
-        return figures(self.stages, self.results("plots")) if self.config.report.enabled else []
+        compared = self.config.duplicates.of if self.duplicates else ()
+        return figures(self.stages, self.results("plots"), compared) if self.config.report.enabled else []
 
     @cached_property
     def plots(self) -> Output | None:
@@ -511,7 +580,8 @@ class Workflow:
 
     def outputs(self) -> list[Output]:
         """All of them, in the order they are made."""
-        return [self.tables, *self.exports.values(), *filter(None, (self.plots, self.gallery))]
+        first = filter(None, [self.duplicates])
+        return [*first, self.tables, *self.exports.values(), *filter(None, (self.plots, self.gallery))]
 
     def gallery_files(self) -> Iterator[tuple[str, str, str]]:
         """(stage, shard, path) of every shard's file of the gallery; none where the config wants no gallery."""
@@ -784,6 +854,26 @@ def rejected_text(plan: Plan) -> str:
         told.append("...")
     total = plan.rows_used + plan.rows_rejected + plan.left_out
     return f"{plan.rows_rejected:,} of {total:,} rows rejected: {'; '.join(told)}"
+
+
+def embeddings_of(config: Config, metrics: list[Metric]) -> dict[str, tuple[str, str]]:
+    """Stage of the table -> the first metric, with its column, that embeds pictures which are compared by that.
+
+    Raises DarkroomError where they are to be compared by embeddings, and none embeds any.
+    """
+    if "embeddings" not in config.duplicates.ways:
+        return {}
+    found: dict[str, tuple[str, str]] = {}
+    for stage in (stage for stage in STAGES if stage in config.duplicates.of):
+        for metric in metrics:
+            for column in metric.columns(stage):
+                if column.role == "embedding":
+                    found.setdefault(stage, (metric.name, column.name))
+    if not found:
+        raise DarkroomError(
+            "config: duplicates.by: embeddings: no metric gives any; name one that does under `metrics`, or go by phash"
+        )
+    return found
 
 
 def _check_scores(config: Config, catalogue: Catalogue) -> None:

@@ -16,6 +16,7 @@ from darkroom.rows.fields import NameOrder
 from darkroom.rows.labels import Labels
 from darkroom.store.columns import Type
 from darkroom.store.shardfile import arrow_type
+from darkroom.tables.duplicates import DuplicatesFile
 from darkroom.tables.fields import FieldTypes, shaped
 from darkroom.tables.kind import Kind
 
@@ -64,16 +65,21 @@ class Joined:
 
     @classmethod
     def gathered(
-        cls, kinds: list[Kind], columns: Mapping[str, Type], labels: Labels | None, file: IO[bytes]
+        cls,
+        kinds: list[Kind],
+        columns: Mapping[str, Type],
+        labels: Labels | None,
+        file: IO[bytes],
+        duplicates: DuplicatesFile | None = None,
     ) -> "Joined":
-        """Read all shards. columns: of ours that the tables have of them, with `label`. Raises DarkroomError as `Kind.tables`, and
-        where a kind holds images of other rows than planned."""
+        """Read all shards. columns: of ours that the tables have of them, with `label`; duplicates: what was found of each image. Raises
+        DarkroomError as `Kind.tables`, and where a kind holds images of other rows than planned."""
         told = [*columns.items(), (FIELDS, "text")]
         joined = cls(file, pa.schema([(name, arrow_type(type_)) for name, type_ in told]), kinds)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(file, joined.schema, options=options) as writer:
             waiting = joined.schema.empty_table()
-            for table in joined._read(labels):
+            for table in joined._read(labels, duplicates):
                 waiting = pa.concat_tables([waiting, table])
                 while len(waiting) >= PART:
                     writer.write_table(waiting.slice(0, PART).combine_chunks())
@@ -82,8 +88,8 @@ class Joined:
             writer.write_batch(pa.RecordBatch.from_arrays(last, schema=joined.schema))
         return joined
 
-    def _read(self, labels: Labels | None) -> Iterator[pa.Table]:
-        start = 0
+    def _read(self, labels: Labels | None, duplicates: DuplicatesFile | None) -> Iterator[pa.Table]:
+        start, found = 0, duplicates.lines() if duplicates else iter(())
         for kind in self.kinds:
             types = self.fields[kind.name] = FieldTypes(kind.plan.columns)
             rows, last, number = 0, None, 0
@@ -96,6 +102,8 @@ class Joined:
                 for formula in kind.formulas:
                     least, most = pc.min_max(table[formula.name]).values()
                     _check_range(formula, least.as_py(), most.as_py())
+                if duplicates:
+                    table = duplicates.joined(table, found)
                 yield self._with_all(table, labels)
             if rows != kind.rows_expected:
                 raise DarkroomError(f"{kind.name}: images of {rows} rows where {kind.rows_expected} are planned")

@@ -18,6 +18,7 @@ from darkroom.metrics.base import Catalogue
 from darkroom.rows.labels import LABELS, Labels
 from darkroom.store.columns import TABLE_COLUMNS, Type
 from darkroom.store.shardfile import arrow_schema, arrow_type, packed_meta
+from darkroom.tables.duplicates import DuplicatesFile
 from darkroom.tables.fields import Names
 from darkroom.tables.joined import Joined
 from darkroom.tables.kind import Kind
@@ -39,12 +40,14 @@ def merge_scores(
     prefix: str = "darkroom_",
     yields: Path | None = None,
     by: str | None = None,
+    duplicates: DuplicatesFile | None = None,
 ) -> dict[str, int]:
     """Write scores.parquet and scores.csv: a line per request of all kinds. Returns counts by kind.
 
     catalogue: the columns of scores; labels: what a person said of the images, for the column `label`; prefix: what
     a column of ours begins with where a field of the user's rows has its name; yields: write yield.csv there, also by the column or
-    field `by`. Raises DarkroomError where a shard is missing, stale, damaged or holds other counts than planned.
+    field `by`; duplicates: what was found of each line. Raises DarkroomError where a shard is missing, stale, damaged or holds other
+    counts than planned.
 
     The shards are read once, into a file without a name beside the tables. Memory holds some thousands of images, and of all of
     them what they are selected by.
@@ -55,7 +58,8 @@ def merge_scores(
         columns |= catalogue.types(kind.name)
     parquet.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=parquet.parent) as file:
-        images = Joined.gathered(kinds, columns | {"label": "text"}, labels, file)
+        columns |= duplicates.columns if duplicates else {}
+        images = Joined.gathered(kinds, columns | {"label": "text"}, labels, file, duplicates)
         columns |= {"selected": "bool", "label": "text"}
         own_types = images.own_types()
         names = Names(own_types, prefix)

@@ -44,6 +44,7 @@ GPUS = (1, 8, 32)  # told unless the user names others
 _JOB_SECONDS, _PLOT_SECONDS = 2.0, 8.0
 _OTHER_SECONDS = {
     "gallery_shard": (0.0002, 0.23),
+    "find_duplicates": (0.0004, 0.0),
     "merge_scores": (0.0004, 0.0),
     "gallery_index": (0.0004, 0.0),
     "write_dataset": (0.0019, 0.011),
@@ -243,9 +244,14 @@ def _of_all(workflow: Workflow, wanted: set[str], other: "_Others") -> Iterator[
     def is_due(output: Output) -> bool:
         return output.made in again or not all(map(os.path.exists, [output.made, *output.files]))
 
-    merged = bool(wanted) or is_due(tables)
+    compared = workflow.duplicates
+    looked_for = compared is not None and (is_due(compared) or not wanted.isdisjoint(workflow.compared_files()))
+    if compared and looked_for:
+        yield Task("find_duplicates", compared.made, other.seconds("find_duplicates", work), 0, list(wanted))
+    merged = bool(wanted) or looked_for or is_due(tables)
     if merged:
-        yield Task("merge_scores", tables.made, other.seconds("merge_scores", work), 0, list(wanted))
+        after_all = [*wanted, *([compared.made] if compared else [])]
+        yield Task("merge_scores", tables.made, other.seconds("merge_scores", work), 0, after_all)
     for rule, output in after:
         if merged or is_due(output):
             shown = [path for *_, path in workflow.gallery_files()] if output is workflow.gallery else []
@@ -329,7 +335,7 @@ def _rooms(costs: Costs) -> Iterator[Room]:
     if shown or "gallery_index" in rules:
         yield _gallery_room(costs, shown)
     if "merge_scores" in rules:
-        yield Room("tables", sum(requests.values()) * _LINE, 3)
+        yield Room("tables", sum(requests.values()) * _LINE, 4 if "find_duplicates" in rules else 3)
     total = sum(number * pictures[kind] for kind, number in requests.items())
     for format, output in workflow.exports.items():
         if output.made in doing:

@@ -44,6 +44,10 @@ def summary(workflow: Workflow) -> str:
         for score, mass in workflow.catalogue.masses(kind).items():
             if warning := mass_warning(score, *count.scores.get(mass, (0.0, 0))):
                 lines.append(f"{'':10}{warning}")
+    if (duplicates := workflow.duplicates_file()) and workflow.duplicates and workflow.duplicates.is_made():
+        repeated = {kind: told["set"] for kind, told in duplicates.diversity().items()}
+        told = ", ".join(f"{one['repeated']} of {one['images']} {kind}" for kind, one in repeated.items())
+        lines.append(f"  duplicates: {told} repeat another" if told else "  duplicates: of sources or prompts alone")
     rejected = sum(shard.rejected for plan in workflow.plans.values() for shard in plan.shards.values())
     lines.append(f"  judged: {_taken(workflow)}; rejected rows: {rejected}")
     lines.append("")

@@ -4,7 +4,7 @@ import filecmp
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def verify(workflow: Workflow) -> Report:
 
     Rows: each is in its prompts file. Requests: each row has as many records as it asks for, under the key that its
     content and the recipe give. Images: each has the SHA-256 that is recorded, and decodes. Scores: one for each image,
-    of that very picture. Tables and rejected.jsonl: the same bytes when made once more from the shards. Exports: every
+    of that very picture. Tables, rejected.jsonl and duplicates.parquet: the same bytes when made once more from the shards. Exports: every
     file that SHA256SUMS names, with that hash. Data set: a file for each selected image, with its bytes. Gallery: every
     shard's file, and its packs by their SHA-256.
     """
@@ -158,8 +158,12 @@ def _tables(workflow: Workflow, report: Report) -> Iterator[str]:
         new = [Path(name, table) for table in ("scores.parquet", "scores.csv", "rejected.jsonl", "yield.csv")]
         labels = workflow.labels()
         select, prefix = workflow.config.select, workflow.config.export.prefix
+        if found := workflow.duplicates_file():
+            found = replace(found, path=Path(name, found.path.name))
+            workflow.find_duplicates(found.path)
+            new.append(found.path)
         yields = new[3], workflow.config.report.yield_by
-        merge_scores(workflow.kinds(), workflow.catalogue, select, new[0], new[1], meta, labels, prefix, *yields)
+        merge_scores(workflow.kinds(), workflow.catalogue, select, new[0], new[1], meta, labels, prefix, *yields, found)
         write_rejected(workflow.kinds(), new[2], labels)
         for path in new:
             there = workflow.results(path.name)

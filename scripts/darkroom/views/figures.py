@@ -1,5 +1,6 @@
 """Which plots and pages the report has, and where they lie; `plots` draws them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def several(stages: list[Stage]) -> dict[str, list[Stage]]:
     return {name: those for name, those in found.items() if len(those) > 1}
 
 
-def figures(stages: list[Stage], folder: Path) -> list[Plot]:
-    """The plots and pages of the report, in its order, below `folder`."""
+def figures(stages: list[Stage], folder: Path, compared: Collection[str] = ()) -> list[Plot]:
+    """The plots and pages of the report, in its order, below `folder`; compared: the stages whose pictures are searched for duplicates."""
     found = [
         Plot("yield", "1 Overview", "all", "rows to kept images"),
         Plot("failures", "1 Overview", "all", "failures by reason"),
@@ -54,6 +55,8 @@ def figures(stages: list[Stage], folder: Path) -> list[Plot]:
             Plot("scores", category, stage.name, "score distributions", stage.name),
             Plot("agreement", category, stage.name, "agreement of the scores", stage.name),
         ]
+        if stage.like in compared:
+            found.append(Plot("diversity", category, stage.name, "diversity and duplicates", stage.name))
     after = len(stages) + 2
     found.append(Plot("labels", f"{after} Judge and people", "all", "scores and labels"))
     found.append(Plot("time", f"{after + 1} Time", "all", "time and images/s of each job"))

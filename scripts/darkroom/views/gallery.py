@@ -6,8 +6,8 @@ themselves, a page of data per shard:
     {kind}/{shown}-{recipe}/{shard}-{rows}.js   what is known of each image, and where its pictures are
     {kind}/{shard}/{content}-t0.js ...          packs of thumbnails as data: URLs
     {kind}/{shard}/{content}-p0.js ...          packs of previews, the large pictures
-    index.js                                    the shards, what was selected, labels, rejected rows; small, and all that a
-                                                threshold changes
+    index.js                                    the shards, what was selected, labels, groups of duplicates, rejected rows;
+                                                small, and all that a threshold changes
 
 {content} is a hash of the pictures: where it is unchanged, new scores leave the packs alone. The first line of each file
 is a comment with the digest it was made for.
@@ -279,6 +279,7 @@ def write_index(
     shards: list[tuple[str, str, int, str, str, str]] = []
     labels: dict[str, str] = {}
     selected = _selected(scores, labels)
+    alike = _groups(scores)
     for kind in kinds:
         for shard in kind.plan.names:
             path = files[kind.name, shard]
@@ -295,6 +296,7 @@ def write_index(
         "byLabel": select.labels,
         "shards": shards,
         "labels": labels,
+        **({} if alike is None else {"alike": alike}),
     }
     text = f"{_HEAD}{as_script(head)}\ngallery.index({as_script(index)});\n"
     version = hashlib.sha256(text.encode() + site_digest(site).encode()).hexdigest()[:8]
@@ -339,6 +341,19 @@ def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], lis
             found.setdefault((kind, shard), []).append(flag)
             if label:
                 labels[key] = label
+    return found
+
+
+def _groups(scores: Path) -> dict[str, str] | None:
+    """The group of duplicates of each image that has one, by its key; None where none were looked for."""
+    from darkroom.tables.read import Table
+
+    table = Table(scores)
+    if "duplicate_group" not in table.columns:
+        return None
+    found: dict[str, str] = {}
+    for batch in table.batches(["key", "duplicate_group"]):
+        found |= {key: group for key, group in zip(*batch.to_pydict().values(), strict=True) if group is not None}
     return found
 
 

@@ -180,6 +180,48 @@ def score_agreement(kind: KindReport) -> Figure:
     return figure
 
 
+def diversity(name: str, told: dict[str, Any]) -> Figure:
+    """How far apart two pictures of a kind are on average, and which share repeats another: of all, of a prompt's, by field.
+
+    told: what `tables.duplicates` says of the kind.
+    """
+    lines = [("all", told["set"])] + ([("samples of a prompt", told["samples"])] if told["samples"]["images"] else [])
+    lines += [
+        (textwrap.shorten(f"{field}: {_printable(value)}", 40), one)
+        for field, values in told["fields"].items()
+        for value, one in values.items()
+    ]
+    if not told["set"]["images"]:
+        return _nothing(f"No {name_of(name)} to compare.")
+    called = {"phash": "share of bits that differ", "embeddings": "1 less the cosine"}
+    ways = [way for way in called if way in told["set"]]
+    figure = Figure(figsize=(10, 0.34 * len(lines) + 1.2), layout="constrained")
+    every = figure.subplots(1, len(ways) + 1, sharey=True, squeeze=False)[0]
+    for axes, way in zip(every, ways, strict=False):
+        axes.set_title(f"Mean distance of two by {way}")
+        axes.set_xlabel(called[way])
+        for y, (_, one) in enumerate(lines):
+            value = one.get(way)
+            axes.barh(y, value or 0, color=colour_of(name), height=0.66)
+            axes.text(value or 0, y, " -" if value is None else f" {value:.3f}", va="center")
+        axes.set_xlim(0, max(*(one.get(way) or 0 for _, one in lines), 0.01) * 1.25)
+    axes = every[-1]
+    axes.set_title("Pictures that repeat another")
+    axes.set_xlabel("share")
+    for y, (_, one) in enumerate(lines):
+        if "repeated" in one:
+            share = one["repeated"] / max(one["images"], 1)
+            axes.barh(y, share, color=GREY, height=0.66)
+            axes.text(share, y, f" {one['repeated']:,} of {one['images']:,}", va="center")
+    axes.set_xlim(0, 1.35)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    every[0].set_yticks(range(len(lines)), [text for text, _ in lines])
+    every[0].invert_yaxis()
+    for axes in every:
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
 def label_agreement(kinds: list[KindReport]) -> Figure:
     """Judge and people: the first score of accepted and rejected images, and how well each score tells them apart."""
     kinds = [kind for kind in kinds if kind.labelled and kind.by]
