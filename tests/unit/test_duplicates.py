@@ -198,6 +198,10 @@ def shards_of(folder, name, plan, columns, made, bits=64):
     return Kind(name, plan, 2, files, digests, {"phash": digests}, members, plan.kind, reads=reads)
 
 
+def records_of(kind):
+    return [record for table in kind.tables() for record in table.to_pylist()]
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
     """Images of six rows, two samples each, and edits of pictures of the user's."""
@@ -253,11 +257,7 @@ def test_duplicates_are_found_by_file_and_by_hash_and_the_same_twice(kinds, tmp_
     # Black and navy have no look to compare: the two that are one file are found, and no other.
     assert groups == {"a0": "a0", "b0": "a0", "a1": "a1", "c0": "a1", "d0": "d0", "e0": "d0"}
     assert (lines["c0"]["duplicate_of"], lines["c0"]["duplicate_by"]) == ("a1", "phash")
-    assert [line["key"] for line in file.lines()] == [
-        record["key"]
-        for kind in those
-        for record in (record for table in kind.tables() for record in table.to_pylist())
-    ]
+    assert [line["key"] for line in file.lines()] == [record["key"] for kind in those for record in records_of(kind)]
     once = file.path.read_bytes()
     assert found(tmp_path, those, by=["exact", "phash"])[0].path.read_bytes() == once
 
@@ -266,10 +266,7 @@ def test_duplicates_are_found_by_embeddings(kinds, tmp_path):
     """Of a metric that embeds pictures: b1 nearly as f0, the flat ones each in a direction of its own."""
     random, folder = np.random.default_rng(9), tmp_path / "embedded"
     kind, columns = kinds[1][0], SCORE_COLUMNS | {"look": "text"}
-    vectors = {
-        record["key"]: alike.normalised(random.normal(size=(1, 64)))[0]
-        for record in (record for table in kind.tables() for record in table.to_pylist())
-    }
+    vectors = {record["key"]: alike.normalised(random.normal(size=(1, 64)))[0] for record in records_of(kind)}
     vectors["b1"] = alike.normalised(vectors["f0"][None] + 0.01)[0]
     for shard in kind.plan.names:
         scores = [
@@ -423,7 +420,7 @@ def test_diversity_is_told_of_the_set_of_samples_and_by_field(kinds, tmp_path):
     images = file.diversity()["images"]
     hashes = {
         r["key"]: np.unpackbits(np.frombuffer(bytes.fromhex(r["phash"]), np.uint8))
-        for r in those[0].records()
+        for r in records_of(those[0])
         if r["phash"]
     }
 
