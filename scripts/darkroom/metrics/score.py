@@ -132,6 +132,8 @@ def score_shards(
         scorer = open_scorer() if open_scorer else metric.open(kind)
         records_now = _to_score(images, recipe, todo)
         new, working = _score_all(records_now, len(todo), metric, kind, scorer, journal, threads)
+        if close := getattr(scorer, "close", None):
+            close()
         known |= new
     lost = [{name: why for name in reasons if (why := known.get(key, {}).get(name))} for key in keys]
     unscored = sum(map(bool, lost))
