@@ -2,13 +2,14 @@
 
 import io
 import json
+import random
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import FLUX
+from conftest import CLIP, FLUX
 from darkroom.config.metrics import Aesthetic, Clip, Nsfw
 from darkroom.errors import DarkroomError
 from darkroom.metrics.aesthetic import AestheticMetric, read_head
@@ -20,6 +21,7 @@ from darkroom.metrics.score import score_chunk
 from metric_contract import MetricContract, image_record
 from PIL import Image
 from safetensors.torch import save_file
+from shapeworld import bench_clip, world
 from transformers import CLIPImageProcessor, CLIPTokenizer, SiglipImageProcessor, T5TokenizerFast, ViTImageProcessor
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -152,6 +154,22 @@ class TestOpenNsfw(MetricContract):
 
 def subject(prompt, colour="red"):
     return Subject("0" * 32, prompt, [Image.new("RGB", (40, 30), colour)], {})
+
+
+def test_the_embedded_clip_tells_wrong_captions_of_scenes_that_it_never_saw():
+    """By the metric, on one scale for all pictures."""
+    scorer = ClipMetric(Clip(model=str(CLIP), device="cpu")).open("images")
+
+    def likeness(pictures, captions):
+        told = zip(pictures, captions, strict=True)
+        return [one["clip"] for one in scorer.score([Subject("0" * 32, text, [image], {}) for image, text in told])]
+
+    rng = random.Random(5)
+    scenes = bench_clip.draw(200, rng)
+    assert all(world.held_out(scene) for scene in scenes)
+    found = bench_clip.figures(likeness, scenes, [world.render(scene) for scene in scenes], rng)
+    assert found["colour"] >= 0.95 and found["shape"] >= 0.95, found
+    assert min(found.values()) >= 0.9, found
 
 
 def test_long_prompts_are_cut_and_counted(clip, capsys):

@@ -11,6 +11,7 @@ from darkroom.errors import DarkroomError
 from darkroom.exports import TRAINING
 from darkroom.metrics import catalogue_of
 from darkroom.metrics.aesthetic import AestheticMetric
+from darkroom.metrics.base import ScoreColumn
 from darkroom.metrics.clip import ClipMetric
 from darkroom.metrics.embeddings import packed, unpacked
 from darkroom.metrics.nsfw import NsfwMetric
@@ -146,6 +147,8 @@ def test_embeddings_stay_in_the_score_files():
     assert packed(vector) == "ADgAtAAw" and unpacked("ADgAtAAw").tolist() == vector.tolist()
     metric = ClipMetric(Clip(model="owner/clip", revision=COMMIT))
     assert "clip_embedding" in [column.name for column in metric.columns("edited")]
+    with pytest.raises(DarkroomError, match="column v: an embedding is text, got float"):
+        ScoreColumn("v", "float", "clip", "embedding", "clip")
     catalogue = catalogue_of([metric], ["images", "edited"])
     assert list(catalogue.types("images")) == ["clip", "clip_error"]
     assert list(catalogue.types("edited")) == ["clip", "clip_source", "clip_error"]

@@ -68,6 +68,8 @@ class ScoreColumn:
             raise DarkroomError(f"{where}: its name must be letters, digits and underscores")
         if self.role not in ROLES:
             raise DarkroomError(f"{where}: its role must be one of {', '.join(ROLES)}, got {self.role}")
+        if self.role == "embedding" and self.type != "text":
+            raise DarkroomError(f"{where}: an embedding is text, got {self.type}")
         if self.selectable and (self.low is None or self.high is None or not self.low <= self.high):
             raise DarkroomError(f"{where}: a score that can be selected by needs low and high, low not above high")
 

@@ -42,6 +42,7 @@ class VisionModel:
         self.device = resolve_device(section.device, place)
         self.batch = section.batch_size if self.device.type == "cuda" else 1
         transformers.logging.set_verbosity_error()  # it warns of prompts that are too long, one by one
+        transformers.logging.disable_progress_bar()
         try:
             self.processor = self.load_processor()
             dtype = getattr(torch, section.dtype)
