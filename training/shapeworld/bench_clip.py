@@ -53,7 +53,11 @@ def draw(number: int, rng: random.Random) -> list[Scene]:
 
 
 def figures(
-    likeness: Callable[..., list[float]], scenes: Sequence[Scene], pictures: Sequence[Image.Image], rng: random.Random
+    likeness: Callable[..., list[float]],
+    scenes: Sequence[Scene],
+    pictures: Sequence[Image.Image],
+    rng: random.Random,
+    kinds: Sequence[str] = KINDS_OF_ERROR,
 ) -> dict[str, float]:
     """Return, by kind of error, the AUC of all right captions against wrong ones: one scale for all pictures.
 
@@ -62,7 +66,7 @@ def figures(
     captions = [world.sample_caption(scene, rng) for scene in scenes]
     right = likeness(pictures, captions)
     found = {}
-    for kind in KINDS_OF_ERROR:
+    for kind in kinds:
         spoiled = [(number, spoil(scene, kind, rng)) for number, scene in enumerate(scenes)]
         wrong = [(pictures[number], world.sample_caption(scene, rng)) for number, scene in spoiled if scene is not None]
         if wrong:

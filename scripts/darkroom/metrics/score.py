@@ -158,6 +158,8 @@ def score_shards(
         "image_failures": sum(shard["failed"] for shard in made),
         "failed": unscored,
     }
+    if embeddings := [column.name for column in columns if column.role == "embedding"]:
+        meta["unshown"] = embeddings  # for readers of score files: what no table, gallery or export has
     write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
     clear_journal(journal, set(keys))
     said = Counter(f"{name.removesuffix('_error')}: {why}" for one in lost for name, why in one.items())

@@ -9,7 +9,7 @@ them as pictures.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -241,9 +241,13 @@ def check_digest(path: str | Path, expected: str) -> dict[str, Any]:
     return meta
 
 
-def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a shard file in order, one row group in memory at a time."""
+def iter_records(
+    path: str | Path, columns: list[str] | None = None, without: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The records of a shard file in order, one row group in memory at a time: all its columns unless told, and none of `without`."""
     with _opened(path) as file:
+        if without:
+            columns = [name for name in columns or file.schema_arrow.names if name not in without]
         for group in range(file.num_row_groups):
             yield from _plain(path, _table(path, file, group, columns))
 

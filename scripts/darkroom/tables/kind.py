@@ -146,7 +146,10 @@ class Kind:
         return {metric: read_meta(self.score_file(metric, group))["recipe"] for metric in self.score_digests}
 
     def _scores(self, group: str) -> dict[str, Iterator[dict[str, Any]]]:
-        return {metric: iter_records(self.score_file(metric, group)) for metric in self.score_digests}
+        files = {metric: self.score_file(metric, group) for metric in self.score_digests}
+        return {
+            metric: iter_records(file, without=read_meta(file).get("unshown", ())) for metric, file in files.items()
+        }
 
     def _joined(self, shard: str, scores: dict[str, Iterator[dict[str, Any]]], group: str) -> Iterator[dict[str, Any]]:
         """The images of a shard with their scores, which come next in each of `scores`."""
