@@ -17,7 +17,7 @@ QUICK := $(QUICK_VENV)/bin
 QUICK_READY := $(QUICK_VENV)/.ready
 export PYTHONNOUSERSITE = 1
 
-.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-tables bench-gallery bench-overlap test-gpu bench-gpu clean
+.PHONY: demo test test-all quick lint types unit plan verify prune report watch failures train-models train-generator-early train-generator train-near-misses train-reader train-generated train-quality train-clip bench-models bench-models-quick bench-generator-quick bench-judge-quick bench-plan bench-tables bench-gallery bench-overlap test-gpu bench-gpu clean
 
 demo: $(READY)
 	@$(BIN)/snakemake -j$(CORES)
@@ -76,13 +76,21 @@ $(READY): envs/cpu.lock $(wildcard envs/torchvision_cpu/*)
 
 # The embedded models, from fixed seeds, on two cores: the generator and then the near misses it makes on one, the judge on the
 # other as far as it can go without them. Stopped, it goes on where it was (build/).
+SUM_FILES = (cd resources/models/$$model && git ls-files | grep -vE "README.md|SHA256SUMS" | xargs sha256sum > SHA256SUMS)
 TRAIN_GENERATOR = OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/train_generator.py --out resources/models/shapes-flux
+TRAIN_CLIP = OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/train_clip.py --out resources/models/shapes-clip
 TRAIN_JUDGE = OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/train_judge.py --out resources/models/shapes-judge
 
 train-models: $(READY)
 	$(MAKE) -j2 train-near-misses train-quality
 	$(TRAIN_JUDGE)
-	for model in shapes-flux shapes-judge; do (cd resources/models/$$model && git ls-files | grep -vE "README.md|SHA256SUMS" | xargs sha256sum > SHA256SUMS) || exit; done
+	$(MAKE) train-clip
+	for model in shapes-flux shapes-judge; do $(SUM_FILES) || exit; done
+
+# The CLIP needs neither of them.
+train-clip: $(READY)
+	$(TRAIN_CLIP)
+	model=shapes-clip; $(SUM_FILES)
 
 # The judge's first look at generated pictures is at those of a generator of so many steps.
 train-generator-early: $(READY)
@@ -107,6 +115,7 @@ train-quality: train-generator train-generated
 bench-models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_generator.py resources/models/shapes-flux
 	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_judge.py resources/models/shapes-judge --generator resources/models/shapes-flux --build build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python training/shapeworld/bench_clip.py resources/models/shapes-clip --generator resources/models/shapes-flux
 
 # A smaller sample, for continuous integration; allows for its sampling error. make -j2 takes both at once.
 bench-models-quick: bench-generator-quick bench-judge-quick

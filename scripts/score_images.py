@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darkroom.config.models import metric_section
 from darkroom.jobs.devices import Devices
 from darkroom.jobs.runtime import job, limit_threads
 from darkroom.metrics.score import score_shards
@@ -20,7 +21,7 @@ devices = Devices()
 
 def open_scorer():
     if metric.needs:
-        devices.claim(metric.needs, metric.name)
+        devices.claim(metric.needs, metric_section(metric.name))
     return metric.open(like(kind))
 
 

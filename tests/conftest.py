@@ -24,6 +24,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLUX = REPOSITORY / "resources/models/shapes-flux"
 JUDGE = REPOSITORY / "resources/models/shapes-judge"
+CLIP = REPOSITORY / "resources/models/shapes-clip"
 
 
 FLAT_COLOUR = REPOSITORY / "tests/extensions/flat_colour.py"

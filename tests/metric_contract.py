@@ -68,8 +68,8 @@ class MetricContract:
         assert any(c.role in ("score", "text") for c in catalogue.columns(kind)), "says nothing of a picture"
         assert list(scores) == list(records)
         for found in scores.values():
-            assert list(found) == [column.name for column in catalogue.columns(kind)]
-            for column in catalogue.columns(kind):
+            assert list(found) == [column.name for column in metric.columns(kind)]
+            for column in metric.columns(kind):
                 assert column.metric == metric.name
                 value = found[column.name]
                 assert value is None or type(value) is TYPES[column.type], column.name

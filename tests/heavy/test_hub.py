@@ -26,7 +26,7 @@ from darkroom.models.hub import HubModel, fetch, report_lines
 from darkroom.jobs.runtime import job
 with job(None, online=True):
     section, repo, revision, cache, marker = sys.argv[1:]
-    lora = Lora.model_validate_json(section) if section[0] == "{" else Lora(model=repo) if "." in section else None
+    lora = Lora.model_validate_json(section) if section[0] == "{" else Lora(model=repo) if ".loras." in section else None
     section = "generate.loras.0" if lora else section
     print(report_lines(section, fetch(HubModel(section, repo, revision, cache, Path(marker), lora))))
 """
@@ -104,6 +104,11 @@ WRONG = {
     "no safetensors": (("generate", "tiny/pickles"), {}, "tiny/pickles: vae/ has no weights as plain safetensors"),
     "no pipeline": (("generate", "tiny/judge"), {}, "tiny/judge: not a diffusers pipeline, for it has no model_index"),
     "no judge": (("judge", "tiny/flux"), {}, "tiny/flux: not a transformers model, for it has no config.json"),
+    "no model of a metric": (
+        ("metrics.clip", "tiny/flux"),
+        {},
+        "metrics.clip.model: tiny/flux: not a transformers model",
+    ),
     "a part is not there": (("judge", "tiny/half"), {}, "names model-00002-of-00002.safetensors, which is not there"),
     "a cache that cannot be": (
         ("generate", "tiny/flux"),

@@ -119,7 +119,9 @@ def test_links_lead_somewhere():
             assert (document.parent / target).exists(), f"{document}: {target}"
 
 
-@pytest.mark.parametrize(("name", "most"), [("shapes-flux", 12_000_000), ("shapes-judge", 16_000_000)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("shapes-flux", 12_000_000), ("shapes-judge", 16_000_000), ("shapes-clip", 2_000_000)]
+)
 def test_an_embedded_model_is_whole_and_small(name, most):
     folder = REPOSITORY / "resources/models" / name
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

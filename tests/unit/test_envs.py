@@ -53,6 +53,9 @@ DOORS = {
     "darkroom.metrics.vlm": {"score_images.py"},
     "darkroom.metrics.phash": {"score_images.py", "find_duplicates.py"},
     "darkroom.tables.alike": {"find_duplicates.py"},
+    "darkroom.metrics.vision": {"score_images.py"},
+    "darkroom.metrics.aesthetic": {"score_images.py"},
+    "darkroom.metrics.nsfw": {"score_images.py"},
 }
 # Snakemake gives itself to a script, whatever the environment.
 GIVEN = {"snakemake", "darkroom", *sys.stdlib_module_names}

@@ -198,7 +198,18 @@ def two(tmp_path_factory, brightness):
     rows = [{"id": f"r{n}", "prompt": f"fox {n}", "n": n} for n in range(12)]
     edits = [{"id": "e0", "prompt": "make it blue", "images": [{"row": "r0", "sample": 0}]}]
     export = test_exports.build(folder, rows, edits)
-    metric = brightness.Brightness(brightness.Weights())
+
+    class Embedding(brightness.Brightness):
+        """The same with an embedding, which nobody shows."""
+
+        def columns(self, kind):
+            more = ScoreColumn("brightness_vector", "text", self.name, "embedding", self.name)
+            return [*super().columns(kind), more]
+
+        def score(self, subjects):
+            return [found | {"brightness_vector": "ADg="} for found in super().score(subjects)]
+
+    metric = Embedding(brightness.Weights())
     kinds = export("folder").kinds
     kinds.append(inverted(kinds[0], folder))
     catalogue = catalogue_of([JudgeMetric(models.Judge(), test_exports.RUBRIC), metric], [kind.name for kind in kinds])
@@ -221,10 +232,12 @@ def two(tmp_path_factory, brightness):
 
 
 def test_the_tables_have_every_metric_s_columns(two):
-    folder, *_ = two
+    folder, (kind, *_), *_ = two
     table = pq.read_table(folder / "scores.parquet").to_pylist()
     names = list(table[0])
     assert names.index("p_yes") < names.index("brightness") < names.index("selected")
+    assert "brightness_vector" not in names  # it stays in the score files
+    assert next(iter_records(kind.score_file("brightness", kind.plan.names[0])))["brightness_vector"] == "ADg="
     for line in table:
         if line["error"] is None:
             assert 0 <= line["brightness"] <= 1 and line["brightness_error"] is None
@@ -278,6 +291,7 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
             write_shard(kind, shard, models.Gallery(thumbnail=64, preview=None), path, {"digest": "g"})
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
             assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
+            assert "brightness_vector" not in path.read_text()
     about = {"title": "t", "set": "s"}
     write_index(kinds, catalogue, select, folder / "scores.parquet", files, tmp_path, about, {"digest": "g"})
     index = json.loads(

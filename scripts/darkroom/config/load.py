@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from darkroom.config import extensions, home
 from darkroom.config.duplicates import PROMPTS, SOURCES
+from darkroom.config.metrics import Aesthetic
 from darkroom.config.models import (
     Config,
     Lora,
@@ -22,6 +23,7 @@ from darkroom.config.models import (
     RowFields,
     config_model,
     is_folder_name,
+    metric_section,
     split_models,
 )
 from darkroom.config.options import judge_refusal, refusal, with_family
@@ -209,7 +211,12 @@ def used_sections(config: Config) -> dict[str, ModelSource]:
         for name, section in sections.items()
         if isinstance(section, ModelSection) and _loads_model(section)
     }
-    return used | {"judge": config.judge}
+    metrics = {
+        metric_section(name): section
+        for name, section in config.metrics.asked.items()
+        if isinstance(section, ModelSource) and section.model is not None
+    }
+    return used | {"judge": config.judge} | metrics
 
 
 def _loads_model(section: ModelSection) -> bool:
@@ -346,4 +353,12 @@ def _with_files(config: Config, roots: Sequence[Path]) -> Config:
         if isinstance(section, ModelSection) and section.loras:
             found_loras = [_found(lora, roots, f"{name}.loras.{place}") for place, lora in enumerate(section.loras)]
             config = config.with_section(name, loras=found_loras)
+    aesthetic = config.metrics.asked.get("aesthetic")
+    if isinstance(aesthetic, Aesthetic):
+        if aesthetic.head is None:
+            raise DarkroomError(
+                "config: metrics.aesthetic.head: must be given: a .safetensors file of the predictor's layers"
+            )
+        head = _find(aesthetic.head, roots, "metrics.aesthetic.head", "file")
+        config = config.with_section("metrics.aesthetic", head=head)
     return config.with_section("judge", rubric=_find(config.judge.rubric, roots, "judge.rubric", "file"))

@@ -26,7 +26,10 @@ from pydantic import (
 )
 
 from darkroom.config.duplicates import Duplicates
-from darkroom.config.metrics import PHash
+from darkroom.config.metrics import Aesthetic, Clip, Nsfw, PHash
+from darkroom.config.parts import DeviceSection as DeviceSection
+from darkroom.config.parts import Dtype, Model, Revision
+from darkroom.config.parts import ModelSource as ModelSource
 from darkroom.config.values import (
     AS_GIVEN,
     NAME,
@@ -46,9 +49,6 @@ SECTIONS: dict[str, type[BaseModel]] = {}
 METRICS: dict[str, type[BaseModel]] = {}
 
 _MADE_BY = {stage.rows: stage.section for stage in (IMAGES, EDITED)}  # rows -> the section that says what they make
-
-# The least value of resources that Snakemake or a cluster counts; all others are a whole number or text.
-_COUNTED = {"threads": 1, "gpu": 0, "mem_mb": 1, "disk_mb": 1, "nodes": 1, "tasks": 1, "cpus_per_task": 1}
 
 
 class AnyKeys(Section):
@@ -164,24 +164,6 @@ def _each_once(values: list[Any]) -> list[Any]:
     return values
 
 
-def _check_resources(resources: dict[str, int | str]) -> dict[str, int | str]:
-    checked: dict[str, int | str] = {}
-    for name, value in resources.items():
-        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-            raise Refused(f"{name}: a resource is named with letters, digits and _")
-        if isinstance(value, str) and value.isdecimal():
-            value = int(value)  # from the command line
-        least = _COUNTED.get(name)
-        if least is not None and not (isinstance(value, int) and value >= least):
-            raise Refused(f"{name}: expected a whole number of at least {least}, got {value!r}")
-        if isinstance(value, int) and value < 0:
-            raise Refused(f"{name}: must be at least 0, got {value}")
-        if value == "":
-            raise Refused(f"{name}: must not be empty, got ''")
-        checked[name] = value
-    return checked
-
-
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 Seeds = Annotated[
@@ -197,36 +179,6 @@ Preferred = Annotated[
     Field(
         description="Score that tells the better of two images. Null is the first one under `select`, else the rubric's first."
     ),
-]
-Model = Annotated[
-    PathText | None,
-    Field(
-        description="A folder, or owner/name on the Hugging Face hub. Only safetensors are loaded, and no code of the model's."
-        " Null where the family needs none.",
-    ),
-]
-Revision = Annotated[
-    str | None,
-    Field(
-        description="Commit of a hub model, 40 digits. It is part of what decides whether images are made again, so nothing is made"
-        " before it is known: where this names a branch or a tag, or nothing (`main`), `darkroom fetch` looks the"
-        " commit up, once for this `results`, and prints the line to put here."
-    ),
-]
-CacheDir = Annotated[
-    PathText | None,
-    Field(
-        description="The hub's cache folder, where models are fetched to and read from; null is `HF_HOME`'s. On a cluster it"
-        " must be on a disk that the nodes see."
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cuda", "cpu"],
-    Field(description="`auto` is CUDA where there is one. With `cpu` the jobs ask for no GPU."),
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    Field(description="`auto` is bfloat16 on CUDA, float32 on the CPU."),
 ]
 Pixels = Annotated[
     int | None,
@@ -255,14 +207,6 @@ Family = Annotated[
         " for another one of the hub it has to be given. Any other pipeline of diffusers is run image by image by `auto`, with what"
         " the config states. Or a family that an extension brings.",
     ),
-]
-Resources = Annotated[
-    dict[str, int | str],
-    Field(
-        description="What a job of this stage asks for, in place of what is worked out: resources of Snakemake and its executors,"
-        " such as `{mem_mb: 48000, runtime: 240, threads: 8, gpu: 1, slurm_partition: a100}`."
-    ),
-    AfterValidator(_check_resources),
 ]
 
 PNG_6: dict[str, int] = {"png": 6}  # what pictures are stored as unless the config says otherwise
@@ -294,15 +238,6 @@ BatchSize = Annotated[
         le=4096,
         description="Images denoised together. Large models gain little from more than 1, small ones much. Not part of an image's"
         " identity, though above 1 it can change the last bits. On the CPU images are made one by one.",
-    ),
-]
-Gpus = Annotated[
-    int,
-    Field(
-        ge=1,
-        le=64,
-        description="GPUs of a job. With more than one, as many processes, each with a GPU and a copy of the model, share the"
-        " shard's images; the results are the same. With `device: cpu` it counts for nothing.",
     ),
 ]
 
@@ -345,28 +280,6 @@ class Options:
     cache: str | None = None
     cache_threshold: float = 0.05
     cache_interval: int = 5
-
-
-class ModelSource(Section):
-    """Where a model is: what sections have that name one."""
-
-    model: Model
-    revision: Revision = None
-    cache_dir: CacheDir = None
-
-    @property
-    def model_name(self) -> str:
-        """`model` of a section that must have one."""
-        assert self.model is not None, "asked for where the family needs no model"
-        return self.model
-
-
-class DeviceSection(Section):
-    """What sections have whose jobs can compute on devices; also for metrics of extensions that need one."""
-
-    device: Device = "auto"
-    gpus: Gpus = 1
-    resources: Resources = Field(default={})
 
 
 class StageSection(DeviceSection):
@@ -497,6 +410,11 @@ class ModelSection(StageSection, ModelSource):
     )
 
 
+def metric_section(name: str) -> str:
+    """The section of the config that a metric has: `judge`, or one below `metrics`."""
+    return name if name == "judge" else f"metrics.{name}"
+
+
 def is_folder_name(model: str) -> bool:
     """Whether `model` names a folder rather than owner/name on the hub."""
     return not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model[0] in "./~" or os.path.isdir(model)
@@ -619,6 +537,9 @@ class Metrics(Section):
     """Scores beside the judge's: those that are named are asked for, also with nothing under the name."""
 
     phash: PHash = Field(default_factory=PHash)
+    clip: Clip = Field(default_factory=Clip)
+    aesthetic: Aesthetic = Field(default_factory=Aesthetic)
+    nsfw: Nsfw = Field(default_factory=Nsfw)
 
     _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
 
@@ -1019,5 +940,9 @@ class Config(Section):
         return [named] if isinstance(named, str) else named or []
 
     def with_section(self, name: str, **changes: Any) -> Self:
-        """The config with other values in one of its sections; they are not checked."""
+        """The config with other values in one of its sections, "judge" or "metrics.clip"; they are not checked."""
+        if name.startswith("metrics."):
+            metric = name.removeprefix("metrics.")
+            changed = getattr(self.metrics, metric).model_copy(update=changes)
+            return self.model_copy(update={"metrics": self.metrics.model_copy(update={metric: changed})})
         return self.model_copy(update={name: getattr(self, name).model_copy(update=changes)})

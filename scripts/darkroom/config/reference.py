@@ -78,8 +78,12 @@ def _table(what: str, names: list[str]) -> str:
     told = _fields(sections_of(Config)["generate"]) if "generate" not in names else {}
     heading = " / ".join(names) if len(names) > 1 and what == "section" else ""
     lines = [f"| key | default{f' ({heading})' if heading else ''} | takes | meaning |", "|---|---|---|---|"]
+    first_of: dict[tuple[str, str], str] = {}  # (key, meaning) -> the section that has it first
     for name, same in fields.items():
         meaning = same[0].description or ""
+        section, _, key = name.rpartition(".")
+        if (before := first_of.setdefault((key, meaning), section)) != section and before:
+            meaning = f"As for `{before}`."
         if what == "section" and name in told and told[name].description == meaning:
             meaning = "As for `generate`."
         defaults = list(dict.fromkeys(_shown(field) for field in same))

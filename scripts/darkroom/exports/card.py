@@ -90,7 +90,7 @@ def _readme(export: Export, full: list[Kind], counts: dict[str, int]) -> str:
         link = f"[{model.licence.name}]({model.licence.link})" if model.licence.link else model.licence.name
         name = f"[{model.name}]({HUB}/{model.name})" if "/" in model.name else model.name
         lines.append(f"| {model.section} | {name} | {link} |")
-    limited = {m.licence.name: m.licence for m in export.models if m.licence.limits and m.section != "judge"}
+    limited = {m.licence.name: m.licence for m in export.models if m.licence.limits and m.makes_pictures}
     lines += [""] + [f"Of {name}, {licence.limits}." for name, licence in limited.items()]
     lines += [
         "The licence of a model is not the licence of its pictures: see what it says of them before you train on, share or"
@@ -167,7 +167,7 @@ def _feature(type_: Type) -> dict[str, Any]:
 
 
 def _croissant(export: Export, full: list[Kind], counts: dict[str, int], noted: dict[str, str]) -> dict[str, Any]:
-    models = ", ".join(f"{m.name} ({m.licence.name})" for m in export.models if m.section != "judge")
+    models = ", ".join(f"{m.name} ({m.licence.name})" for m in export.models if m.makes_pictures)
     files: list[dict[str, Any]] = []
     for name, sha256 in noted.items():
         entry = {"@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": name, "sha256": sha256}

@@ -9,17 +9,25 @@ sections in `darkroom.config.metrics`; others are added by `register`, from an e
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from darkroom.config import models
 from darkroom.errors import DarkroomError
-from darkroom.metrics.base import Catalogue, Metric
+from darkroom.metrics.aesthetic import AestheticMetric
+from darkroom.metrics.base import Catalogue, Metric, ModelMetric
+from darkroom.metrics.clip import ClipMetric
 from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.nsfw import NsfwMetric
 from darkroom.metrics.phash import PHashMetric
 from darkroom.metrics.rubric import JUDGE, Rubric
 
 # Name -> the metric; the judge is not among them, for it has a section of the config to itself.
 METRICS: dict[str, type[Metric]] = {
     PHashMetric.name: PHashMetric,
+    ClipMetric.name: ClipMetric,
+    AestheticMetric.name: AestheticMetric,
+    NsfwMetric.name: NsfwMetric,
 }
 
 
@@ -46,24 +54,27 @@ def register(metric: type[Metric]) -> type[Metric]:
     return metric
 
 
-def metrics_of(config: models.Config, rubric: Rubric, local: Callable[[], models.Judge] | None = None) -> list[Metric]:
+def metrics_of(config: models.Config, rubric: Rubric, located: Callable[[str], Any] | None = None) -> list[Metric]:
     """The metrics of a run: the judge, then those that the config names, in its order.
 
     Args:
         config: `judge` and `metrics` are read.
         rubric: what the judge asks.
-        local: gives the judge's section with its model as a folder.
+        located: gives the section of a name, "judge" or "metrics.clip", with its model as a folder. Without it, models are folders already.
 
     Raises:
         DarkroomError: the config names a metric that nothing has registered.
     """
-    metrics: list[Metric] = [JudgeMetric(config.judge, rubric, local)]
+    metrics: list[Metric] = [JudgeMetric(config.judge, rubric, partial(located, JUDGE) if located else None)]
     for name, section in config.metrics.asked.items():
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
             hint = f"did you mean {near[0]}?" if near else "name the file that brings it under `extensions`"
             raise DarkroomError(f"config: metrics: there is no metric {name}; {hint}")
-        metrics.append(METRICS[name](section))  # type: ignore[call-arg]
+        metric = METRICS[name](section)  # type: ignore[call-arg]
+        if located and isinstance(metric, ModelMetric):
+            metric.located = partial(located, models.metric_section(name))
+        metrics.append(metric)
     return metrics
 
 

@@ -5,12 +5,14 @@ Whoever shows or uses a score reads the catalogue and knows nothing of the metri
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from darkroom.config.models import DeviceSection
+from darkroom.config.models import DeviceSection, metric_section
 from darkroom.errors import DarkroomError
+from darkroom.models.identity import model_identity
 from darkroom.plan.recipe import Recipe
 from darkroom.plan.stages import like
 
@@ -23,7 +25,7 @@ TAKEN = frozenset(
     " sha256 error fields image source source_name source_origin source_kind source_parts source_sha256 selected label model"
     " duplicate_group duplicate_of duplicate_by duplicate_distance duplicate_against source_group prompt_group".split()
 )
-ROLES = ("score", "mass", "reply", "error", "text")
+ROLES = ("score", "mass", "reply", "error", "text", "embedding")
 TRUSTED_MASS = 0.5  # on average: below it, a model mostly wanted to say something else than what it was scored by
 
 
@@ -36,7 +38,8 @@ class ScoreColumn:
         type: "float", "int", "text" or "bool".
         metric: name of the metric that fills it.
         role: "score", a value of the picture; "mass", how far a score can be trusted, 0..1; "reply", what the metric's
-            model said, as it came; "error", why the question has no score; "text", words about the picture.
+            model said, as it came; "error", why the question has no score; "text", words about the picture; "embedding", a vector
+            as text (`darkroom.metrics.embeddings`), which is in score files alone: no catalogue has it.
         question: name of the question the column belongs to. The columns of one question are filled, or null, together;
             its error column says why.
         label: that question in words, for people. `{prompt}` stands for the picture's prompt.
@@ -66,6 +69,8 @@ class ScoreColumn:
             raise DarkroomError(f"{where}: its name must be letters, digits and underscores")
         if self.role not in ROLES:
             raise DarkroomError(f"{where}: its role must be one of {', '.join(ROLES)}, got {self.role}")
+        if self.role == "embedding" and self.type != "text":
+            raise DarkroomError(f"{where}: an embedding is text, got {self.type}")
         if self.selectable and (self.low is None or self.high is None or not self.low <= self.high):
             raise DarkroomError(f"{where}: a score that can be selected by needs low and high, low not above high")
 
@@ -136,7 +141,7 @@ class Catalogue:
                     raise DarkroomError(
                         f"metric {question.columns[0].metric}: {kind}: question {question.name} has no column of role error"
                     )
-        return catalogue
+        return cls({k: tuple(c for c in cs if c.role != "embedding") for k, cs in catalogue.kinds.items()})
 
     def columns(self, kind: str) -> tuple[ScoreColumn, ...]:
         """All columns of a kind, in order."""
@@ -240,7 +245,8 @@ class Scorer(Protocol):
     """A metric that is ready to score: its model is loaded.
 
     It may also have a method `prepare(subject) -> Subject` for what can be done with a subject alone and in any thread, such as
-    resizing: `score` is given what it returns, and while it scores, the next subjects are prepared.
+    resizing: `score` is given what it returns, and while it scores, the next subjects are prepared. And a method `close()`, which is
+    called when all is scored: for what is to be said once in the log.
     """
 
     def score(self, subjects: list[Subject]) -> list[dict[str, Any]]:
@@ -283,3 +289,29 @@ class Metric(ABC):
     @abstractmethod
     def open(self, kind: str) -> Scorer:
         """Load what is needed to score pictures of a kind. Raises DarkroomError, one line, where that cannot be."""
+
+
+class ModelMetric(Metric):
+    """A metric with a model: its section of the config is a `ModelSource` and a `DeviceSection`.
+
+    Attributes:
+        section: as the constructor was given it.
+        located: gives the section with its model as a folder; only called to open the metric.
+    """
+
+    section: Any
+    located: Callable[[], Any]
+
+    def __init__(self, section: Any):
+        self.needs = self.section = section
+        self.located = lambda: section
+
+    @property
+    def place(self) -> str:
+        """The section, as messages name it."""
+        return metric_section(self.name)
+
+    @cached_property
+    def identity(self) -> str:
+        """What the model is, for recipes."""
+        return model_identity(self.section)

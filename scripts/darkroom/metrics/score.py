@@ -132,6 +132,8 @@ def score_shards(
         scorer = open_scorer() if open_scorer else metric.open(kind)
         records_now = _to_score(images, recipe, todo)
         new, working = _score_all(records_now, len(todo), metric, kind, scorer, journal, threads)
+        if close := getattr(scorer, "close", None):
+            close()
         known |= new
     lost = [{name: why for name in reasons if (why := known.get(key, {}).get(name))} for key in keys]
     unscored = sum(map(bool, lost))
@@ -156,6 +158,8 @@ def score_shards(
         "image_failures": sum(shard["failed"] for shard in made),
         "failed": unscored,
     }
+    if embeddings := [column.name for column in columns if column.role == "embedding"]:
+        meta["unshown"] = embeddings  # for readers of score files: what no table, gallery or export has
     write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
     clear_journal(journal, set(keys))
     said = Counter(f"{name.removesuffix('_error')}: {why}" for one in lost for name, why in one.items())

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from darkroom.config.load import lora_files, used_sections
-from darkroom.config.models import Config, Judge, Lora, ModelSection, StageSection, model_folder
+from darkroom.config.models import Config, Lora, ModelSection, model_folder
+from darkroom.config.values import Section
 from darkroom.errors import DarkroomError
 from darkroom.files import replacing
 from darkroom.identity import digest
@@ -36,7 +37,7 @@ _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # as diffusers and transformers save them
 _ABANDONED = 600  # seconds after which nobody writes a partial download any more
 
-AnySection = TypeVar("AnySection", StageSection, Judge)
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def fetch(model: HubModel) -> dict[str, Any]:
                 raise ValueError(f"{name} is not a JSON object")
             return content
 
-        choose = judge_files if model.section == "judge" else pipeline_files
+        choose = judge_files if scores(model.section) else pipeline_files
         if model.lora:
             choose = partial(_lora_files, model.lora)
         try:
@@ -330,6 +331,11 @@ def _lora_files(lora: Lora, listing: set[str], read: Callable[[str], dict[str, A
         return lora_files(listing, lora.weight_name)
     except DarkroomError as error:
         raise _Unusable(str(error)) from None
+
+
+def scores(section: str) -> bool:
+    """Whether the model of a section scores pictures, and makes none."""
+    return section == "judge" or section.startswith("metrics.")
 
 
 def judge_files(listing: set[str], read: Callable[[str], dict[str, Any]]) -> list[str]:

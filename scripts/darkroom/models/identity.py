@@ -25,10 +25,15 @@ def model_identity(section: ModelSource) -> str:
     return "folder:" + digest([[path.relative_to(base).as_posix(), _file_digest(path)] for path in files])
 
 
+def file_identity(path: str | Path) -> str:
+    """What a file of weights is, for keys and digests: as of one in a model's folder."""
+    return "file:" + digest(_file_digest(Path(path)))
+
+
 def lora_identity(lora: Lora) -> str:
     """What a LoRA is, for keys and digests: `owner/name@commit` on the hub, with its file where one is named, or a file's digest."""
     if lora.file is not None:
-        return "file:" + digest(_file_digest(Path(lora.file)))
+        return file_identity(lora.file)
     return f"{lora.model}@{lora.revision or 'main'}" + (f"/{lora.weight_name}" if lora.weight_name else "")
 
 

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import yaml
 
+from darkroom.config.load import used_sections
 from darkroom.config.models import Config, Lora, ModelSection, ModelSource, is_folder_name, model_folder
 from darkroom.engines import FAMILIES
 from darkroom.engines.families import FLUX_2, FLUX_DEV, HUNYUAN, KREA, QWEN_RESEARCH, SANA, STABILITY
 from darkroom.errors import DarkroomError
-from darkroom.models.hub import HubModel, hub_models
+from darkroom.models.hub import HubModel, hub_models, scores
 from darkroom.plan.stages import used_stages
 
 HUB = "https://huggingface.co"
 _MOST_BYTES = 2**20  # of a model card
 
-_JUDGES = {"Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0"}
+_SCORING = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0",
+    "openai/clip-vit-base-patch32": "mit",
+    "openai/clip-vit-large-patch14": "mit",
+}
 
 _NON_COMMERCIAL = "it allows non-commercial use alone"
 # Licence name -> where it stands, and what it says about the pictures, in its own words where they are short.
@@ -74,7 +79,7 @@ class Model:
     """A model of the config.
 
     Attributes:
-        section: of the config: a stage's, such as "generate", or "judge".
+        section: of the config: a stage's, such as "generate", "judge", or a metric's, such as "metrics.clip".
         name: owner/name, or the name of its folder.
         licence: its licence.
     """
@@ -82,6 +87,11 @@ class Model:
     section: str
     name: str
     licence: Licence
+
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether it makes pictures, and does not only score them."""
+        return not scores(self.section)
 
 
 def model_of(section: str, settings: ModelSource, fetched: str | None = None) -> Model:
@@ -94,7 +104,7 @@ def model_of(section: str, settings: ModelSource, fetched: str | None = None) ->
     licence = stated.get("license_name") if stated.get("license") in (None, "other") else stated["license"]
     if licence is None:
         # A model made from another one is bound by that one's licence.
-        known = {model.lower(): name for names in (_JUDGES, *_of_families()) for model, name in names.items()}
+        known = {model.lower(): name for names in (_SCORING, *_of_families()) for model, name in names.items()}
         origin = stated.get("base_model", "" if local else name)
         licence = known.get(origin.lower())
     licence = (licence or stated.get("license") or "unknown").lower()
@@ -134,7 +144,7 @@ def _of_card(card: Path) -> dict[str, str]:
 
 
 def models_of(config: Config) -> list[Model]:
-    """The models that a config uses, the judge last; a family that needs none is named in its place, without a licence."""
+    """The models that a config uses, those that score pictures last; a family that needs none is named in its place, without a licence."""
     used, hub = [], hub_models(config, unpinned=True)
     for section in dict.fromkeys(stage.section for stage in used_stages(config)):
         settings = config.section(section)
@@ -145,7 +155,8 @@ def models_of(config: Config) -> list[Model]:
                 used.append(_lora_of(name, lora, hub.get(name)))
         else:
             used.append(Model(section, settings.family, Licence("none")))
-    return [*used, model_of("judge", config.judge)]
+    scoring = {name: section for name, section in used_sections(config).items() if scores(name)}
+    return used + [model_of(name, section) for name, section in scoring.items()]
 
 
 def check_licences(config: Config, training: tuple[str, ...]) -> None:
@@ -154,7 +165,7 @@ def check_licences(config: Config, training: tuple[str, ...]) -> None:
     acknowledged = {name.lower() for name in config.export.acknowledge_licences}
     for model in models_of(config) if wanted else ():
         licence = model.licence
-        if model.section != "judge" and licence.limits and licence.name not in acknowledged:
+        if model.makes_pictures and licence.limits and licence.name not in acknowledged:
             raise DarkroomError(
                 f"config: export.formats: {wanted[0]} is made for training, and {model.section}.model {model.name} is under"
                 f" {licence.name} ({licence.link or 'see its card'}): {licence.limits}. If your use is within it, set"

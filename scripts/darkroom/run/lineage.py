@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from darkroom.config.models import metric_section
 from darkroom.identity import digest
 from darkroom.plan.groups import Groups
 from darkroom.plan.recipe import Recipe
@@ -240,7 +241,7 @@ class Lineage:
         """The step that makes a stage's pictures, or a metric's scores of them."""
         if metric is None:
             return Step(stage, stage, None, self._stage[stage].section)
-        return Step(f"scores/{metric}/{stage}", stage, metric, metric)
+        return Step(f"scores/{metric}/{stage}", stage, metric, metric_section(metric))
 
     def steps(self) -> "Iterator[Step]":
         """Every step whose files are made shard by shard by a model, in the order they run."""

@@ -48,8 +48,9 @@ START_SECONDS, CPU_START_SECONDS, READ_BYTES_PER_SECOND = 60, 15, 500 * 10**6
 # The part of the judge's time that `shards_per_job: auto` leaves to starts by these figures: half of the tenth that it promises,
 # for cards that answer twice as fast.
 STARTS_SHARE = 0.05
-# What a hub model is taken to weigh before it is fetched, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B.
-HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9}
+# What a hub model is taken to weigh before it is fetched, in bytes: FLUX.1-dev in bfloat16 with its text encoders; Qwen2.5-VL-7B; of a
+# metric, a CLIP of the size H in float32.
+HUB_MODEL_BYTES = {"generate": 34 * 10**9, "edit": 34 * 10**9, "judge": 17 * 10**9, "metrics": 4 * 10**9}
 _BILLIONS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)[Bb](?![A-Za-z0-9])")
 # Times as long as with all weights on the GPU: once for each image, or for each step.
 OFFLOAD_TIME = {"none": 1, "model": 2, "sequential": 5}
@@ -127,7 +128,7 @@ def hub_model_bytes(name: str, model: str | None) -> int:
     name: of its section of the config. model: its own name, which often says how many billions of parameters its language
     model has; two bytes each, and 1.3 billion more that see and embed.
     """
-    usual = HUB_MODEL_BYTES.get(name, HUB_MODEL_BYTES["edit"])
+    usual = HUB_MODEL_BYTES.get(name.partition(".")[0], HUB_MODEL_BYTES["edit"])
     said = _BILLIONS.findall(model or "") if name == "judge" else []
     return int((float(said[-1]) + 1.3) * 2 * 10**9) if said else usual
 

@@ -109,7 +109,7 @@ class Workflow:
     @classmethod
     def _of_checked(cls, config: Config, models: dict[str, HubModel], planned: bool) -> "Workflow":
         rubric = load_rubric(config.judge.rubric)
-        metrics = metrics_of(config, rubric, lambda: local_section(config.judge, models, "judge"))
+        metrics = metrics_of(config, rubric, lambda name: local_section(used_sections(config)[name], models, name))
         check_licences(config, TRAINING)
         stages = used_stages(config)
         formulas = formulas_of(config.scores)

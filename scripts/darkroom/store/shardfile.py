@@ -242,9 +242,13 @@ def read_columns(
     return table.replace_schema_metadata(None)
 
 
-def iter_records(path: str | Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a shard file in order, one row group in memory at a time."""
+def iter_records(
+    path: str | Path, columns: list[str] | None = None, without: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The records of a shard file in order, one row group in memory at a time: all its columns unless told, and none of `without`."""
     with _opened(path) as file:
+        if without:
+            columns = [name for name in columns or file.schema_arrow.names if name not in without]
         for group in range(file.num_row_groups):
             yield from _plain(path, _table(path, file, group, columns))
 

@@ -507,9 +507,14 @@ def _diversity(
 
 
 def compared(kinds: list[Kind], metrics: Iterable[str]) -> list[Kind]:
-    """The kinds, each with the scores of these metrics alone."""
+    """The kinds, each with the scores of these metrics alone, and their embeddings."""
     wanted = set(metrics)
     return [
-        replace(kind, score_digests={name: one for name, one in kind.score_digests.items() if name in wanted})
+        replace(
+            kind,
+            score_digests={name: one for name, one in kind.score_digests.items() if name in wanted},
+            formulas=(),
+            unshown=True,
+        )
         for kind in kinds
     ]

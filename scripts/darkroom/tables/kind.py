@@ -67,6 +67,7 @@ class Kind:
         model: its name, where the pictures are by one of several models; the table says it of those that it made. models: the
             names of all of these.
         formulas: scores that are worked out from the others, in order.
+        unshown: read the columns of score files, too, that no table shows, such as embeddings.
         reads: the kind that its images can start from; the record of each then holds as `source` what it was made from.
     """
 
@@ -83,6 +84,7 @@ class Kind:
     model: str | None = None
     models: tuple[str, ...] = ()
     formulas: tuple[Computed, ...] = ()
+    unshown: bool = False
 
     def makes(self, row: dict[str, Any]) -> bool:
         """Whether a normal row has pictures here."""
@@ -144,10 +146,11 @@ class Kind:
 
     def _joined(self, group: str, only: str | None = None) -> Iterator[pa.Table]:
         """The shards of a group, or one of them, with their scores."""
-        scores = {
-            metric: read_columns(self.score_file(metric, group), leave_out=_NOT_SCORES, expected=digests[group])
-            for metric, digests in self.score_digests.items()
-        }
+        scores = {}
+        for metric, digests in self.score_digests.items():
+            path = self.score_file(metric, group)
+            unshown = () if self.unshown else read_meta(path).get("unshown", ())
+            scores[metric] = read_columns(path, leave_out={*_NOT_SCORES, *unshown}, expected=digests[group])
         counted = 0  # images so far: those of all shards of a group follow each other in its files of scores
         for shard in self.groups[group]:
             path = self.image_file(shard)
