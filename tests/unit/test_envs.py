@@ -51,6 +51,8 @@ DOORS = {
     "darkroom.engines.diffusion": {"make_images.py", "score_images.py"},
     "darkroom.metrics.vlm": {"score_images.py"},
     "darkroom.metrics.phash": {"score_images.py"},
+    "darkroom.metrics.quality": {"score_images.py"},
+    "darkroom.metrics.preserved": {"score_images.py"},
 }
 # Snakemake gives itself to a script, whatever the environment.
 GIVEN = {"snakemake", "darkroom", *sys.stdlib_module_names}

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from darkroom.config.metrics import PHash
+from darkroom.config.metrics import PHash, Preserved, Quality
 from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES, like
@@ -608,6 +608,8 @@ class Metrics(Section):
     """Scores beside the judge's: those that are named are asked for, also with nothing under the name."""
 
     phash: PHash = Field(default_factory=PHash)
+    quality: Quality = Field(default_factory=Quality)
+    preserved: Preserved = Field(default_factory=Preserved)
 
     _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
 

@@ -15,11 +15,15 @@ from darkroom.errors import DarkroomError
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.phash import PHashMetric
+from darkroom.metrics.preserved import PreservedMetric
+from darkroom.metrics.quality import QualityMetric
 from darkroom.metrics.rubric import JUDGE, Rubric
 
 # Name -> the metric; the judge is not among them, for it has a section of the config to itself.
 METRICS: dict[str, type[Metric]] = {
     PHashMetric.name: PHashMetric,
+    QualityMetric.name: QualityMetric,
+    PreservedMetric.name: PreservedMetric,
 }
 
 
