@@ -38,3 +38,17 @@ class Preserved(Section):
         description="How far the colour of a pixel must be from the source's to count as changed, in units of CIELAB (2 can just be seen,"
         " 100 lies between black and white).",
     )
+
+
+class OCR(Section):
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of your rows with the text that a picture is to show, or a list of texts; null: what stands in quotation marks in"
+        " the prompt. Where there is none, the scores are null.",
+    )
+    case: bool = Field(default=False, description="Whether capitals have to be as they were asked for.")
+    all: bool = Field(
+        default=False,
+        description="Read also pictures that are asked for no text (column `ocr_text`), such as to find lettering.",
+    )

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from darkroom.config.metrics import PHash, Preserved, Quality
+from darkroom.config.metrics import OCR, PHash, Preserved, Quality
 from darkroom.config.values import AS_GIVEN, NAME, Number, PathText, Refused, Section, Unusable, sections_of
 from darkroom.errors import DarkroomError
 from darkroom.plan.stages import EDITED, IMAGES, STAGES, like
@@ -610,6 +610,7 @@ class Metrics(Section):
     phash: PHash = Field(default_factory=PHash)
     quality: Quality = Field(default_factory=Quality)
     preserved: Preserved = Field(default_factory=Preserved)
+    ocr: OCR = Field(default_factory=OCR)
 
     _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
 

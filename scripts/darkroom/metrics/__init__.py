@@ -14,6 +14,7 @@ from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.metrics.base import Catalogue, Metric
 from darkroom.metrics.judge import JudgeMetric
+from darkroom.metrics.ocr import OCRMetric
 from darkroom.metrics.phash import PHashMetric
 from darkroom.metrics.preserved import PreservedMetric
 from darkroom.metrics.quality import QualityMetric
@@ -24,6 +25,7 @@ METRICS: dict[str, type[Metric]] = {
     PHashMetric.name: PHashMetric,
     QualityMetric.name: QualityMetric,
     PreservedMetric.name: PreservedMetric,
+    OCRMetric.name: OCRMetric,
 }
 
 
