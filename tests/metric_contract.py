@@ -77,7 +77,11 @@ class MetricContract:
                     assert column.low <= value <= column.high, column.name
             for question in catalogue.questions(kind):
                 numbers = [found[name] for name in question.numbers]
-                if found[question.error] is None:
+                if found[question.error] is None and set(numbers) == {None}:
+                    assert all(column.optional for column in question.columns), (
+                        f"{question.name}: null without a reason"
+                    )
+                elif found[question.error] is None:
                     assert None not in numbers, question.name
                 else:
                     assert set(numbers) <= {None}, question.name

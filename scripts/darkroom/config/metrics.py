@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from darkroom.config.parts import DeviceSection, ModelSource
-from darkroom.config.values import AS_GIVEN, PathText, Refused, Section
+from darkroom.config.values import AS_GIVEN, Number, PathText, Refused, Section
 
 CLIP = "openai/clip-vit-large-patch14"
 
@@ -91,4 +91,44 @@ class Nsfw(_Vision):
         min_length=1,
         description="The classifier's labels that count as not safe, such as `[porn, hentai, sexy]`; their probabilities are added. In"
         " whatever case.",
+    )
+
+
+class Quality(Section):
+    side: int = Field(
+        default=768,
+        ge=64,
+        le=4096,
+        description="Pixels of the longer side to which pictures are reduced before sharpness, contrast, flat area and borders are measured,"
+        " so that pictures of different sizes can be compared; smaller ones stay as they are.",
+    )
+
+
+class Preserved(Section):
+    side: int = Field(
+        default=512,
+        ge=64,
+        le=4096,
+        description="Pixels of the longer side to which pictures are reduced before they are compared; smaller ones stay as they are.",
+    )
+    threshold: Number = Field(
+        default=20,
+        gt=0,
+        le=100,
+        description="How far the colour of a pixel must be from the source's to count as changed, in units of CIELAB (2 can just be seen,"
+        " 100 lies between black and white).",
+    )
+
+
+class OCR(Section):
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Field of your rows with the text that a picture is to show, or a list of texts; null: what stands in quotation marks in"
+        " the prompt. Where there is none, the scores are null.",
+    )
+    case: bool = Field(default=False, description="Whether capitals have to be as they were asked for.")
+    all: bool = Field(
+        default=False,
+        description="Read also pictures that are asked for no text (column `ocr_text`), such as to find lettering.",
     )

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from darkroom.config.duplicates import Duplicates
-from darkroom.config.metrics import Aesthetic, Clip, Nsfw, PHash
+from darkroom.config.metrics import OCR, Aesthetic, Clip, Nsfw, PHash, Preserved, Quality
 from darkroom.config.parts import DeviceSection as DeviceSection
 from darkroom.config.parts import Dtype, Model, Revision
 from darkroom.config.parts import ModelSource as ModelSource
@@ -540,6 +540,9 @@ class Metrics(Section):
     clip: Clip = Field(default_factory=Clip)
     aesthetic: Aesthetic = Field(default_factory=Aesthetic)
     nsfw: Nsfw = Field(default_factory=Nsfw)
+    quality: Quality = Field(default_factory=Quality)
+    preserved: Preserved = Field(default_factory=Preserved)
+    ocr: OCR = Field(default_factory=OCR)
 
     _names: tuple[str, ...] = PrivateAttr(default=())  # in the user's order
 

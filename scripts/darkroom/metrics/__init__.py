@@ -19,7 +19,10 @@ from darkroom.metrics.base import Catalogue, Metric, ModelMetric
 from darkroom.metrics.clip import ClipMetric
 from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.nsfw import NsfwMetric
+from darkroom.metrics.ocr import OCRMetric
 from darkroom.metrics.phash import PHashMetric
+from darkroom.metrics.preserved import PreservedMetric
+from darkroom.metrics.quality import QualityMetric
 from darkroom.metrics.rubric import JUDGE, Rubric
 
 # Name -> the metric; the judge is not among them, for it has a section of the config to itself.
@@ -28,6 +31,9 @@ METRICS: dict[str, type[Metric]] = {
     ClipMetric.name: ClipMetric,
     AestheticMetric.name: AestheticMetric,
     NsfwMetric.name: NsfwMetric,
+    QualityMetric.name: QualityMetric,
+    PreservedMetric.name: PreservedMetric,
+    OCRMetric.name: OCRMetric,
 }
 
 

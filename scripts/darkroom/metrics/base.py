@@ -41,11 +41,12 @@ class ScoreColumn:
             model said, as it came; "error", why the question has no score; "text", words about the picture; "embedding", a vector
             as text (`darkroom.metrics.embeddings`), which is in score files alone: no catalogue has it.
         question: name of the question the column belongs to. The columns of one question are filled, or null, together;
-            its error column says why.
+            its error column says why, or is null, too, where the question does not apply to a picture (`optional`).
         label: that question in words, for people. `{prompt}` stands for the picture's prompt.
         low: least value of a number, None for text.
         high: greatest value of a number, None for text.
         selectable: whether `select` and `export.preferences` may name it, and plots and the gallery show it as a score.
+        optional: whether its question may not apply to a picture: the columns are null then, without a reason, and that is no failure.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ScoreColumn:
     low: float | None = None
     high: float | None = None
     selectable: bool = False
+    optional: bool = False
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -253,7 +255,7 @@ class Scorer(Protocol):
         """The columns of each subject, in order; a column that is left out is null.
 
         Neither the order nor the company of a subject may change its scores. What cannot be scored has a reason in its
-        error column, and no number. Raises DarkroomError only where nothing can be scored at all.
+        error column, and no number; a question that does not apply to a picture has neither, where its columns are `optional`. Raises DarkroomError only where nothing can be scored at all.
         """
         ...
 
@@ -283,7 +285,8 @@ class Metric(ABC):
     def recipe(self, kind: str) -> Recipe:
         """What decides the scores apart from prompt and pictures, with `version`, as plain JSON.
 
-        It is part of every score's key and of the digest that a score file is made for, and is stored in the file.
+        It is part of every score's key and of the digest that a score file is made for, and is stored in the file. Where a metric reads
+        fields of the row (`record["fields"]`), their names are a list under `fields`: their values are then part of the key, too.
         """
 
     @abstractmethod

@@ -5,6 +5,7 @@ carried over from old score files where the picture, the prompt and the metric's
 """
 
 import contextlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -62,14 +63,22 @@ Scores = dict[str, Any]  # column -> value
 
 
 def score_key(recipe: Recipe, record: Mapping[str, Any]) -> str:
-    """The identity of an image's scores: the metric's recipe, what was asked for, and the pictures."""
+    """The identity of an image's scores: the metric's recipe, what was asked for, the fields of the row that it reads, and the pictures."""
     return score_keys(recipe)(record)
 
 
 def score_keys(recipe: Recipe) -> Callable[[Mapping[str, Any]], str]:
     """`score_key` for many records: a function of the record alone."""
-    of = digests(recipe)
-    return lambda record: of(record["prompt"], record["sha256"], record.get("source_sha256"))
+    of, fields = digests(recipe), recipe.get("fields")
+
+    def key(record: Mapping[str, Any]) -> str:
+        what = record["prompt"], record["sha256"], record.get("source_sha256")
+        if not fields:
+            return of(*what)
+        known = json.loads(record["fields"])
+        return of(*what, [known.get(name) for name in fields])
+
+    return key
 
 
 def score_columns(columns: Iterable[ScoreColumn]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Whether a result can be taken over is asked of `store.carry`, as the jobs do. Wh
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from darkroom.errors import RowError
 from darkroom.make import identify
 from darkroom.metrics.score import score_keys
 from darkroom.plan.stages import Stage, like
-from darkroom.rows.read import of_this_run
+from darkroom.rows.read import further_fields, of_this_run
 from darkroom.run.jobs import Kept, requests_of, shard_job
 from darkroom.run.lineage import File, Step
 from darkroom.run.workflow import Workflow
@@ -133,6 +134,7 @@ def _image_shard(
             "prompt": request.prompt,
             "sha256": have.get(request.key),
             "error": failures.get(place),
+            "fields": json.dumps(further_fields(request.user_row), ensure_ascii=False),
             "width": request.width,
             "height": request.height,
             "source_sha256": request.source_sha256,
@@ -199,12 +201,13 @@ def _score_group(
     workflow: Workflow, step: Step, file: File, told: StageForecast, kept: Kept, planned: _Planned
 ) -> None:
     """Count the images of a group of shards that are to be scored."""
+    retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
     columns = ["key", "prompt", "sha256", "error", "width", "height"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
+    columns += ["fields"] if recipe.get("fields") else []
     made = workflow.metric(step.metric or "").columns(like(step.stage))
     reasons = [column.name for column in made if column.role == "error"]
     old_files, journals = kept.score_files(file.name)
-    retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
     known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
     key_of = score_keys(recipe)
     new, sound = set(), 0
