@@ -16,7 +16,7 @@ from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import select_rows
 
-RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
+RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []})
 SELECT = Select(images={"p": 0.5}, per_row=1)
 
 
