@@ -35,6 +35,26 @@ def test_the_default_rubric_makes_the_promised_scores():
     assert {"p_yes_mass", "p_yes_reply", "p_yes_error", "rating_reply", "reason"} <= set(rubric.types("images"))
 
 
+RUBRICS = DEFAULT.parent
+
+
+def test_the_rubrics_that_come_with_darkroom_load_and_name_their_source():
+    names = {path.stem for path in RUBRICS.iterdir()}
+    assert names == set("default soft-tifa viescore edit pico-banana safety defects text-in-image shapes".split())
+    for name in names:
+        loaded = load_rubric(RUBRICS / f"{name}.yaml")
+        assert any(loaded.catalogue.scores(kind) for kind in loaded.questions), name
+        text = (RUBRICS / f"{name}.yaml").read_text()
+        assert name in ("default", "shapes") or ("https://" in text and "arXiv" in text), name
+        for question in (
+            question for asked in loaded.questions.values() for question in asked if question.type == "json"
+        ):
+            texts = ["max_length" in limits for limits in question.fields.values()]
+            assert name == "shapes" or (texts[0] and not any(texts[1:])), (
+                "a reason comes before the numbers it explains"
+            )
+
+
 def recipes(rubric):
     metric = JudgeMetric(Judge(model="./model"), rubric)
     return {kind: metric.recipe(kind) for kind in ("images", "edited")} | {

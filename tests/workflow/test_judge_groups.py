@@ -15,6 +15,15 @@ images:
     text: "Does this image show: {prompt}? Answer yes or no."
 edited: []
 """
+NEW_QUESTIONS = """
+  - name: marked
+    type: yes_no
+    text: "Is there a watermark?"
+edited:
+  - name: p_followed
+    type: yes_no
+    text: "Was {prompt} followed?"
+"""
 
 
 def write_inputs(run, rows):
@@ -38,9 +47,9 @@ def engine_starts(run):
     )
 
 
-def asked(run):
-    """Images that judge jobs asked about, in all runs so far."""
-    return sum(record["made"] for record in read_records(run.results / "benchmarks/score_images"))
+def asked(run, what="made"):
+    """Images that judge jobs asked about, or the questions they "asked", in all runs so far."""
+    return sum(record[what] for record in read_records(run.results / "benchmarks/score_images"))
 
 
 def tables(run):
@@ -67,16 +76,24 @@ def test_sixteen_shards_start_the_engine_twice(grouped):
     assert "16 images scored" in " ".join(grouped.darkroom("verify").stdout.split())
 
 
-def test_one_changed_image_is_judged_alone(grouped):
+def test_one_changed_image_and_one_new_question_are_asked_alone(grouped):
     rows = first_rows()
+    asks = ONE_QUESTION.replace("edited: []", NEW_QUESTIONS)
+    (grouped.folder / "rubric.yaml").write_text(asks)
     rows[5] = ("row-5", "a red circle", (1, 2, 3))
     write_inputs(grouped, rows)
     clear_logs(grouped)
-    before, old = asked(grouped), pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
+    before, old = asked(grouped, "asked"), pd.read_parquet(grouped.results / "scores.parquet")
+    plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/judge/images"))
     grouped.snakemake()
-    assert (asked(grouped) - before, engine_starts(grouped)) == (1, 1)
-    new = pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
-    assert [n for n in range(16) if old[n] != new[n]] == [5]
+    # The new question about all sixteen, and the old one about the image that is new.
+    assert (asked(grouped, "asked") - before, int(plan.split()[4]), engine_starts(grouped)) == (16 + 1, 16, 2)
+    new = pd.read_parquet(grouped.results / "scores.parquet")
+    assert [n for n in range(16) if old["sha256"][n] != new["sha256"][n]] == [5]
+    assert new["marked"].notna().all() and (new["p_yes"] == old["p_yes"]).sum() >= 15
+    # A question about edits alone is none about images.
+    (grouped.folder / "rubric.yaml").write_text(asks.replace("followed?", "done?"))
+    assert grouped.planned() == {}
 
 
 def test_inserted_and_appended_rows_are_judged_alone(grouped):

@@ -153,7 +153,7 @@ def test_a_change_reruns_what_it_decides_and_no_more(copy, name, history):
 
 def test_a_rubric_s_wording_reruns_the_scores(copy):
     rubric = copy.folder / "rubric.yaml"
-    rubric.write_text((REPOSITORY / "config/rubrics/default.yaml").read_text())
+    rubric.write_text((REPOSITORY / "config/rubrics/shapes.yaml").read_text())
     copy.config["judge"]["rubric"] = str(rubric)
     assert copy.planned() == {}
     rubric.write_text(rubric.read_text().replace("Please answer", "Answer"))
