@@ -15,7 +15,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs import runtime
 from darkroom.make import make_shard
 from darkroom.metrics import judge, vlm
-from darkroom.metrics.rubric import load_rubric
+from darkroom.metrics.rubric import Question, load_rubric
 from darkroom.plan.recipe import image_recipe
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import iter_records
@@ -147,7 +147,11 @@ def test_answers_that_the_first_token_does_not_tell_apart_are_refused_in_one_lin
     asked = f"images: [{{name: q, type: choice, text: 'What?', answers: {answers}}}]\n"
     (tmp_path / "rubric.yaml").write_text(asked + asked.replace("images", "edited").replace(answers, "[red, blue]"))
     section, rubric = filled({}, "judge", tmp_path), load_rubric(tmp_path / "rubric.yaml")
-    vlm.Judge(section, "edited", rubric)
+    engine = vlm.Judge(section, "edited", rubric)
+    words = [word for word in engine.tokenizer.get_vocab() if word.isascii() and word.isalnum()][:200]
+    many = Question("q", "choice", "What?", answers={"a": (words[0],), "b": tuple(words[1:])})
+    with pytest.raises(DarkroomError, match=r"has 200 tokens for its answers; at most 128 are compared"):
+        engine.label_ids(many)
     with pytest.raises(DarkroomError, match=rf"^judge.model: .*: question q: its tokenizer has {message}[^\n]*$"):
         vlm.Judge(section, "images", rubric)
 

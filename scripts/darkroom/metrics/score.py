@@ -132,7 +132,8 @@ def score_shards(
         say(f"{metric.name}: versions: " + ", ".join(f"{n} {v}" for n, v in versions(*metric.packages).items()))
         scorer = open_scorer() if open_scorer else metric.open(kind)
         work = _Work(metric, kind, parts, scorer, known)
-        working = _score_all(work, _to_score(images, key_of, todo), todo, journal, threads)
+        new, working = _score_all(work, _to_score(images, key_of, todo), todo, journal, threads)
+        known |= new
         asked = getattr(scorer, "asked", sum(map(len, todo.values())))
 
     def scores_of(each: Iterable[str]) -> Scores:
@@ -203,7 +204,7 @@ def _about(key: str, record: ImageRecord) -> ScoreRecord:
 
 @dataclass(frozen=True)
 class _Work:
-    """What scores pictures of a kind. known: key of a part -> its columns, of all that need not be scored; what is new is added."""
+    """What scores pictures of a kind. known: key of a part -> its columns, of all that need not be scored."""
 
     metric: Metric
     kind: str
@@ -235,9 +236,13 @@ def _score_all(
     todo: dict[str, dict[str, str]],
     journal: Path,
     threads: int,
-) -> float:
-    """Score the records, each chunk in the journal when it is done; the seconds it took. todo: key -> the parts wanted, with their keys."""
+) -> tuple[dict[str, Scores], float]:
+    """key of a part -> its columns, of the records, each chunk in the journal when it is done; and the seconds it took.
+
+    todo: key -> the parts wanted, with their keys.
+    """
     progress = Progress(len(todo), "images")
+    found: dict[str, Scores] = {}
     beside = min(threads, _PREPARING) if threads > 1 and hasattr(work.scorer, "prepare") else 0
 
     def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError, ImageRecord]:
@@ -261,9 +266,9 @@ def _score_all(
                 new[key] |= {shared[name]: columns for name, columns in scores[key].items() if name in shared}
             out.add(new)
             for columns in new.values():
-                work.known.update(columns)
+                found |= columns
             progress.add(len(new))
-    return progress.seconds
+    return found, progress.seconds
 
 
 def _to_score(

@@ -23,6 +23,9 @@ from darkroom.plan.stages import STAGES
 QUESTION_TOKENS = 4096  # room for a question's text: a prompt of some 15 000 characters
 
 
+MOST_LABELS = 128  # tokens whose probabilities vLLM gives
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A picture as the judge sees it, or why it cannot. name: of its content, the same for no other; None: not known."""
@@ -99,10 +102,10 @@ class Judge:
         if labels not in self._labels:
             found: dict[str, list[int]] = {}
             owners: dict[int, str] = {}
+            where = f"judge.model: {self.path}: question {question.name}: its tokenizer has"
             for answer, spellings in labels:
                 encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in spellings]
                 found[answer] = sorted({ids[0] for ids in encoded if len(ids) == 1})
-                where = f"judge.model: {self.path}: question {question.name}: its tokenizer has"
                 if not found[answer]:
                     raise DarkroomError(
                         f"{where} no single token for the answer {answer}; ask for another word, such as a letter, or give it other spellings"
@@ -112,6 +115,10 @@ class Judge:
                         raise DarkroomError(
                             f"{where} one token for the answers {owners[token]} and {answer}; give them other spellings"
                         )
+            if len(owners) > MOST_LABELS:
+                raise DarkroomError(
+                    f"{where} {len(owners)} tokens for its answers; at most {MOST_LABELS} are compared: give fewer answers or spellings"
+                )
             self._labels[labels] = found
         return self._labels[labels]
 
