@@ -111,7 +111,8 @@ def test_both_engines_give_the_same_answers_and_think_no_first_token(make, tmp_p
     for ask, a, b in zip(asks, one, other.ask(asks), strict=True):
         assert a.error is None and b.error is None
         if ask.question.labels:
-            close = 1e-2 if thinks else 1e-4  # on the CPU vLLM computes Qwen3.5 in bfloat16 alone
+            # On the CPU vLLM computes Qwen3.5 in bfloat16 alone.
+            close = (1e-2 if ask.question.type == "yes_no" else 3e-2) if thinks else 1e-4
             assert list(a.probabilities) == list(ask.question.labels)
             assert shares(a) == pytest.approx(shares(b), abs=close)
             assert sum(a.probabilities.values()) == pytest.approx(sum(b.probabilities.values()), rel=5 * close)
