@@ -8,6 +8,7 @@ import statistics
 import pytest
 from darkroom.config.models import Judge
 from darkroom.identity import digest
+from darkroom.jobs.history import against_expected, speed
 from darkroom.metrics.base import Answer
 from darkroom.metrics.judge import JudgeMetric, JudgeScorer
 from darkroom.metrics.rubric import load_rubric
@@ -130,11 +131,19 @@ def test_a_changed_question_is_asked_alone_and_the_file_is_as_if_made_at_once(as
     asked.rubric = asked.rubric.replace(old, new)
     counts, texts = asked.score("b.parquet", old=["a.parquet"])
     assert (sorted(texts), counts["made"], counts["carried"]) == (wanted, bool(wanted) * 2, 2 - bool(wanted) * 2)
+    assert counts["in_part"] == counts["made"]
     asked.score("whole.parquet")
     assert asked.same("b.parquet", "whole.parquet")
     # The file that went before says all that the rubric of before asks.
     asked.rubric = RUBRIC
     assert asked.score("c.parquet", old=["b.parquet", "a.parquet"])[1] == [] and asked.same("a.parquet", "c.parquet")
+
+
+def test_what_one_question_took_tells_nothing_of_the_speed_of_all():
+    whole = {"made": 4, "in_part": 0, "working": 8.0, "seconds": 10.0, "gpus": 1, "expected": 4.0}
+    part = whole | {"in_part": 3, "working": 1.0}
+    assert speed([whole, part]) == speed([whole]) == (2.0, 2.0) and speed([part]) is None
+    assert against_expected([part, whole]) == 2.0 and against_expected([part]) is None
 
 
 def test_settings_of_writing_ask_again_what_is_written(asked):

@@ -100,8 +100,8 @@ def score_shards(
             scorer that has a `prepare`.
 
     Returns:
-        The counts requests, made (pictures with something to score), asked (what was asked about them), carried and failed, and
-        "working", the seconds spent on scoring.
+        The counts requests, made (pictures with something to score), in_part (those of them with parts that are carried over), asked (what
+        was asked about them), carried and failed, and "working", the seconds spent on scoring.
 
     Raises:
         DarkroomError: a shard is stale, or the metric cannot be opened.
@@ -180,7 +180,14 @@ def score_shards(
     often = "".join(f", most often for {reason}" for reason, _ in said.most_common(1))
     whole = f"{unscored} of {len(records)} without a whole score{often}"
     say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image, {whole}")
-    counts = {"requests": len(records), "made": len(todo), "asked": asked, "carried": carried, "failed": missing}
+    counts = {
+        "requests": len(records),
+        "made": len(todo),
+        "in_part": some,
+        "asked": asked,
+        "carried": carried,
+        "failed": missing,
+    }
     return counts | {"working": round(working, 3)}
 
 
