@@ -131,10 +131,10 @@ def score_shards(
     if todo:
         say(f"{metric.name}: versions: " + ", ".join(f"{n} {v}" for n, v in versions(*metric.packages).items()))
         scorer = open_scorer() if open_scorer else metric.open(kind)
-        work = _Work(metric, kind, parts, scorer, known)
+        work, before = _Work(metric, kind, parts, scorer, known), getattr(scorer, "asked", None)
         new, working = _score_all(work, _to_score(images, key_of, todo), todo, journal, threads)
         known |= new
-        asked = getattr(scorer, "asked", sum(map(len, todo.values())))
+        asked = sum(map(len, todo.values())) if before is None else getattr(scorer, "asked", 0) - before
 
     def scores_of(each: Iterable[str]) -> Scores:
         return {name: value for key in each for name, value in known[key].items()}
