@@ -252,8 +252,9 @@ def _score_all(
     found: dict[str, Scores] = {}
     beside = min(threads, _PREPARING) if threads > 1 and hasattr(work.scorer, "prepare") else 0
 
-    def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError, ImageRecord]:
-        return one[0], one[1], work.subject(one[1], one[2], todo[one[1]]), one[2]
+    def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError, dict[str, str]]:
+        number, key, record = one
+        return number, key, work.subject(key, record, todo[key]), work.shared(record)
 
     with (
         open_journal(journal) as out,
@@ -267,9 +268,8 @@ def _score_all(
                 )
             scores = _score(work, {key: (subject, todo[key]) for _, key, subject, _ in taken})
             new = {}
-            for _, key, _, record in taken:
+            for _, key, _, shared in taken:
                 new[key] = {todo[key][name]: columns for name, columns in scores[key].items()}
-                shared = work.shared(record)
                 new[key] |= {shared[name]: columns for name, columns in scores[key].items() if name in shared}
             out.add(new)
             for columns in new.values():
