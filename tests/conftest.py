@@ -62,7 +62,7 @@ def small_config(**changes: Any) -> dict[str, Any]:
         "shards": {"size": 4},
         "generate": {"model": str(FLUX), "device": "cpu", "width": 64, "height": 64},
         "edit": {"model": str(FLUX), "device": "cpu"},
-        "judge": {"model": str(JUDGE), "device": "cpu", "max_tokens": 64, "shards_per_job": 1},
+        "judge": {"model": str(JUDGE), "device": "cpu", "max_tokens": 64, "rubric": "shapes", "shards_per_job": 1},
     }
     for section in ("generate", "edit"):
         config[section] |= {"steps": 2, "max_sequence_length": 20, "batch_size": 4}

@@ -8,6 +8,21 @@ from conftest import JUDGE
 from darkroom.config import models
 from safetensors.torch import load_file, save_file
 
+# A question of every kind, answered by words that the embedded judge's tokenizer has a token for.
+EVERY_KIND = """
+images:
+  - {name: p_yes, type: yes_no, text: "Does this image show {prompt}? Please answer yes or no."}
+  - {name: colour, type: choice, text: "Which colour has {prompt}?", answers: [red, green, blue]}
+  - {name: side, type: choice, text: "Where is {prompt}?", answers: {left: [left, A], right: [right, B, C]}}
+  - {name: stars, type: rating, text: "How good is it?", minimum: 0, maximum: 9}
+  - {name: said, type: text, text: "What is in this image?", max_length: 500}
+  - name: rating
+    type: json
+    text: "Rate {prompt}, as JSON."
+    fields: {reason: {max_length: 20}, good: {minimum: 1, maximum: 10}}
+"""
+
+
 MARKS = "image_token_id video_token_id vision_start_token_id vision_end_token_id".split()
 TURNS = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}{%- for part in message.content %}"

@@ -117,6 +117,12 @@ class MetricContract:
         assert score_key(one, record) != score_key(other, record)
         assert score_digest(["images"], one) != score_digest(["images"], other)
 
+    def test_every_column_belongs_to_one_part(self, metric, changed, kind):
+        parts, columns = metric.parts(kind), metric.columns(kind)
+        assert sorted(name for part in parts for name in part.columns) == sorted(column.name for column in columns)
+        assert len({part.name for part in parts}) == len(parts) and all(part.errors for part in parts)
+        assert {part.identity for part in parts} != {part.identity for part in changed.parts(kind)}
+
     def test_a_shard_is_scored_once_and_twice_to_the_same_bytes(self, metric, changed, kind, scorer, records, tmp_path):
         broken = image_record(kind, 7) | {"image": None, "sha256": None, "error": "no model"}
         images = tmp_path / "images.parquet"

@@ -133,7 +133,7 @@ def answers(tmp_path, device, engine, dtype, **options):
 
 
 def share(answer) -> float:
-    return answer.p_yes / (answer.p_yes + answer.p_no)
+    return answer.probabilities["yes"] / sum(answer.probabilities.values())
 
 
 def compare(asks, ours, theirs, off):

@@ -174,6 +174,10 @@ def test_whole_numbers_written_as_floats_are_whole_numbers(folder):
         ("container: gone.sif", "container: no such file: gone.sif (an address has a ://)"),
         ("judge: {rubric: gone.yaml}", "judge.rubric: no such file: gone.yaml"),
         (
+            "judge: {rubric: edits}",
+            "judge.rubric: no such file: edits; those that come with Darkroom are default, defects,",
+        ),
+        (
             "judge: {min_pixels: 9000, max_pixels: 4096}",
             "judge.min_pixels: 9000 is above max_pixels, 4096; no picture could be both",
         ),
@@ -448,6 +452,10 @@ def test_what_comes_with_darkroom_is_found_from_any_folder(folder):
     given = config()
     del given["judge"]["rubric"]
     assert load_config(given).judge.rubric == str(home() / "config/rubrics/default.yaml")
+    given["judge"]["rubric"] = "safety"
+    assert load_config(given).judge.rubric == str(home() / "config/rubrics/safety.yaml")
+    Path("safety").write_text("images: []")  # a file of one's own comes first
+    assert load_config(given, [Path.cwd(), home()]).judge.rubric == str(Path.cwd() / "safety")
 
 
 def test_reading_the_config_is_cheap_at_parse_time():

@@ -44,8 +44,7 @@ RUBRIC = Rubric(
     {
         "images": [Question("p_yes", "yes_no", "{prompt}?"), JSON_QUESTION],
         "edited": [Question("p_followed", "yes_no", "{prompt}?")],
-    },
-    "digest",
+    }
 )
 SETTINGS = {
     "name": "foxes",

@@ -10,6 +10,7 @@ from darkroom.config.load import load_config
 from darkroom.config.reference import schema
 from darkroom.engines import FAMILIES, one_of
 from darkroom.errors import DarkroomError
+from darkroom.metrics.judge import JudgeMetric
 from darkroom.metrics.rubric import load_rubric
 from test_config import config, folder  # noqa: F401
 
@@ -190,7 +191,9 @@ def test_a_rubric_asks_of_a_stage_only_where_it_has_a_section_for_it(folder):  #
     Path("rubric.yaml").write_text(asked + asked.replace("images", "inverted"))
     after = load_rubric("rubric.yaml")
     assert [column.name for column in after.columns("inverted")] == ["a", "a_mass", "a_reply", "a_error"]
-    assert after.digest != before.digest
+    judge = models.Judge(model="./model")
+    one, other = JudgeMetric(judge, before), JudgeMetric(judge, after)
+    assert other.recipe("inverted") != one.recipe("inverted") and other.recipe("images") == one.recipe("images")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What is kept of unfinished work, and found again: scratch folders, journals, shard files of earlier recipes."""
 
 import os
+from dataclasses import replace
 
 import pytest
+from darkroom.plan.parts import Part, score_keys
 from darkroom.store.carry import ShardFolder, find_images, find_scores, take_over, waiting_images
 from darkroom.store.journal import clear_journal, open_journal, read_journal
 from darkroom.store.scratch import Scratch
@@ -56,18 +58,18 @@ def test_a_journal_keeps_what_is_left(tmp_path):
     path = tmp_path / "deep" / "j.jsonl"
     assert read_journal(path) == {}
     with open_journal(path) as journal:
-        journal.add({"k1": {"s": 1}, "k2": {"s": 2}})
+        journal.add({"k1": {"a1": {"s": 1}}, "k2": {"a2": {"s": 2}, "b2": {"t": 2}}})
         assert set(read_journal(path)) == {"k1", "k2"}  # on the disk at once
     with open(path, "a") as out:
         out.write('{"key": "k3", "sco')  # killed
     with open_journal(path) as journal:
-        journal.add({"k4": {"s": 4}})
-    assert set(read_journal(path)) == {"k1", "k2", "k4"}
-    clear_journal(path, {"k1", "k4"})
-    assert read_journal(path) == {"k2": {"s": 2}}
-    clear_journal(path, {"k2"})
+        journal.add({"k4": {"a4": {"s": 4}}, "k1": {"b1": {"t": 1}}})
+    assert set(read_journal(path)) == {"k1", "k2", "k4"} and set(read_journal(path)["k1"]) == {"a1", "b1"}
+    clear_journal(path, {"a1", "b1", "a2", "a4"})
+    assert read_journal(path) == {"k2": {"b2": {"t": 2}}}
+    clear_journal(path, {"b2"})
     assert not path.exists()
-    clear_journal(path, {"k2"})
+    clear_journal(path, {"b2"})
 
 
 def test_files_come_in_the_order_of_the_shards_and_the_newest_first(tmp_path):
@@ -100,19 +102,42 @@ def test_images_are_found_in_the_first_file_that_has_them(tmp_path):
 
 
 def test_scores_of_journals_and_files_are_put_together(tmp_path):
-    columns = {"key": "text", "sha256": "text", "s": "int", "e": "text"}
+    """A file of another recipe gives the columns of the parts that are the same, each picture's under the part's own key."""
+    s, t = (Part(name, (name, f"{name}_e"), (f"{name}_e",), {"asks": name}) for name in "st")
+    changed = replace(t, recipe={"asks": "otherwise"})
+    columns = dict.fromkeys(("key", "prompt", "sha256", "fields", "s", "s_e", "t", "t_e"), "text")
+    pictures = {n: {"prompt": "p", "sha256": f"{n}", "source_sha256": "a", "fields": "{}"} for n in range(6)}
 
-    def scores(name, columns=columns, **records):
-        rows = [{"key": key, "sha256": "x", "e": None} | record for key, record in records.items()]
-        write_shard(tmp_path / name, columns, rows, {"digest": "d", "rule": "r"})
+    def scores(name, recipe, parts, **records):
+        key = score_keys(recipe)
+        about = {int(n[1:]): {"s": None, "s_e": None, "t": None, "t_e": None} | said for n, said in records.items()}
+        rows = [
+            {"key": key(pictures[n])} | {k: v for k, v in pictures[n].items() if k in columns} | said
+            for n, said in about.items()
+        ]
+        told = {part.name: [part.identity, part.shared] for part in parts}
+        write_shard(tmp_path / name, columns, rows, {"digest": "d", "rule": "r", "recipe": recipe, "parts": told})
         return tmp_path / name
 
-    new = scores("a.parquet", k1={"s": 1}, k2={"s": None, "e": "unreadable"}, k3={"s": 9, "sha256": None})
-    old = scores("b.parquet", k1={"s": 7}, k4={"s": 4})
-    other = scores("c.parquet", columns={"key": "text", "sha256": "text", "t": "int", "e": "text"}, k5={"t": 5})
+    new = scores("a.parquet", {"r": 1}, [s, t], k0={"s": "1", "t": "2"}, k1={"s_e": "unreadable", "t": "3"})
+    old = scores("b.parquet", {"r": 2}, [s, changed], k0={"s": "7", "t": "8"}, k2={"s": "4", "t": "5"})
+    foreign = tmp_path / "c.parquet"
+    write_shard(foreign, columns, [], {"digest": "d", "rule": "r", "recipe": {"r": 1}})
+    other_source = {"prompt": "p", "sha256": "2", "source_sha256": "b", "fields": "{}"}
     with open_journal(tmp_path / "j.jsonl") as journal:
-        journal.add({"k6": {"s": 6, "e": None}})
-    arguments = ["s", "e"], ["e"], [new, old, other], [tmp_path / "j.jsonl", tmp_path / "none.jsonl"]
+        journal.add({"k": {s.keys()(pictures[3]): {"s": "6", "s_e": None}}})
+    arguments = (
+        [s, t],
+        [*pictures.values(), other_source],
+        [new, old, foreign],
+        [tmp_path / "j.jsonl", tmp_path / "none"],
+    )
     known = find_scores(*arguments, retry_failed=False)
-    assert {key: value["s"] for key, value in known.items()} == {"k1": 1, "k2": None, "k4": 4, "k6": 6}
-    assert set(find_scores(*arguments, retry_failed=True)) == {"k1", "k4", "k6"}
+
+    def found(part, known):
+        keys = {part.keys()(record): n for n, record in pictures.items()}
+        return {keys[key]: scores[part.name] for key, scores in known.items() if key in keys}
+
+    assert found(s, known) == {0: "1", 1: None, 2: "4", 3: "6"} and found(t, known) == {0: "2", 1: "3"}
+    assert s.keys()(other_source) not in known and len(known) == 6
+    assert found(s, find_scores(*arguments, retry_failed=True)) == {0: "1", 2: "4", 3: "6"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 FIELDS = {"rating": {"minimum": 1, "maximum": 10}, "why": {"max_length": 9}}
 ASKED = [Question("p", "yes_no", "{prompt}?"), Question("json", "json", "{prompt}", FIELDS)]
-RUBRIC = Rubric({"images": ASKED, "edited": []}, "digest")
+RUBRIC = Rubric({"images": ASKED, "edited": []})
 SELECT = Select(images={"p": 0.5})
 
 

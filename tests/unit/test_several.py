@@ -210,7 +210,7 @@ def test_what_was_made_under_another_name_is_found_and_pruned(opened, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ tables and pairs
 
-RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
+RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []})
 SCORES = {  # model -> row -> the scores of its samples
     "few": {"r0": [0.2, 0.6], "r1": [0.9, 0.8], "r2": [0.7, 0.7]},
     "many": {"r0": [0.9, 0.5], "r1": [0.3, 0.4], "r3": [0.6, 0.1]},

@@ -17,7 +17,7 @@ from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from darkroom.tables.select import ITEM, NUMBER, Selector
 
-RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []}, "digest")
+RUBRIC = Rubric({"images": [Question("p", "yes_no", "{prompt}?")], "edited": []})
 SELECT = Select(images={"p": 0.5}, per_row=1)
 
 

@@ -228,7 +228,7 @@ def test_engine_args_reach_vllm(tmp_path):
     picture = Image.new("RGB", (64, 64), "red")
     asks = [judge.Ask([picture], question.ask(text), question, 1) for text in ("a red circle", "word " * 400)]
     short, long = engine.ask(asks)
-    assert 0 <= short.p_yes <= 1 and "the judge takes 368" in long.error
+    assert 0 <= short.probabilities["yes"] <= 1 and "the judge takes 368" in long.error
 
 
 def test_an_argument_that_vllm_does_not_take_is_named(tmp_path):

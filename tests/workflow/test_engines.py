@@ -15,13 +15,13 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs import runtime
 from darkroom.make import make_shard
 from darkroom.metrics import judge, vlm
-from darkroom.metrics.rubric import load_rubric
+from darkroom.metrics.rubric import Question, load_rubric
 from darkroom.plan.recipe import image_recipe
 from darkroom.store.scratch import Scratch
 from darkroom.store.shardfile import iter_records
 from PIL import Image, ImageDraw
 
-RUBRIC = "config/rubrics/default.yaml"
+RUBRIC = "config/rubrics/shapes.yaml"
 
 
 def filled_config(section, name, tmp_path):
@@ -74,6 +74,11 @@ def pictures(number):
         yield picture
 
 
+def shares(answer):
+    """The probability of each answer among all of them."""
+    return {name: p / sum(answer.probabilities.values()) for name, p in answer.probabilities.items()}
+
+
 def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
     rubric = load_rubric(RUBRIC)
     section = filled({}, "judge", tmp_path)
@@ -87,7 +92,7 @@ def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
     yes_no = [(a, b) for ask, a, b in zip(asks, one, other, strict=True) if ask.question.type == "yes_no"]
     assert len(yes_no) == 32
     for a, b in yes_no:
-        assert a.p_yes / (a.p_yes + a.p_no) == pytest.approx(b.p_yes / (b.p_yes + b.p_no), abs=1e-4)
+        assert shares(a) == pytest.approx(shares(b), abs=1e-4)
     replies = [(a.reply, b.reply) for ask, a, b in zip(asks, one, other, strict=True) if ask.question.type == "json"]
     assert len(replies) == 32 and all(a == b for a, b in replies)
 
@@ -96,21 +101,29 @@ def test_vllm_and_transformers_give_the_same_answers_on_32_images(tmp_path):
     "make", [judge_models.qwen3_vl, judge_models.qwen3_5, judge_models.llava], ids=lambda make: make.__name__
 )
 def test_both_engines_give_the_same_answers_and_think_no_first_token(make, tmp_path):
-    section, rubric = judge_models.saved(make, tmp_path), load_rubric(RUBRIC)
-    thinks = make is judge_models.qwen3_5
+    section, thinks = judge_models.saved(make, tmp_path), make is judge_models.qwen3_5
+    (tmp_path / "rubric.yaml").write_text(judge_models.EVERY_KIND)
+    rubric = load_rubric(tmp_path / "rubric.yaml")
     questions = rubric.questions["images"]
     asks = [judge.Ask([p], q.ask(f"a red circle {n}"), q, 1) for n, p in enumerate(pictures(4)) for q in questions]
     one = vlm.VllmJudge(section, "images", rubric).ask(asks)
     other = vlm.TransformersJudge(section.model_copy(update={"engine": "transformers"}), "images", rubric)
     for ask, a, b in zip(asks, one, other.ask(asks), strict=True):
         assert a.error is None and b.error is None
-        if ask.question.type == "yes_no":
-            close = 1e-2 if thinks else 1e-4  # on the CPU vLLM computes Qwen3.5 in bfloat16 alone
-            assert a.p_yes / (a.p_yes + a.p_no) == pytest.approx(b.p_yes / (b.p_yes + b.p_no), abs=close)
-            assert a.p_yes + a.p_no == pytest.approx(b.p_yes + b.p_no, rel=5 * close)
+        if ask.question.labels:
+            # On the CPU vLLM computes Qwen3.5 in bfloat16 alone.
+            close = (1e-2 if ask.question.type == "yes_no" else 3e-2) if thinks else 1e-4
+            assert list(a.probabilities) == list(ask.question.labels)
+            assert shares(a) == pytest.approx(shares(b), abs=close)
+            assert sum(a.probabilities.values()) == pytest.approx(sum(b.probabilities.values()), rel=5 * close)
+            columns = [judge.read_answer(ask.question, answer) for answer in (a, b)]
+            if ask.question.type == "rating":
+                assert columns[0]["stars"] == pytest.approx(columns[1]["stars"], abs=9 * close)
         elif not thinks:
-            assert a.reply == b.reply
-    assert len({round(a.p_yes / a.p_no, 4) for a in one if a.p_yes is not None}) == 4
+            assert a.reply == b.reply and a.cut == b.cut
+    assert (
+        len({round(shares(a)["yes"], 4) for ask, a in zip(asks, one, strict=True) if ask.question.name == "p_yes"}) == 4
+    )
     text = other.text("a red circle")
     assert text.count("<think>") == text.count("</think>") == (thinks)
     assert text.endswith("</think>\n\n" if thinks else "assistant\n")
@@ -124,10 +137,32 @@ def test_a_model_that_thinks_is_refused_in_one_line(tmp_path):
         vlm.TransformersJudge(section, "images", load_rubric(RUBRIC))
 
 
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("[low, medium]", "no single token for the answer medium; ask for another word"),
+        ("{a: [red, A], b: [blue, A]}", "one token for the answers a and b; give them other spellings"),
+    ],
+)
+def test_answers_that_the_first_token_does_not_tell_apart_are_refused_in_one_line(answers, message, tmp_path):
+    asked = f"images: [{{name: q, type: choice, text: 'What?', answers: {answers}}}]\n"
+    (tmp_path / "rubric.yaml").write_text(asked + asked.replace("images", "edited").replace(answers, "[red, blue]"))
+    section, rubric = filled({}, "judge", tmp_path), load_rubric(tmp_path / "rubric.yaml")
+    engine = vlm.Judge(section, "edited", rubric)
+    words = [word for word in engine.tokenizer.get_vocab() if word.isascii() and word.isalnum()][:200]
+    many = Question("q", "choice", "What?", answers={"a": (words[0],), "b": tuple(words[1:])})
+    with pytest.raises(DarkroomError, match=r"has 200 tokens for its answers; at most 128 are compared"):
+        engine.label_ids(many)
+    with pytest.raises(DarkroomError, match=rf"^judge.model: .*: question q: its tokenizer has {message}[^\n]*$"):
+        vlm.Judge(section, "images", rubric)
+
+
 def test_the_same_picture_in_other_company_gets_the_same_scores(tmp_path):
     rubric = load_rubric(RUBRIC)
     engine = vlm.VllmJudge(filled({"max_tokens": 8}, "judge", tmp_path), "edited", rubric)
     question, rating = rubric.questions["edited"][0], rubric.questions["edited"][-1]
+    (one,) = engine.ask([judge.Ask([next(pictures(1))], "Is it red?", question, 1)])  # shown the result alone
+    assert one.error is None and one.probabilities
     asks = [judge.Ask([p, p], question.ask("make it red"), question, 1) for p in pictures(9)]
     together, alone = engine.ask(asks), engine.ask(asks[4:5])[0]
     scores = [judge.read_answer(question, answer)["p_followed"] for answer in (together[4], alone)]

@@ -1,6 +1,7 @@
 """Several image shards judged in one job."""
 
 import hashlib
+import json
 
 import pandas as pd
 import pytest
@@ -15,14 +16,29 @@ images:
     text: "Does this image show: {prompt}? Answer yes or no."
 edited: []
 """
+NEW_QUESTIONS = """
+  - name: marked
+    type: yes_no
+    text: "Is there a watermark?"
+  - name: p_atoms
+    type: yes_no
+    over: atoms
+    combine: minimum
+    text: "Does this image show: {item}? Answer yes or no."
+edited: []
+"""
 
 
-def write_inputs(run, rows):
-    """Rows of pictures that are there already: (name, prompt, colour) each."""
+def write_inputs(run, rows, **atoms):
+    """Rows of pictures that are there already: (name, prompt, colour) each; atoms: those of rows that have others than "a circle"."""
     for name, _, colour in rows:
         Image.new("RGB", (64, 64), colour).save(run.folder / f"{name}.png")
     run.write_rows(
-        "prompts.jsonl", [{"id": name, "prompt": prompt, "images": [f"{name}.png"]} for name, prompt, _ in rows]
+        "prompts.jsonl",
+        [
+            {"id": name, "prompt": prompt, "images": [f"{name}.png"], "atoms": atoms.get(name, ["a circle"])}
+            for name, prompt, _ in rows
+        ],
     )
 
 
@@ -38,9 +54,9 @@ def engine_starts(run):
     )
 
 
-def asked(run):
-    """Images that judge jobs asked about, in all runs so far."""
-    return sum(record["made"] for record in read_records(run.results / "benchmarks/score_images"))
+def asked(run, what="made"):
+    """Images that judge jobs asked about, or the questions they "asked", in all runs so far."""
+    return sum(record[what] for record in read_records(run.results / "benchmarks/score_images"))
 
 
 def tables(run):
@@ -67,29 +83,36 @@ def test_sixteen_shards_start_the_engine_twice(grouped):
     assert "16 images scored" in " ".join(grouped.darkroom("verify").stdout.split())
 
 
-def test_one_changed_image_is_judged_alone(grouped):
+def test_one_changed_image_and_one_new_question_are_asked_alone(grouped):
     rows = first_rows()
+    (grouped.folder / "rubric.yaml").write_text(ONE_QUESTION.replace("edited: []", NEW_QUESTIONS))
     rows[5] = ("row-5", "a red circle", (1, 2, 3))
     write_inputs(grouped, rows)
     clear_logs(grouped)
-    before, old = asked(grouped), pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
+    before, old = asked(grouped, "asked"), pd.read_parquet(grouped.results / "scores.parquet")
+    plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/judge/images"))
     grouped.snakemake()
-    assert (asked(grouped) - before, engine_starts(grouped)) == (1, 1)
-    new = pd.read_parquet(grouped.results / "scores.parquet")["sha256"]
-    assert [n for n in range(16) if old[n] != new[n]] == [5]
+    # The new questions about all sixteen, and the old one about the image that is new.
+    assert (asked(grouped, "asked") - before, int(plan.split()[4]), engine_starts(grouped)) == (2 * 16 + 1, 16, 2)
+    new = pd.read_parquet(grouped.results / "scores.parquet")
+    assert [n for n in range(16) if old["sha256"][n] != new["sha256"][n]] == [5]
+    assert new["marked"].notna().all() and (new["p_yes"] == old["p_yes"]).sum() >= 15
 
 
-def test_inserted_and_appended_rows_are_judged_alone(grouped):
+def test_inserted_and_appended_rows_and_an_atom_are_judged_alone(grouped):
     rows = first_rows()
     rows[3:3] = [("new-0", "a red star", (9, 9, 9))]
     rows += [(f"new-{n}", "two red stars", (9, 9, n)) for n in range(1, 4)]
-    write_inputs(grouped, rows)
-    before = asked(grouped)
+    write_inputs(grouped, rows, **{"row-7": ["a circle", "a star"]})
+    before, questions = asked(grouped), asked(grouped, "asked")
     plan = next(line for line in grouped.darkroom("plan").stdout.splitlines() if line.startswith("scores/judge/images"))
     grouped.snakemake()
-    # Not about row-5, which is as it was at first: its scores are still there.
-    assert asked(grouped) - before == int(plan.split()[4]) == 4
-    assert list(pd.read_parquet(grouped.results / "scores.parquet")["row"]) == [name for name, *_ in rows]
+    # About row-5, which is as it was at first, what it was not asked then; of row-7 the new atom alone.
+    assert asked(grouped) - before == int(plan.split()[4]) == 4 + 1 + 1
+    assert asked(grouped, "asked") - questions == 4 * 3 + 2 + 1
+    scores = pd.read_parquet(grouped.results / "scores.parquet").set_index("row")
+    assert list(scores.index) == [name for name, *_ in rows] and scores["p_atoms"].notna().all()
+    assert [one["item"] for one in json.loads(scores["p_atoms_reply"]["row-7"])] == ["a circle", "a star"]
 
 
 def test_grouping_changes_no_score_and_asks_nothing_again(grouped):

@@ -64,7 +64,7 @@ def test_an_installed_library_does_where_the_workflow_comes_without_one(run):
     run.write_rows("prompts.jsonl", [{"prompt": "a red circle"}, {"prompt": "a blue star"}])
     run.config["gallery"] = {"enabled": True}
     run.command()  # writes config.yaml; the rubric is the package's
-    assert "rubric" not in run.config["judge"]
+    assert run.config["judge"]["rubric"] == "shapes"
     env = environment() | {"PYTHONPATH": str(run.folder / "site")}
     command = [sys.executable, "-m", "snakemake", "-j2", "--workflow-profile", "none"]
     for arguments in (["-n"], []):

@@ -134,7 +134,7 @@ def test_lost_and_stale_plots_come_back(copy):
 
 def test_the_numbers_are_those_of_the_table(copy):
     table = pd.read_parquet(copy.results / "scores.parquet")
-    rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
+    rubric = load_rubric(REPOSITORY / "config/rubrics/shapes.yaml")
     select = Select(images={"p_yes": 0.5})
     labels = table["key"].map(lambda key: ["accept", "reject", None][int(key[0], 16) % 3])
     images = copy.results / "labelled.parquet"

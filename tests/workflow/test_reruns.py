@@ -153,11 +153,16 @@ def test_a_change_reruns_what_it_decides_and_no_more(copy, name, history):
 
 def test_a_rubric_s_wording_reruns_the_scores(copy):
     rubric = copy.folder / "rubric.yaml"
-    rubric.write_text((REPOSITORY / "config/rubrics/default.yaml").read_text())
+    rubric.write_text((REPOSITORY / "config/rubrics/shapes.yaml").read_text())
     copy.config["judge"]["rubric"] = str(rubric)
     assert copy.planned() == {}
-    rubric.write_text(rubric.read_text().replace("Please answer", "Answer"))
-    assert set(copy.planned()) == AFTER
+    text, jobs = rubric.read_text(), {}
+    for words in ("Does this image", "Was the instruction", "Please answer"):  # about images, edits, and both
+        rubric.write_text(text.replace(words, words.upper()))
+        planned = copy.planned()
+        assert set(planned) == AFTER
+        jobs[words] = planned["score_images"]
+    assert jobs["Please answer"] == jobs["Does this image"] + jobs["Was the instruction"]
 
 
 def test_one_edited_row_makes_its_images_alone(copy, finished):

@@ -30,7 +30,7 @@ def edit_a_row(run: Run) -> None:
 
 
 def with_another_rubric(run: Run) -> None:
-    text = (REPOSITORY / "config/rubrics/default.yaml").read_text()
+    text = (REPOSITORY / "config/rubrics/shapes.yaml").read_text()
     (run.folder / "rubric.yaml").write_text(text.replace("Please answer", "Answer"))
     run.config["judge"]["rubric"] = str(run.folder / "rubric.yaml")
 

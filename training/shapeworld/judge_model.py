@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from . import world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RUBRICS = REPOSITORY / "config" / "rubrics" / "default.yaml"
+RUBRICS = REPOSITORY / "config" / "rubrics" / "shapes.yaml"
 
 WIDTH, LAYERS, HEADS, INNER = 128, 4, 4, 384
 VISION_LAYERS, VISION_INNER = 4, 384

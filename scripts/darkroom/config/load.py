@@ -361,4 +361,13 @@ def _with_files(config: Config, roots: Sequence[Path]) -> Config:
             )
         head = _find(aesthetic.head, roots, "metrics.aesthetic.head", "file")
         config = config.with_section("metrics.aesthetic", head=head)
-    return config.with_section("judge", rubric=_find(config.judge.rubric, roots, "judge.rubric", "file"))
+    return config.with_section("judge", rubric=_find_rubric(config.judge.rubric, roots))
+
+
+def _find_rubric(name: str, roots: Sequence[Path]) -> str:
+    """The file of a rubric: one that is named, or one of those that come with Darkroom, by its name alone."""
+    shipped = {path.stem: path for path in sorted((home() / "config/rubrics").glob("*.yaml"))}
+    if name in shipped and not any(_exists(root / name) for root in roots):
+        return str(shipped[name])
+    hint = "" if Path(name).suffix else f"; those that come with Darkroom are {', '.join(shipped)}"
+    return _find(name, roots, "judge.rubric", "file", hint)

@@ -486,8 +486,8 @@ class Judge(DeviceSection, ModelSource):
         default=0,
         ge=0,
         le=10,
-        description="How replies in JSON are sampled; 0 always takes the likeliest word. P(yes) comes from the logits and does not"
-        " depend on it.",
+        description="How replies in JSON and texts are sampled; 0 always takes the likeliest word. P(yes), choices and ratings come from"
+        " the logits and do not depend on it.",
     )
     top_p: Annotated[float, AS_GIVEN] = Field(
         default=1,
@@ -495,10 +495,11 @@ class Judge(DeviceSection, ModelSource):
         le=1,
         description="Share of the probability that words are drawn from where `temperature` is above 0.",
     )
-    max_tokens: int = Field(default=512, ge=1, le=32768, description="Longest JSON reply.")
+    max_tokens: int = Field(default=512, ge=1, le=32768, description="Longest reply in JSON, or text.")
     rubric: PathText = Field(
         default="config/rubrics/default.yaml",
-        description="What is asked, and how replies become numbers; the file explains its form.",
+        description="What is asked, and how replies become numbers: a file, or the name alone of one in `config/rubrics/`; `default.yaml`"
+        " explains the form.",
     )
     min_pixels: int | None = Field(
         default=None,

@@ -89,9 +89,14 @@ def around(folder: Path) -> float:
 
 def against_expected(records: list[dict[str, Any]]) -> float | None:
     """How many times as long as the built-in speeds say the work of these jobs took; None where none of them says it."""
-    told = [record for record in records if record["made"] > 0 and record.get("expected")]
+    told = [record for record in _whole(records) if record.get("expected")]
     expected = sum(record["expected"] for record in told)
     return sum(record["working"] for record in told) / expected if expected else None
+
+
+def _whole(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of jobs that made something, and all of each thing: what one part of a score took says nothing of the whole."""
+    return [record for record in records if record["made"] > 0 and not record.get("in_part")]
 
 
 def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float] | None:
@@ -102,7 +107,7 @@ def speed(records: list[dict[str, Any]], workers: int = 0) -> tuple[float, float
         workers: how many processes will share a job's requests, if the forecast is for another number of GPUs than the
             records'; 0 for as many as the records say.
     """
-    made = [record for record in records if record["made"] > 0]
+    made = _whole(records)
     if not made:
         return None
     start = median(max(record["seconds"] - record["working"], 0.0) for record in made)

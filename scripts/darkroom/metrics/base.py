@@ -6,13 +6,14 @@ Whoever shows or uses a score reads the catalogue and knows nothing of the metri
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from darkroom.config.models import DeviceSection, metric_section
 from darkroom.errors import DarkroomError
 from darkroom.models.identity import model_identity
+from darkroom.plan.parts import Part
 from darkroom.plan.recipe import Recipe
 from darkroom.plan.stages import like
 
@@ -203,12 +204,16 @@ class Subject:
         prompt: what the image was made for; of an edit, the instruction.
         images: PIL images in mode RGB; for an edit the source, then the result.
         record: the image's record in its shard, without pictures.
+        parts: what is wanted: the name of each part of the metric that has no scores yet, with their key. Columns of others are passed over.
+        earlier: part -> its columns for the same picture when its row had other items; only of parts `over` a field.
     """
 
     key: str
     prompt: str
     images: list[Any]
     record: Mapping[str, Any]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    earlier: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -231,20 +236,21 @@ class Ask:
 
 @dataclass
 class Answer:
-    """The reply as it came; for yes_no the probabilities of both words; or why there is none.
+    """The reply as it came; for a question with given answers the probability of each, by its name; or why there is none.
 
     cut: the number of tokens after which the reply was cut off; None: the model ended it.
     """
 
     reply: str | None = None
-    p_yes: float | None = None
-    p_no: float | None = None
+    probabilities: dict[str, float] | None = None
     error: str | None = None
     cut: int | None = None
 
 
 class Scorer(Protocol):
     """A metric that is ready to score: its model is loaded.
+
+    It may have a number `asked`, how much it has asked of its model so far; else each part of a picture counts as one.
 
     It may also have a method `prepare(subject) -> Subject` for what can be done with a subject alone and in any thread, such as
     resizing: `score` is given what it returns, and while it scores, the next subjects are prepared. And a method `close()`, which is
@@ -288,6 +294,17 @@ class Metric(ABC):
         It is part of every score's key and of the digest that a score file is made for, and is stored in the file. Where a metric reads
         fields of the row (`record["fields"]`), their names are a list under `fields`: their values are then part of the key, too.
         """
+
+    def parts(self, kind: str) -> list[Part]:
+        """What can be scored alone, each with its own columns and recipe: where one changes, the others are carried over.
+
+        All columns are one part, unless a metric says otherwise. What decides a part must be in `recipe`, too.
+        """
+        columns = self.columns(kind)
+        names = tuple(column.name for column in columns)
+        reasons = tuple(column.name for column in columns if column.role == "error")
+        recipe = self.recipe(kind)
+        return [Part(self.name, names, reasons, recipe, tuple(recipe.get("fields", ())))] if columns else []
 
     @abstractmethod
     def open(self, kind: str) -> Scorer:

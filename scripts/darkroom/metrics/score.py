@@ -1,25 +1,24 @@
 """Score shards of images by one metric, and write the score file.
 
 Scores are kept while the job runs in a journal (JSON lines), so that a killed job goes on where it stopped, and
-carried over from old score files where the picture, the prompt and the metric's recipe are the same.
+carried over from old score files where the picture, the prompt and what decides that part of the metric's columns are the same.
 """
 
 import contextlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
 from darkroom.errors import DarkroomError, Interrupted, RowError
-from darkroom.identity import digests
 from darkroom.jobs.beside import ahead
 from darkroom.jobs.runtime import Progress, device_kind, say, stop_requested, versions
 from darkroom.metrics.base import Asked, Catalogue, Metric, ScoreColumn, Scorer, Subject, mass_warning
-from darkroom.plan.recipe import Recipe
+from darkroom.plan.parts import Part, fields_of, score_key, score_keys
 from darkroom.store.carry import find_scores
 from darkroom.store.images import open_picture
 from darkroom.store.journal import clear_journal, open_journal
@@ -28,6 +27,8 @@ from darkroom.store.shardfile import ImageRecord, check_digest, image_records, w
 # Images scored together. Fixed, so that a picture meets the same neighbours in every run of its shards.
 CHUNK = 64
 _PREPARING = 4  # threads that prepare pictures, at the most: each may hold one of `MAX_PIXELS`
+
+__all__ = ["SCORE_COLUMNS", "ScoreRecord", "score_chunk", "score_columns", "score_key", "score_shards"]
 
 # Columns of a score file before those of its metric.
 SCORE_COLUMNS = {
@@ -60,25 +61,6 @@ _BRIEF = ["key", "row", "item", "sample", "prompt", "sha256", "error", "fields",
 _PICTURES = ("source", "image")
 
 Scores = dict[str, Any]  # column -> value
-
-
-def score_key(recipe: Recipe, record: Mapping[str, Any]) -> str:
-    """The identity of an image's scores: the metric's recipe, what was asked for, the fields of the row that it reads, and the pictures."""
-    return score_keys(recipe)(record)
-
-
-def score_keys(recipe: Recipe) -> Callable[[Mapping[str, Any]], str]:
-    """`score_key` for many records: a function of the record alone."""
-    of, fields = digests(recipe), recipe.get("fields")
-
-    def key(record: Mapping[str, Any]) -> str:
-        what = record["prompt"], record["sha256"], record.get("source_sha256")
-        if not fields:
-            return of(*what)
-        known = json.loads(record["fields"])
-        return of(*what, [known.get(name) for name in fields])
-
-    return key
 
 
 def score_columns(columns: Iterable[ScoreColumn]) -> dict[str, str]:
@@ -118,43 +100,64 @@ def score_shards(
             scorer that has a `prepare`.
 
     Returns:
-        The counts requests, made, carried and failed, and "working", the seconds spent on scoring.
+        The counts requests, made (pictures with something to score), in_part (those of them with parts that are carried over), asked (what
+        was asked about them), carried and failed, and "working", the seconds spent on scoring.
 
     Raises:
         DarkroomError: a shard is stale, or the metric cannot be opened.
         Interrupted: after SIGTERM; finished scores are kept.
     """
     made = [check_digest(shard, planned) for shard, planned in images.items()]
-    columns, recipe = metric.columns(kind), metric.recipe(kind)
-    names = [column.name for column in columns]
+    columns, recipe, parts = metric.columns(kind), metric.recipe(kind), metric.parts(kind)
     reasons = [column.name for column in columns if column.role == "error"]
-    known = find_scores(names, reasons, old_files, old_journals, retry_failed)
     records = list(_records(images, _BRIEF))
-    keys = list(map(score_keys(recipe), records))
-    todo = {key for key, record in zip(keys, records, strict=True) if record["error"] is None and key not in known}
-    missing = sum(record["error"] is not None for record in records)
-    carried = len(records) - missing - len(todo)
-    say(f"{len(records)} images: {len(todo)} to score, {carried} carried over, {missing} missing")
-    working = 0.0
-    if todo and columns:
+    sound = [record for record in records if record["error"] is None]
+    known = find_scores(parts, sound, old_files, old_journals, retry_failed)
+    key_of = score_keys(recipe, fields_of(parts))
+    keys = list(map(key_of, records))
+    part_keys = list(zip(*(map(part.keys(), records) for part in parts), strict=True)) or [()] * len(records)
+    todo = {
+        key: wanted
+        for key, record, each in zip(keys, records, part_keys, strict=True)
+        if record["error"] is None
+        and (wanted := {p.name: k for p, k in zip(parts, each, strict=True) if k not in known})
+    }
+    missing = len(records) - len(sound)
+    carried = len(sound) - len(todo)
+    some = sum(len(wanted) < len(parts) for wanted in todo.values())
+    partly = f" ({some} of them in part)" if some else ""
+    say(f"{len(records)} images: {len(todo)} to score{partly}, {carried} carried over, {missing} missing")
+    working, asked = 0.0, 0
+    if todo:
         say(f"{metric.name}: versions: " + ", ".join(f"{n} {v}" for n, v in versions(*metric.packages).items()))
         scorer = open_scorer() if open_scorer else metric.open(kind)
-        records_now = _to_score(images, recipe, todo)
-        new, working = _score_all(records_now, len(todo), metric, kind, scorer, journal, threads)
+        work, before = _Work(metric, kind, parts, scorer, known), getattr(scorer, "asked", None)
+        new, working = _score_all(work, _to_score(images, key_of, todo), todo, journal, threads)
         if close := getattr(scorer, "close", None):
             close()
         known |= new
-    lost = [{name: why for name in reasons if (why := known.get(key, {}).get(name))} for key in keys]
+        asked = sum(map(len, todo.values())) if before is None else getattr(scorer, "asked", 0) - before
+
+    def scores_of(each: Iterable[str]) -> Scores:
+        return {name: value for key in each for name, value in known[key].items()}
+
+    found = {
+        key: scores_of(each)
+        for key, record, each in zip(keys, records, part_keys, strict=True)
+        if record["error"] is None
+    }
+    lost = [{name: why for name in reasons if (why := found.get(key, {}).get(name))} for key in keys]
     unscored = sum(map(bool, lost))
-    for score, mass in Catalogue.of({kind: columns}).masses(kind).items():
-        there = [value for key in dict.fromkeys(keys) if (value := known.get(key, {}).get(mass)) is not None]
+    masses = Catalogue.of({kind: columns}).masses(kind)
+    for mass, score in {masses[score]: score for score in reversed(masses)}.items():
+        there = [value for scores in found.values() if (value := scores.get(mass)) is not None]
         if warning := mass_warning(score, sum(there), len(there)):
             say(warning)
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for key, record in zip(keys, records, strict=True):
             no_image = dict.fromkeys(reasons, f"no image: {record['error']}")
-            yield {**_about(key, record), **(known.get(key, {}) if record["error"] is None else no_image)}
+            yield {**_about(key, record), **(found[key] if record["error"] is None else no_image)}
 
     meta = {
         "digest": stage_digest,
@@ -162,6 +165,8 @@ def score_shards(
         "metric": metric.name,
         "images": list(images.values()),
         "recipe": recipe,
+        "parts": {part.name: [part.identity, part.shared] for part in parts},
+        "fields": fields_of(parts),
         "versions": versions(*metric.packages),
         "device": device_kind(metric.needs.device) if metric.needs else "cpu",
         "image_failures": sum(shard["failed"] for shard in made),
@@ -170,12 +175,23 @@ def score_shards(
     if embeddings := [column.name for column in columns if column.role == "embedding"]:
         meta["unshown"] = embeddings  # for readers of score files: what no table, gallery or export has
     write_shard_with_manifest(path, score_columns(columns), rows(), meta, made_from)
-    clear_journal(journal, set(keys))
+    clear_journal(
+        journal,
+        {key for each in part_keys for key in each}
+        | {key for part in parts if part.over for key in map(part.shared_keys(), sound)},
+    )
     said = Counter(f"{name.removesuffix('_error')}: {why}" for one in lost for name, why in one.items())
     often = "".join(f", most often for {reason}" for reason, _ in said.most_common(1))
     whole = f"{unscored} of {len(records)} without a whole score{often}"
     say(f"done: {len(todo)} scored, {carried} carried, {missing} without an image, {whole}")
-    counts = {"requests": len(records), "made": len(todo), "carried": carried, "failed": missing}
+    counts = {
+        "requests": len(records),
+        "made": len(todo),
+        "in_part": some,
+        "asked": asked,
+        "carried": carried,
+        "failed": missing,
+    }
     return counts | {"working": round(working, 3)}
 
 
@@ -197,43 +213,80 @@ def _about(key: str, record: ImageRecord) -> ScoreRecord:
     )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What scores pictures of a kind. known: key of a part -> its columns, of all that need not be scored."""
+
+    metric: Metric
+    kind: str
+    parts: list[Part]
+    scorer: Scorer
+    known: dict[str, Scores] = field(default_factory=dict)
+
+    def subject(self, key: str, record: ImageRecord, wanted: dict[str, str]) -> Subject | RowError:
+        """The picture of a record, ready to be scored, or why it cannot be opened. Can be called in any thread."""
+        try:
+            parts = filter(None, (record.get("source"), record["image"]))
+            pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
+        except RowError as error:
+            return error
+        about = {name: value for name, value in record.items() if name not in _PICTURES}
+        earlier = {name: scores for name, one in self.shared(about).items() if (scores := self.known.get(one))}
+        subject = Subject(key, record["prompt"], pictures, about, wanted, earlier)
+        prepare: Callable[[Subject], Subject] | None = getattr(self.scorer, "prepare", None)
+        return prepare(subject) if prepare else subject
+
+    def shared(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """part -> the key of its scores for whatever items, of those over a field."""
+        return {part.name: part.shared_keys()(record) for part in self.parts if part.over}
+
+
 def _score_all(
+    work: _Work,
     records: Iterable[tuple[int, str, ImageRecord]],
-    number: int,
-    metric: Metric,
-    kind: str,
-    scorer: Scorer,
+    todo: dict[str, dict[str, str]],
     journal: Path,
     threads: int,
 ) -> tuple[dict[str, Scores], float]:
-    """key -> scores of the records, each chunk in the journal when it is done; and the seconds it took."""
-    progress = Progress(number, "images")
-    found: dict[str, Scores] = {}
-    beside = min(threads, _PREPARING) if threads > 1 and hasattr(scorer, "prepare") else 0
+    """key of a part -> its columns, of the records, each chunk in the journal when it is done; and the seconds it took.
 
-    def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError]:
-        return one[0], one[1], _subject(scorer, one[1], one[2])
+    todo: key -> the parts wanted, with their keys.
+    """
+    progress = Progress(len(todo), "images")
+    found: dict[str, Scores] = {}
+    beside = min(threads, _PREPARING) if threads > 1 and hasattr(work.scorer, "prepare") else 0
+
+    def prepare(one: tuple[int, str, ImageRecord]) -> tuple[int, str, Subject | RowError, dict[str, str]]:
+        number, key, record = one
+        return number, key, work.subject(key, record, todo[key]), work.shared(record)
 
     with (
         open_journal(journal) as out,
         contextlib.closing(ahead(prepare, records, CHUNK if beside else 0, beside or 1)) as prepared,
     ):
         for _, chunk in groupby(prepared, key=itemgetter(0)):
-            subjects = {key: subject for _, key, subject in chunk}
+            taken = list(chunk)
             if stop_requested.is_set():
                 raise Interrupted(
                     f"interrupted, {progress.done} of {progress.total} kept; run again to go on from there"
                 )
-            new = _score(metric, kind, scorer, subjects)
+            scores = _score(work, {key: (subject, todo[key]) for _, key, subject, _ in taken})
+            new = {}
+            for _, key, _, shared in taken:
+                new[key] = {todo[key][name]: columns for name, columns in scores[key].items()}
+                new[key] |= {shared[name]: columns for name, columns in scores[key].items() if name in shared}
             out.add(new)
-            found |= new
+            for columns in new.values():
+                found |= columns
             progress.add(len(new))
     return found, progress.seconds
 
 
-def _to_score(images: Iterable[Path], recipe: Recipe, todo: set[str]) -> Iterator[tuple[int, str, ImageRecord]]:
+def _to_score(
+    images: Iterable[Path], key_of: Callable[[Mapping[str, Any]], str], todo: Iterable[str]
+) -> Iterator[tuple[int, str, ImageRecord]]:
     """(number of the chunk, score key, record) of the records to score, in the fixed chunks of the shards together."""
-    left, key_of = set(todo), score_keys(recipe)
+    left = set(todo)
     for number, record in enumerate(_records(images)):
         key = key_of(record)
         if record["error"] is None and key in left:
@@ -247,31 +300,25 @@ def score_chunk(metric: Metric, kind: str, scorer: Scorer, records: dict[str, Im
     A picture that cannot be opened has nulls and a reason. Raises DarkroomError where the scorer does not keep its
     contract: another number of results, or columns that were not promised.
     """
-    return _score(metric, kind, scorer, {key: _subject(scorer, key, record) for key, record in records.items()})
+    work = _Work(metric, kind, metric.parts(kind), scorer)
+    wanted = {key: {part.name: part.keys()(record) for part in work.parts} for key, record in records.items()}
+    opened = {key: (work.subject(key, record, wanted[key]), wanted[key]) for key, record in records.items()}
+    found = _score(work, opened)
+    return {key: {name: v for part in scores.values() for name, v in part.items()} for key, scores in found.items()}
 
 
-def _subject(scorer: Scorer, key: str, record: ImageRecord) -> Subject | RowError:
-    """The picture of a record, ready to be scored, or why it cannot be opened. Can be called in any thread."""
-    try:
-        parts = filter(None, (record.get("source"), record["image"]))
-        pictures = [open_picture(part["bytes"], part["path"]).image for part in parts]
-    except RowError as error:
-        return error
-    about = {name: value for name, value in record.items() if name not in _PICTURES}
-    subject = Subject(key, record["prompt"], pictures, about)
-    prepare: Callable[[Subject], Subject] | None = getattr(scorer, "prepare", None)
-    return prepare(subject) if prepare else subject
-
-
-def _score(metric: Metric, kind: str, scorer: Scorer, opened: Mapping[str, Subject | RowError]) -> dict[str, Scores]:
-    columns = metric.columns(kind)
-    questions = Catalogue.of({kind: columns}).questions(kind)
+def _score(
+    work: _Work, opened: Mapping[str, tuple[Subject | RowError, dict[str, str]]]
+) -> dict[str, dict[str, Scores]]:
+    """key -> name of each part that is wanted -> its columns."""
+    metric, columns = work.metric, work.metric.columns(work.kind)
+    questions = Catalogue.of({work.kind: columns}).questions(work.kind)
     scores: dict[str, Scores] = {key: {column.name: None for column in columns} for key in opened}
-    for key, reason in opened.items():
+    for key, (reason, _) in opened.items():
         if isinstance(reason, RowError):
             scores[key] |= {question.error: str(reason) for question in questions}
-    subjects = [subject for subject in opened.values() if isinstance(subject, Subject)]
-    results = scorer.score(subjects) if subjects else []
+    subjects = [subject for subject, _ in opened.values() if isinstance(subject, Subject)]
+    results = work.scorer.score(subjects) if subjects else []
     if len(results) != len(subjects):
         raise DarkroomError(f"metric {metric.name}: {len(results)} results for {len(subjects)} images")
     for subject, result in zip(subjects, results, strict=True):
@@ -280,7 +327,12 @@ def _score(metric: Metric, kind: str, scorer: Scorer, opened: Mapping[str, Subje
         scores[subject.key] |= result
         for question in questions:
             _refuse_odd_numbers(question, scores[subject.key])
-    return scores
+    return {
+        key: {
+            part.name: {name: scores[key][name] for name in part.columns} for part in work.parts if part.name in wanted
+        }
+        for key, (_, wanted) in opened.items()
+    }
 
 
 def _refuse_odd_numbers(question: Asked, scores: Scores) -> None:

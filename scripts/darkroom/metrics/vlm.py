@@ -2,7 +2,7 @@
 
 Both engines see the same tokens (the checkpoint's chat template) and the same pixels (of the Qwen-VL family by qwen-vl-utils and the
 model's own patch size; others are reduced to the pixels that the config allows, and fitted by the checkpoint's own processor), decode
-JSON under the same grammar (xgrammar) and read yes and no from the same logits.
+JSON under the same grammar (xgrammar) and read yes and no, and other given answers, from the same logits.
 """
 
 import difflib
@@ -17,12 +17,13 @@ from darkroom.config import models
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import keep_freed_memory, say
 from darkroom.metrics.base import Answer, Ask
-from darkroom.metrics.rubric import Rubric
+from darkroom.metrics.rubric import Question, Rubric
 from darkroom.plan.stages import STAGES
 
 QUESTION_TOKENS = 4096  # room for a question's text: a prompt of some 15 000 characters
-_YES = ("yes", "Yes", " yes", " Yes", "YES")
-_NO = ("no", "No", " no", " No", "NO")
+
+
+MOST_LABELS = 128  # tokens whose probabilities vLLM gives
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Judge:
         # Within the checkpoint's own limits, so that no engine resizes the pictures once more.
         self.min_pixels = min(max(section.min_pixels or least, least), most)
         self.max_pixels = min(max(section.max_pixels or most, self.min_pixels), most)
-        self.yes, self.no = self._label_ids(_YES), self._label_ids(_NO)
-        if not self.yes or not self.no:
-            raise DarkroomError(f"judge.model: {self.path}: its tokenizer has no single token for yes and no")
+        self._labels: dict[tuple[tuple[str, tuple[str, ...]], ...], dict[str, list[int]]] = {}
+        for question in rubric.questions.get(kind, []):
+            self.label_ids(question)
         added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
         self.special = sorted(special, key=len, reverse=True)
@@ -92,9 +93,34 @@ class Judge:
         self.max_length = min(own, self.images_each * self._picture_tokens() + QUESTION_TOKENS + section.max_tokens)
         self.max_length = section.engine_args.get("max_model_len", self.max_length)
 
-    def _label_ids(self, words: tuple[str, ...]) -> list[int]:
-        encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in words]
-        return sorted({ids[0] for ids in encoded if len(ids) == 1})
+    def label_ids(self, question: Question) -> dict[str, list[int]]:
+        """Given answer of a question -> the ids of the tokens that say it.
+
+        Raises DarkroomError where an answer has none, or shares one with another: then the first token does not tell which was meant.
+        """
+        labels = tuple(question.labels.items())
+        if labels not in self._labels:
+            found: dict[str, list[int]] = {}
+            owners: dict[int, str] = {}
+            where = f"judge.model: {self.path}: question {question.name}: its tokenizer has"
+            for answer, spellings in labels:
+                encoded = [self.tokenizer.encode(word, add_special_tokens=False) for word in spellings]
+                found[answer] = sorted({ids[0] for ids in encoded if len(ids) == 1})
+                if not found[answer]:
+                    raise DarkroomError(
+                        f"{where} no single token for the answer {answer}; ask for another word, such as a letter, or give it other spellings"
+                    )
+                for token in found[answer]:
+                    if owners.setdefault(token, answer) != answer:
+                        raise DarkroomError(
+                            f"{where} one token for the answers {owners[token]} and {answer}; give them other spellings"
+                        )
+            if len(owners) > MOST_LABELS:
+                raise DarkroomError(
+                    f"{where} {len(owners)} tokens for its answers; at most {MOST_LABELS} are compared: give fewer answers or spellings"
+                )
+            self._labels[labels] = found
+        return self._labels[labels]
 
     def _picture_tokens(self) -> int:
         """Tokens of a picture of the most pixels."""
@@ -270,24 +296,26 @@ class VllmJudge(Judge):
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        if ask.question.type == "yes_no":
-            return SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=self.yes + self.no)
+        if labels := self.label_ids(ask.question):
+            ids = [token for tokens in labels.values() for token in tokens]
+            return SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=ids)
+        schema = StructuredOutputsParams(json=ask.question.schema) if ask.question.type == "json" else None
         return SamplingParams(
             temperature=self.section.temperature,
             top_p=self.section.top_p,
             max_tokens=self.section.max_tokens,
             seed=ask.seed,
-            structured_outputs=StructuredOutputsParams(json=ask.question.schema),
+            structured_outputs=schema,
         )
 
     def _answer(self, ask: Ask, output: Any) -> Answer:
         from math import exp
 
-        if ask.question.type == "json":
+        if not (labels := self.label_ids(ask.question)):
             return Answer(reply=output.text, cut=len(output.token_ids) if output.finish_reason == "length" else None)
         logprobs = output.logprobs[0]
-        p_yes, p_no = (sum(exp(logprobs[i].logprob) for i in ids if i in logprobs) for ids in (self.yes, self.no))
-        return Answer(reply=output.text, p_yes=p_yes, p_no=p_no)
+        p = {answer: sum(exp(logprobs[i].logprob) for i in ids if i in logprobs) for answer, ids in labels.items()}
+        return Answer(reply=output.text, probabilities=p)
 
 
 class TransformersJudge(Judge):
@@ -327,22 +355,24 @@ class TransformersJudge(Judge):
         if reason := self.too_long(inputs["input_ids"].shape[1]):
             return Answer(error=reason)
         inputs = inputs.to(self.model.device)
-        if ask.question.type == "yes_no":
+        if labels := self.label_ids(ask.question):
             logits = self.model(**inputs, logits_to_keep=1).logits[0, -1]
             p = torch.softmax(logits.float(), -1)
             reply = self.tokenizer.decode([int(logits.argmax())], skip_special_tokens=True)
-            return Answer(reply=reply, p_yes=float(p[self.yes].sum()), p_no=float(p[self.no].sum()))
+            return Answer(reply=reply, probabilities={answer: float(p[ids].sum()) for answer, ids in labels.items()})
         from xgrammar.contrib.hf import LogitsProcessor
 
-        grammar = self.compiler.compile_json_schema(ask.question.schema, any_whitespace=False, separators=(",", ":"))
+        held = []
+        if ask.question.type == "json":
+            schema = ask.question.schema
+            grammar = self.compiler.compile_json_schema(schema, any_whitespace=False, separators=(",", ":"))
+            held = [LogitsProcessor(grammar)]
         # The checkpoint's own generation_config must not change what the config asks for; vLLM does not read it either.
         sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "top_k": 0}
         if self.section.temperature > 0:
             torch.manual_seed(ask.seed)
             sampling |= {"do_sample": True, "temperature": self.section.temperature, "top_p": self.section.top_p}
-        ids = self.model.generate(
-            **inputs, max_new_tokens=self.section.max_tokens, logits_processor=[LogitsProcessor(grammar)], **sampling
-        )
+        ids = self.model.generate(**inputs, max_new_tokens=self.section.max_tokens, logits_processor=held, **sampling)
         new = ids[0, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id
         ended = int(new[-1]) in (ends if isinstance(ends, list) else [ends, self.tokenizer.eos_token_id])
@@ -356,7 +386,7 @@ def refuse_thinking(model: str, prompt: str) -> None:
     named = re.search(r"thinking", Path(model).name + "/" + _hub_name(Path(model)), re.IGNORECASE)
     if named or prompt.rfind("<think>") > prompt.rfind("</think>"):
         raise DarkroomError(
-            f"judge.model: {model}: thinks before it answers, so its first token is no yes or no; use its variant that does not (Instruct)"
+            f"judge.model: {model}: thinks before it answers, so its first token is no answer; use its variant that does not (Instruct)"
         )
 
 

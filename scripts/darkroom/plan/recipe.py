@@ -16,7 +16,8 @@ JUDGE_RECIPE_VERSION = 2
 
 _SETTINGS = tuple(one.name for one in fields(Sampling))  # what a section says for requests that do not
 Recipe = dict[str, Any]  # plain JSON: it is digested, and stored with what was made by it
-_JUDGE_KEYS = ("engine", "dtype", "temperature", "top_p", "max_tokens", "min_pixels", "max_pixels")
+_WRITING = ("temperature", "top_p", "max_tokens")  # how the judge writes a reply of several words
+_JUDGE_KEYS = ("engine", "dtype", *_WRITING, "min_pixels", "max_pixels")
 
 
 def image_recipe(section: StageSection) -> Recipe:
@@ -35,8 +36,14 @@ def image_recipe(section: StageSection) -> Recipe:
     return json.loads(json.dumps(recipe))
 
 
-def judge_recipe(section: Judge, rubric_digest: str) -> Recipe:
-    """The recipe of the judge: model identity, settings and the digest of the rubric's questions."""
+def judge_recipe(section: Judge, rubric: Any) -> Recipe:
+    """The recipe of the judge: model identity, settings and what stands for the questions it is asked."""
     recipe = {key: getattr(section, key) for key in _JUDGE_KEYS} | judge_options(section)
-    recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section), "rubric": rubric_digest}
+    recipe |= {"version": JUDGE_RECIPE_VERSION, "model": model_identity(section), "rubric": rubric}
     return json.loads(json.dumps(recipe))
+
+
+def question_recipe(section: Judge, question: dict[str, Any], drawn: bool) -> Recipe:
+    """The recipe of one question. drawn: its reply is written word by word; else the settings of that do not decide it."""
+    recipe = judge_recipe(section, question)
+    return recipe if drawn else {key: value for key, value in recipe.items() if key not in _WRITING}

@@ -6,7 +6,7 @@ Jobs ask this module what they can take over, and so does the forecast of what t
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 
 from darkroom.errors import DarkroomError
 from darkroom.jobs.runtime import say
+from darkroom.plan.parts import Part, score_keys
 from darkroom.store.journal import read_journal
 from darkroom.store.scratch import Scratch
-from darkroom.store.shardfile import ImageRecord, RecordReader, iter_records
+from darkroom.store.shardfile import ImageRecord, RecordReader, iter_records, read_meta
 
 _OPEN_FILES = 4  # each keeps a row group in memory
 
@@ -137,34 +138,74 @@ def waiting_images(wanted: Iterable[str], own: Scratch, shards: Iterable[str]) -
 
 
 def find_scores(
-    columns: Iterable[str], errors: Iterable[str], files: Iterable[Path], journals: Iterable[Path], retry_failed: bool
+    parts: Sequence[Part],
+    records: Sequence[Mapping[str, Any]],
+    files: Iterable[Path],
+    journals: Iterable[Path],
+    retry_failed: bool,
 ) -> dict[str, dict[str, Any]]:
-    """key -> its score columns, of all that are known: a key says by itself whether its scores still hold.
+    """key of a part -> its columns, of all that are known: a key says by itself whether its scores still hold.
+
+    Under a part's `shared_keys` are its newest columns for whatever items.
 
     Args:
-        columns: those of the metric; files that have other columns are passed over.
-        errors: those of them that hold a reason.
-        files: score files.
+        parts: of the metric. Of files that were made for another recipe, the parts that are the same are taken.
+        records: of the images that are to be scored.
+        files: score files, the newest of a shard first.
         journals: scores of files that were not finished.
-        retry_failed: leave out scores with a reason, which are to be asked for again.
+        retry_failed: leave out parts with a reason, which are to be asked for again.
     """
-    names = list(columns)
+    sources: dict[tuple[str, str], set[str | None]] = {}
+    for record in records:
+        if record["sha256"]:
+            sources.setdefault((record["prompt"], record["sha256"]), set()).add(record.get("source_sha256"))
     known: dict[str, dict[str, Any]] = {}
-    for path in files:
-        known = dict(_scored(path, names)) | known
+    for path in files if sources else ():
+        known = dict(_scored(path, parts, sources)) | known
     for journal in journals:
-        known |= read_journal(journal)
+        for scores in read_journal(journal).values():
+            known |= scores
     if retry_failed:
-        return {key: scores for key, scores in known.items() if not any(scores.get(name) for name in errors)}
+        reasons = {name for part in parts for name in part.errors}
+        # What is kept for its items says for each of them whether it failed.
+        shared = {key for part in parts if part.over for key in map(part.shared_keys(), records)}
+        known = {
+            key: scores
+            for key, scores in known.items()
+            if key in shared or not any(scores.get(name) for name in reasons)
+        }
+    for part in parts:
+        if part.reuse is not None:
+            key_of, shared_key = part.keys(), part.shared_keys()
+            for record in records:
+                earlier = known.get(shared_key(record))
+                if earlier and (key := key_of(record)) not in known and (whole := part.reuse(record, earlier)):
+                    known[key] = whole
     return known
 
 
-def _scored(path: Path, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _scored(
+    path: Path, parts: Sequence[Part], sources: Mapping[tuple[str, str], set[str | None]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
+        meta = read_meta(path)
+        told = meta.get("parts", {})
+        keys = [(part.columns, part.keys()) for part in parts if told.get(part.name, [None])[0] == part.identity]
+        keys += [
+            (part.columns, part.shared_keys())
+            for part in parts
+            if part.over and told.get(part.name, [None, None])[1] == part.shared
+        ]
+        if not keys:
+            return
+        file_key = score_keys(meta["recipe"], meta.get("fields", ()))
         for record in iter_records(path):
-            if not set(columns) <= set(record):
-                return
-            if record["sha256"]:
-                yield record["key"], {name: record[name] for name in columns}
+            # A score file does not say what an edit started from: its key does.
+            for source in sources.get((record["prompt"], record["sha256"]), ()):
+                about = record | {"source_sha256": source}
+                if file_key(about) == record["key"]:
+                    for columns, key_of in keys:
+                        yield key_of(about), {name: record[name] for name in columns}
+                    break
     except DarkroomError as error:
         say(f"no scores carried over: {error}")

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from darkroom.files import replacing
 
-Scores = dict[str, dict[str, Any]]  # score key -> score columns
+Scores = dict[str, dict[str, dict[str, Any]]]  # key of a picture's scores -> key of each part -> its columns
 
 
 def read_journal(path: Path) -> Scores:
@@ -19,7 +19,8 @@ def read_journal(path: Path) -> Scores:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                known[entry["key"]] = entry["scores"]
+                parts = {key: columns for key, columns in entry["scores"].items() if isinstance(columns, dict)}
+                known.setdefault(entry["key"], {}).update(parts)
     return known
 
 
@@ -30,8 +31,8 @@ class Journal:
         self._out = out
 
     def add(self, scores: Scores) -> None:
-        for key, columns in scores.items():
-            self._out.write(_line(key, columns))
+        for key, parts in scores.items():
+            self._out.write(_line(key, parts))
         self._out.flush()
         os.fsync(self._out.fileno())
 
@@ -46,8 +47,11 @@ def open_journal(path: Path) -> Iterator[Journal]:
 
 
 def clear_journal(path: Path, written: set[str]) -> None:
-    """Forget the scores that are in their file now. Those of rows that have moved stay for the jobs of other files."""
-    left = {key: scores for key, scores in read_journal(path).items() if key not in written}
+    """Forget the scores whose parts are in their file now, by key. Those of rows that have moved stay for the jobs of other files."""
+    left = {}
+    for key, scores in read_journal(path).items():
+        if rest := {part: columns for part, columns in scores.items() if part not in written}:
+            left[key] = rest
     if not left:
         path.unlink(missing_ok=True)
         return
@@ -55,5 +59,5 @@ def clear_journal(path: Path, written: set[str]) -> None:
         temporary.write_text("".join(_line(key, scores) for key, scores in left.items()), encoding="utf-8")
 
 
-def _line(key: str, scores: dict[str, Any]) -> str:
+def _line(key: str, scores: dict[str, dict[str, Any]]) -> str:
     return json.dumps({"key": key, "scores": scores}) + "\n"

@@ -13,7 +13,7 @@ from typing import Any
 from darkroom.engines.work import ShardJob
 from darkroom.errors import RowError
 from darkroom.make import identify
-from darkroom.metrics.score import score_keys
+from darkroom.plan.parts import fields_of, score_keys
 from darkroom.plan.stages import Stage, like
 from darkroom.rows.read import further_fields, of_this_run
 from darkroom.run.jobs import Kept, requests_of, shard_job
@@ -138,6 +138,7 @@ def _image_shard(
             "width": request.width,
             "height": request.height,
             "source_sha256": request.source_sha256,
+            "fields": json.dumps(further_fields(request.user_row), ensure_ascii=False),
         }
         if request.given and place not in failures:
             record["sha256"] = hashlib.sha256(sources.read(request.given).data).hexdigest()
@@ -201,24 +202,20 @@ def _score_group(
     workflow: Workflow, step: Step, file: File, told: StageForecast, kept: Kept, planned: _Planned
 ) -> None:
     """Count the images of a group of shards that are to be scored."""
-    retry, recipe = workflow.config.retry_failed, workflow.lineage.metrics[step.metric or ""][step.stage]
-    columns = ["key", "prompt", "sha256", "error", "width", "height"]
+    columns = ["key", "prompt", "sha256", "error", "width", "height", "fields"]
     columns += ["source_sha256"] if workflow.stage(step.stage).reads else []
-    columns += ["fields"] if recipe.get("fields") else []
-    made = workflow.metric(step.metric or "").columns(like(step.stage))
-    reasons = [column.name for column in made if column.role == "error"]
-    old_files, journals = kept.score_files(file.name)
-    known = find_scores([column.name for column in made], reasons, old_files, journals, retry)
-    key_of = score_keys(recipe)
-    new, sound = set(), 0
+    parts = workflow.metric(step.metric or "").parts(like(step.stage))
+    sound: list[dict[str, Any]] = []
     for path in file.inputs:
         records = planned.remade[path] if path in planned.remade else iter_records(path, columns)
         for record in records:
-            if record["error"] is not None:
-                continue
-            sound += 1
-            told.add_size(record["width"], record["height"])
-            if (key := key_of(record if record["sha256"] else record | {"sha256": record["key"]})) not in known:
-                new.add(key)
+            if record["error"] is None:
+                sound.append(record if record["sha256"] else record | {"sha256": record["key"]})
+                told.add_size(record["width"], record["height"])
+    old_files, journals = kept.score_files(file.name)
+    known = find_scores(parts, sound, old_files, journals, workflow.config.retry_failed)
+    key_of = score_keys(workflow.lineage.metrics[step.metric or ""][step.stage], fields_of(parts))
+    wanted = list(zip(*(map(part.keys(), sound) for part in parts), strict=True))
+    new = {key_of(record) for record, keys in zip(sound, wanted, strict=False) if not known.keys() >= set(keys)}
     told.to_make += len(new)
-    told.carried += sound - len(new)
+    told.carried += len(sound) - len(new)
