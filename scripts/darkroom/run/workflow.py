@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from darkroom.tables.kind import Kind, ShardFiles
 
 TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
-PLOTS_VERSION = 3  # the same for the plots
+PLOTS_VERSION = 4  # the same for the plots
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
 
@@ -462,7 +462,10 @@ class Workflow:
     @cached_property
     def figures(self) -> list[Plot]:
         """The plots and pages of the report, in its order; none where the config wants none."""
-        return figures(self.stages, self.results("plots")) if self.config.report.enabled else []
+        if not self.config.report.enabled:
+            return []
+        scores = {stage.name: len(self.catalogue.scores(stage.name)) for stage in self.stages}
+        return figures(self.stages, scores, self.config.labels is not None, self.results("plots"))
 
     @cached_property
     def plots(self) -> Output | None:
