@@ -574,7 +574,7 @@ class Workflow:
         """What the gallery says of this set, and all of its page that no file of the tables decides.
 
         `title` for people; `set` for the browser's storage, the same wherever the set lies; `models`, identity -> name; `dataset`,
-        whether the original files lie beside the gallery.
+        whether the original files lie beside the gallery; `cards`, the scores below each picture, None for the first ones.
         """
         files = [PurePosixPath(self.rows_name(rows)).name for rows in self.row_plans]
         return {
@@ -582,6 +582,7 @@ class Workflow:
             "set": digest([files, self.config.seed], 8),
             "models": self.model_names,
             "dataset": "folder" in self.exports,
+            "cards": self.config.gallery.scores,
         }
 
     @cached_property
@@ -771,6 +772,10 @@ def _check_scores(config: Config, catalogue: Catalogue) -> None:
                 raise DarkroomError(
                     f"config: {where}: no metric gives a score {name}; there are {', '.join(known) or 'none'}"
                 )
+    every = list(dict.fromkeys(name for kind in catalogue.kinds for name in catalogue.score_names(kind)))
+    for name in config.gallery.scores or []:
+        if name not in every:
+            raise DarkroomError(f"config: gallery.scores: no metric gives a score {name}; there are {', '.join(every)}")
     for stage in STAGES:
         limits = {column.name: column.limits for column in catalogue.columns(stage)}
         for name, least in config.select.least_of(stage).items():
