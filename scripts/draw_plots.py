@@ -37,6 +37,7 @@ with job(snakemake.log[0]):
         ),
         "agreement": lambda kind: plots.score_agreement(kinds[kind]),
         "diversity": lambda kind: plots.diversity(kind, varied[kind]),
+        "disagreement": lambda kind: plots.disagreement_sheet(kinds[kind], of_kind[kind].image_file),
         "labels": lambda _: plots.label_agreement(list(kinds.values())),
         "time": lambda _: plots.job_times(times),
     }
@@ -47,6 +48,6 @@ with job(snakemake.log[0]):
             questions = {kind: workflow.catalogue.questions(kind) for kind in workflow.catalogue.kinds}
             plots.RecipePage(workflow.settings(), questions).write(plot.path)
         else:
-            plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name == "examples")
+            plots.draw(plot.path, partial(drawn[plot.name], plot.kind), text=plot.name in ("examples", "disagreement"))
     write_manifest(Path(snakemake.output.manifest), workflow.plots.manifest())
     say(f"drawn: {len(workflow.figures)} plots of {sum(kind.requests for kind in kinds.values())} images")

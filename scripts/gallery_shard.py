@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from darkroom.jobs.runtime import job, say
 from darkroom.run.jobs import contents
 from darkroom.run.workflow import Workflow
-from darkroom.views.gallery import write_shard
+from darkroom.views.gallery import score_columns, write_shard
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,5 +20,6 @@ with job(snakemake.log[0]):
         workflow.config.gallery,
         Path(snakemake.output[0]),
         {"digest": workflow.lineage.shown_id, "made_from": contents(workflow.gallery_inputs(kind, shard))},
+        score_columns(workflow.catalogue, kind),
     )
     say(", ".join(f"{number} {name}" for name, number in counts.items()))

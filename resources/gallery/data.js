@@ -47,9 +47,10 @@ window.gallery = (() => {
   function index(data) {
     const { shards, ...rest } = data;
     Object.assign(set, rest);
-    for (const [kind, name, count, version, selected, file] of shards) {
-      const bits = Uint8Array.from(atob(selected), (c) => c.charCodeAt(0));
-      const shard = { kind, name, count, version, file, bits, base: set.total, number: set.shards.length, data: null };
+    const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    for (const [kind, name, count, version, selected, file, numbers] of shards) {
+      const values = Object.entries(numbers).map(([score, text]) => [score, new Float64Array(bytes(text).buffer)]);
+      const shard = { kind, name, count, version, file, bits: bytes(selected), values, base: set.total, number: set.shards.length, data: null };
       set.total += count;
       set.shards.push(shard);
       byName.set(`${kind}/${name}`, shard);
@@ -62,6 +63,8 @@ window.gallery = (() => {
     const place = byName.get(`${data.kind}/${data.shard}`);
     if (!place || place.data) return;
     const columns = new Map(Object.entries(data.columns));
+    // Scores that are worked out from others come with the index.
+    for (const [score, values] of place.values) columns.set(score, Array.from(values, (value) => (Number.isNaN(value) ? null : value)));
     place.data = { ...data, columns };
     // Samples of one prompt stand side by side in the rows' order: the first of them names the group.
     const [rows, items] = [columns.get("row"), columns.get("item")];
@@ -217,6 +220,47 @@ window.gallery = (() => {
     return [...(made.get(`${shardAt(entry).kind}/${row}/${item}/${sample}`) ?? [])].sort((a, b) => a - b);
   }
 
+  // How many of the set's images of its kind an entry's score, or label, is above: 0 the lowest, 1 the highest, null without one.
+  // The index has some values of each score at equal distances of rank, or all of them.
+  function rank(entry, name) {
+    if (name === "label") return { accept: 1, reject: 0 }[labels.of(value(entry, "key"))] ?? null;
+    const one = value(entry, name);
+    const quantiles = set.kinds[shardAt(entry).kind].scores.find((score) => score.name === name)?.quantiles;
+    if (one === null || !quantiles?.length) return null;
+    if (quantiles.length === 1) return 0.5;
+    const [below, through] = [count(quantiles, (other) => other < one), count(quantiles, (other) => other <= one)];
+    let place = (below + through - 1) / 2;
+    if (below === through && below > 0 && below < quantiles.length) {
+      const [low, high] = quantiles.slice(below - 1);
+      place = below - 1 + (one - low) / (high - low);
+    }
+    return Math.max(0, Math.min(1, place / (quantiles.length - 1)));
+  }
+
+  // How many of a list, from its beginning, are as they are asked for.
+  function count(list, wanted) {
+    let [from, to] = [0, list.length];
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if (wanted(list[middle])) from = middle + 1;
+      else to = middle;
+    }
+    return from;
+  }
+
+  // How far the first of two scores puts an entry above the second, -1 to 1; null where it has not both.
+  function apart(entry, first, second) {
+    const [one, other] = [rank(entry, first), rank(entry, second)];
+    return one === null || other === null ? null : Math.round(1e6 * (one - other)) / 1e6; // equal ones stay in the rows' order
+  }
+
+  // The rank correlation of two scores of a kind, null where there is none.
+  function agreement(kind, first, second) {
+    const { scores, agreement: known } = set.kinds[kind];
+    const [a, b] = [first, second].map((name) => scores.findIndex((score) => score.name === name)).sort((x, y) => x - y);
+    return a < 0 || a === b ? null : known[a * scores.length - (a * (a + 1)) / 2 + b - a - 1];
+  }
+
   // "failed" where there is no image, "no score" where a question about it has none, else null.
   function failure(entry) {
     const place = shardAt(entry);
@@ -287,5 +331,5 @@ window.gallery = (() => {
     }
   }
 
-  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, rivals, alike, twins, sources, following, failure, text, place, url, want };
+  return { set, keys, index, shard, pack, start, more, shardAt, value, kept, selected, relabel, reasons, group, siblings, rivals, alike, twins, sources, following, rank, apart, agreement, failure, text, place, url, want };
 })();

@@ -5,7 +5,8 @@ window.detail = (() => {
   const part = (id) => document.getElementById(id);
   const [dialog, stage, room, frame, large, before, slider] = ["detail", "stage", "room", "frame", "large", "before", "slider"].map(part);
   const NEAR = 28; // pixels from the border where a finger takes it
-  const { element, format } = grid;
+  const { element, format, percent } = grid;
+  const LONG = 200; // letters of a text that are shown at once
   let entry = null;
   let onLabel = () => {};
   let originals = null; // whether the data set lies beside the gallery: a promise, once it is asked
@@ -166,27 +167,26 @@ window.detail = (() => {
     show(other);
   }
 
+  // What each metric says: its scores, then its other numbers and its texts.
   function scores(kind, value) {
-    const { scores: known, questions, texts } = gallery.set.kinds[kind];
-    const lines = known.flatMap(({ name, low, high, least }) => {
-      const number = value(name);
-      const meter = element("dd", "meter");
-      const bar = element("span", "bar");
-      bar.style.width = number === null ? "0" : `${(100 * (number - low)) / (high - low || 1)}%`;
-      meter.append(bar, element("b", "", number === null ? "none" : format(number)));
-      if (least !== null) {
-        const mark = element("span", "least");
-        mark.style.left = `${(100 * (least - low)) / (high - low || 1)}%`;
-        mark.title = `selected from ${least}`;
-        meter.append(mark);
-        if (number === null || number < least) meter.classList.add("below");
-      }
-      return [element("dt", "", name), meter];
+    const { scores: known, told, questions } = gallery.set.kinds[kind];
+    const metrics = new Map([...known, ...told].map(({ metric }) => [metric, []]));
+    for (const score of known) metrics.get(score.metric).push(term(score.name, score.label), meter(score, value(score.name)));
+    for (const { name, metric } of told) {
+      const one = value(name);
+      if (one === null || one === "") continue;
+      const line = element("dd", typeof one === "string" ? "prose" : "");
+      line.append(typeof one === "string" ? long(one) : format(one));
+      metrics.get(metric).push(term(name), line);
+    }
+    const parts = [...metrics].filter(([, lines]) => lines.length).flatMap(([metric, lines]) => {
+      const list = element("dl");
+      list.append(...lines);
+      return metrics.size > 1 ? [element("h4", "", metric), list] : [list];
     });
-    part("detail-scores").replaceChildren(...lines);
-    part("scores-title").hidden = !lines.length;
+    part("detail-scores").replaceChildren(...parts);
+    part("scores-title").hidden = !parts.length;
     const replies = [];
-    for (const name of texts) if (value(name)) replies.push(element("blockquote", "", value(name)));
     for (const question of questions) {
       const [reply, error] = [question.reply && value(question.reply), value(question.error)];
       if (reply === null && error === null) continue;
@@ -198,6 +198,39 @@ window.detail = (() => {
       replies.push(more);
     }
     part("replies").replaceChildren(...replies);
+  }
+
+  function term(name, label) {
+    const made = element("dt", "", name);
+    if (label) made.title = label;
+    return made;
+  }
+
+  // A score on the scale of its range, with its threshold, and how many of the set are lower.
+  function meter({ name, low, high, least }, number) {
+    const made = element("dd", "meter");
+    const bar = element("span", "bar");
+    bar.style.width = number === null ? "0" : `${(100 * (number - low)) / (high - low || 1)}%`;
+    made.append(bar, element("b", "", number === null ? "none" : format(number)));
+    made.append(element("small", "", percent(gallery.rank(entry, name))));
+    if (least !== null) {
+      const mark = element("span", "least");
+      mark.style.left = `${(100 * (least - low)) / (high - low || 1)}%`;
+      mark.title = `selected from ${least}`;
+      made.append(mark);
+      if (number === null || number < least) made.classList.add("below");
+    }
+    return made;
+  }
+
+  // A text; of a very long one its beginning, which opens.
+  function long(text) {
+    if (text.length <= LONG) return text;
+    const [made, begin] = [element("details", "long"), element("summary", "", `${text.slice(0, LONG)}…`)];
+    begin.title = text;
+    made.append(begin, text);
+    made.addEventListener("toggle", () => (begin.textContent = made.open ? "less" : `${text.slice(0, LONG)}…`));
+    return made;
   }
 
   function pictures(value) {

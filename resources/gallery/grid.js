@@ -5,8 +5,7 @@
 window.grid = (() => {
   const GAP = 12;
   const HEADING = 44;
-  const CAPTION = 62;
-  const SCORES = 2; // shown below a picture
+  const [LINE, LEAST] = [17, 58]; // pixels of a line below a picture, and of all of them at least
   const scroller = document.getElementById("scroller");
   const space = document.getElementById("space");
   const shown = new Map(); // line -> its element
@@ -19,7 +18,9 @@ window.grid = (() => {
   let width = 190;
   let active = 0; // position in the view
   let onOpen = () => {};
-  let sortedBy = "";
+  let leading = []; // scores that stand first below a picture
+  let ranked = false; // whether these have their ranks
+  let below = LEAST; // pixels below a picture
 
   const element = (name, className, text) => {
     const made = document.createElement(name);
@@ -43,7 +44,10 @@ window.grid = (() => {
   function show(entries, options) {
     const kept = view[active];
     view = entries;
-    ({ grouped, sortedBy, groupOf = gallery.group } = options);
+    ({ grouped, leading, ranked, groupOf = gallery.group } = options);
+    const counts = Object.keys(gallery.set.kinds).map((kind) => numbers(kind).length);
+    below = Math.max(LEAST, 7 + LINE * (1 + Math.max(0, ...counts)));
+    space.style.setProperty("--below", `${below}px`);
     const at = options.keep && kept !== undefined ? view.indexOf(kept) : -1;
     active = Math.max(0, at);
     scroller.setAttribute("aria-activedescendant", "");
@@ -66,7 +70,7 @@ window.grid = (() => {
     if (columns === 1 && inner >= 260) columns = 2;
     width = Math.floor((inner - (columns - 1) * GAP) / columns);
     if (!grouped || columns > view.length) width = Math.min(width, size * 1.6);
-    const height = width + CAPTION + GAP;
+    const height = width + below + 4 + GAP;
     lines = [];
     let top = GAP;
     for (let from = 0; from < view.length; ) {
@@ -160,15 +164,22 @@ window.grid = (() => {
     const text = element("div", "prompt", gallery.siblings(entry).length > 1 ? `#${gallery.value(entry, "sample")} ${prompt}` : prompt);
     text.setAttribute("aria-hidden", "true"); // the picture's own text says it
     words.append(text);
-    const scores = gallery.set.kinds[gallery.shardAt(entry).kind].scores;
-    const first = scores.filter((score) => score.name === sortedBy);
-    for (const { name } of [...first, ...scores.filter((score) => score.name !== sortedBy)].slice(0, SCORES)) {
-      const number = element("div", "number");
-      number.append(element("span", "", name), " ", element("b", "", format(gallery.value(entry, name))));
+    for (const name of numbers(gallery.shardAt(entry).kind)) {
+      const [number, called] = [element("div", "number"), element("span", "", name)];
+      called.title = name;
+      number.append(called, " ", element("b", "", format(gallery.value(entry, name))));
+      if (ranked && leading.includes(name)) number.append(element("small", "", percent(gallery.rank(entry, name))));
       words.append(number);
     }
     made.append(words);
     return made;
+  }
+
+  // The scores below a picture of a kind, those that the grid is sorted by first.
+  function numbers(kind) {
+    const { scores, cards } = gallery.set.kinds[kind];
+    const first = leading.filter((name) => scores.some((score) => score.name === name));
+    return [...first, ...cards.filter((name) => !first.includes(name))].slice(0, Math.max(first.length, cards.length));
   }
 
   function picture(which, text) {
@@ -179,7 +190,13 @@ window.grid = (() => {
     return made;
   }
 
-  const format = (value) => (value === null ? "–" : Number.isInteger(value) ? String(value) : value.toFixed(2));
+  function format(value) {
+    if (value === null) return "–";
+    if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+    return Math.abs(value) < 1000 ? value.toFixed(2) : value.toFixed(0);
+  }
+
+  const percent = (rank) => (rank === null ? "" : `${Math.round(100 * rank)} %`);
 
   // What became of an image, and its label: words, not colours alone.
   function flags(entry) {
@@ -207,7 +224,7 @@ window.grid = (() => {
     const [needed, soon] = [new Set(), new Set()];
     const [top, bottom] = [scroller.scrollTop, scroller.scrollTop + scroller.clientHeight];
     for (const [number, made] of shown) {
-      const near = lines[number].top < bottom && lines[number].top + width + CAPTION > top;
+      const near = lines[number].top < bottom && lines[number].top + width + below > top;
       for (const image of made.querySelectorAll("img:not([src])")) {
         const entry = view[image.closest(".card").dataset.at];
         const where = gallery.place(entry, image.dataset.which, "thumbnail");
@@ -238,7 +255,7 @@ window.grid = (() => {
     if (!view.length) return;
     active = Math.max(0, Math.min(view.length - 1, at));
     const line = lines.find((one) => one.from <= active && active < one.to);
-    const height = width + CAPTION;
+    const height = width + below + 4;
     if (line.top < scroller.scrollTop + GAP) scroller.scrollTop = line.top - GAP - (grouped ? HEADING : 0);
     else if (line.top + height > scroller.scrollTop + scroller.clientHeight) {
       scroller.scrollTop = line.top + height + GAP - scroller.clientHeight;
@@ -254,10 +271,10 @@ window.grid = (() => {
     if (next && cardLines[now] !== next) activate(Math.min(next.from + active - cardLines[now].from, next.to - 1));
   }
 
-  const page = () => Math.max(1, Math.floor(scroller.clientHeight / (width + CAPTION + GAP)));
+  const page = () => Math.max(1, Math.floor(scroller.clientHeight / (width + below + 4 + GAP)));
 
   return {
-    open, show, resize, activate, step, page, relabel, fill, format, element, flags,
+    open, show, resize, activate, step, page, relabel, fill, format, percent, element, flags,
     get view() { return view; },
     get active() { return active; },
   };

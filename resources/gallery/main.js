@@ -9,6 +9,9 @@
   const ranges = new Map(); // score -> {low, high, inputs, bars, text, scale}
   const number = new Intl.NumberFormat("en").format;
   const timers = new Map(); // what for -> timer
+  const APART = "disagreement"; // what "Sort by" calls the distance of two scores
+  const FEW = 8; // scores whose sliders all stand open
+  let offered = null; // the kind whose scores can be chosen as the two
   let problem = null;
   let begun = false; // whether something of the set is in view
 
@@ -20,11 +23,10 @@
     const kinds = Object.keys(set.kinds);
     part("kind-label").hidden = kinds.length < 2;
     for (const kind of kinds) part("kind").append(new Option(set.kinds[kind].many, kind));
-    for (const score of allScores()) {
-      part("sort").append(new Option(score.name, score.name));
-      part("scores").append(range(score));
-    }
-    part("sort").append(new Option("label", "label"));
+    const all = allScores();
+    part("sort").append(...options(all), new Option("label", "label"));
+    if (Object.values(set.kinds).some(({ scores }) => scores.length > 1)) part("sort").append(new Option("disagreement of two scores", APART));
+    sliders(all);
     if (set.alike) part("show").append(new Option("duplicates", "alike"));
     problem = labels.open(onLabels);
     grid.open((at) => detail.show(grid.view[at]));
@@ -60,11 +62,91 @@
     return [...found.values()];
   }
 
+  // Choices of scores; of several metrics, each under its metric's name.
+  function options(scores) {
+    const metrics = [...new Set(scores.map(({ metric }) => metric))];
+    const choices = (some) => some.map(({ name }) => new Option(name, name));
+    if (metrics.length < 2) return choices(scores);
+    return metrics.map((metric) => {
+      const group = element("optgroup");
+      group.label = metric;
+      group.append(...choices(scores.filter((score) => score.metric === metric)));
+      return group;
+    });
+  }
+
+  // The sliders of all scores; of several metrics each under its own, and of many those open that a threshold is on.
+  function sliders(scores) {
+    const metrics = [...new Set(scores.map(({ metric }) => metric))];
+    part("scores").classList.toggle("dense", scores.length > FEW);
+    for (const [place, metric] of metrics.entries()) {
+      const own = scores.filter((score) => score.metric === metric);
+      if (metrics.length < 2) return part("scores").append(...own.map(range));
+      const group = element("details", "metric");
+      group.open = scores.length <= FEW || place === 0 || own.some(({ least }) => least !== null);
+      group.dataset.metric = metric;
+      group.append(element("summary"), ...own.map(range));
+      part("scores").append(group);
+    }
+  }
+
+  // Two scores to compare: those of the kind in view, and the label; at first those that agree least.
+  function between(kind) {
+    const on = part("sort").value === APART;
+    part("between").hidden = !on;
+    for (const [value, text, other] of [["up", "lowest first", "B above A first"], ["down", "highest first", "A above B first"]]) {
+      [...part("order").options].find((option) => option.value === value).text = on ? other : text;
+    }
+    if (!on) {
+      if (part("order").value === "far") part("order").value = "up";
+      part("order").querySelector("[value=far]")?.remove();
+      return;
+    }
+    if (!part("order").querySelector("[value=far]")) {
+      part("order").prepend(new Option("farthest apart first", "far"));
+      part("order").value = "far";
+    }
+    const kinds = Object.keys(set.kinds).filter((one) => kind === "all" || one === kind);
+    if (offered !== kind) {
+      offered = kind;
+      const kept = ["first", "second"].map((id) => part(id).value);
+      const scores = [...ranges.values()].filter((score) => score.kinds.some((one) => kinds.includes(one)));
+      for (const id of ["first", "second"]) part(id).replaceChildren(...options(scores), new Option("label", "label"));
+      const there = (name) => [...part("first").options].some((option) => option.value === name);
+      choose(kept[0] && kept.every(there) ? kept : least(kinds));
+    }
+    const [first, second] = two();
+    const known = kinds.map((one) => [set.kinds[one].many, gallery.agreement(one, first, second)]).filter(([, value]) => value !== null);
+    const told = known.map(([many, value]) => `${known.length > 1 ? `${many} ` : ""}${value.toFixed(2)}`).join(", ");
+    part("between-note").textContent =
+      first === second ? "Name two different scores." : told ? `Rank correlation: ${told}. Shown with each is how many of the set are lower.` : "Shown with each is how many of the set are lower.";
+  }
+
+  const two = () => ["first", "second"].map((id) => part(id).value);
+  const choose = (names) => names.forEach((name, i) => (part(["first", "second"][i]).value = name));
+
+  // Of some kinds the two scores that agree least.
+  function least(kinds) {
+    const only = set.kinds[kinds[0]].scores[0]?.name ?? "label";
+    let found = { value: Infinity, names: [only, "label"] };
+    for (const kind of kinds) {
+      const names = set.kinds[kind].scores.map(({ name }) => name);
+      for (const [place, first] of names.entries()) {
+        for (const second of names.slice(place + 1)) {
+          const value = gallery.agreement(kind, first, second) ?? 2; // a score that is the same for all comes last
+          if (value < found.value) found = { value, names: [first, second] };
+        }
+      }
+    }
+    return found.names;
+  }
+
   function range(score) {
     const part = element("fieldset", "range");
     const text = element("output");
-    const legend = element("legend", "", score.name);
-    legend.append(text);
+    const [legend, called] = [element("legend"), element("span", "", score.name)];
+    called.title = score.label || score.name;
+    legend.append(called, text);
     const bars = element("div", "bars");
     bars.setAttribute("aria-hidden", "true");
     const step = score.whole ? 1 : (score.high - score.low) / 100;
@@ -109,6 +191,12 @@
     part("scroller").hidden = rows;
     if (rows) rejected(words);
     for (const range of ranges.values()) range.part.hidden = kind !== "all" && !range.kinds.includes(kind);
+    for (const group of part("scores").querySelectorAll("details")) {
+      const there = group.querySelectorAll("fieldset:not([hidden])").length;
+      group.hidden = !there;
+      group.querySelector("summary").textContent = there > 1 ? `${group.dataset.metric} (${there})` : group.dataset.metric;
+    }
+    between(kind);
     for (const shard of rows ? [] : set.shards) {
       if (!shard.data || (kind !== "all" && kind !== shard.kind)) continue;
       for (let entry = shard.base; entry < shard.base + shard.count; entry++) {
@@ -127,9 +215,9 @@
     const twins = show === "alike";
     const grouped = part("group").checked || twins;
     const groupOf = twins ? gallery.alike : gallery.group;
-    if (by) sort(view, by, part("order").value === "down", grouped && groupOf);
+    if (by) sort(view, by, part("order").value, grouped && groupOf);
     if (twins) together(view);
-    grid.show(view, { grouped, groupOf, sortedBy: by, keep: options.keep === true });
+    grid.show(view, { grouped, groupOf, leading: by === APART ? two() : [by], ranked: by === APART, keep: options.keep === true });
     part("empty").hidden = view.length > 0 || set.loaded === 0;
     part("empty").textContent = "Nothing matches. Loosen a filter, or reset them all.";
     remember();
@@ -146,9 +234,14 @@
   }
 
   // Entries without a value come last either way. With entries side by side, groups go by their best one; groupOf: whose they are.
-  function sort(view, by, down, groupOf) {
-    const rank = { accept: 1, reject: 0 };
-    const value = (entry) => (by === "label" ? rank[labels.of(gallery.value(entry, "key"))] ?? null : gallery.value(entry, by));
+  function sort(view, by, order, groupOf) {
+    const down = order !== "up";
+    const [first, second] = two();
+    const far = (apart) => (apart === null || order !== "far" ? apart : Math.abs(apart));
+    const value = {
+      label: (entry) => gallery.rank(entry, "label"),
+      [APART]: (entry) => far(gallery.apart(entry, first, second)),
+    }[by] ?? ((entry) => gallery.value(entry, by));
     const values = new Map(view.map((entry) => [entry, value(entry)]));
     if (groupOf) {
       const best = new Map();
@@ -329,11 +422,13 @@
   }
 
   // The view is kept in the address, so that it can be reloaded, and shared with whoever has the same set.
-  const KEPT = ["search", "show", "kind", "label", "sort", "order"];
+  const KEPT = ["search", "show", "kind", "label", "sort"];
 
   function remember() {
     const kept = new URLSearchParams();
-    for (const id of KEPT) if (part(id).value && !["all", "up"].includes(part(id).value)) kept.set(id, part(id).value);
+    for (const id of KEPT) if (part(id).value && part(id).value !== "all") kept.set(id, part(id).value);
+    if (part("order").value !== (part("sort").value === APART ? "far" : "up")) kept.set("order", part("order").value);
+    if (part("sort").value === APART) ["first", "second"].forEach((id) => kept.set(id, part(id).value));
     if (part("group").checked) kept.set("group", "1");
     for (const [name, { low, high, inputs }] of ranges) {
       const [a, b] = inputs.map((input) => Number(input.value));
@@ -349,10 +444,17 @@
       const value = kept.get(id);
       if (value !== null && (id === "search" || [...part(id).options].some((option) => option.value === value))) part(id).value = value;
     }
+    between(part("kind").value);
+    for (const id of ["order", "first", "second"]) {
+      if ([...part(id).options].some((option) => option.value === kept.get(id))) part(id).value = kept.get(id);
+    }
     part("group").checked = kept.has("group");
     for (const [name, { inputs }] of ranges) {
       const values = kept.get(`score.${name}`)?.split(",").map(Number);
-      if (values?.length === 2 && values.every(Number.isFinite)) inputs.forEach((input, i) => (input.value = values[i]));
+      if (values?.length !== 2 || !values.every(Number.isFinite)) continue;
+      inputs.forEach((input, i) => (input.value = values[i]));
+      const group = inputs[0].closest("details");
+      if (group) group.open = true; // what narrows the view is in sight
     }
   }
 

@@ -2,14 +2,17 @@
 
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from darkroom.config.duplicates import Duplicates
 from darkroom.config.models import Gallery, Select
+from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.metrics.rubric import load_rubric
 from darkroom.metrics.score import score_columns
 from darkroom.plan.shards import Plan, make_plan
@@ -20,6 +23,7 @@ from darkroom.tables.duplicates import DuplicatesFile, columns_of, write_duplica
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views.gallery import rejected_rows, write_index, write_shard
+from darkroom.views.gallery import score_columns as shown_columns
 from PIL import Image, ImageDraw
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,11 +72,14 @@ def write_kind(
     name: str,
     plan: Plan,
     made: Callable[[dict[str, Any]], Iterator[tuple[dict[str, Any], dict[str, Any]]]],
+    more: Sequence[ScoreColumn] = (),
 ) -> Kind:
-    """The shards of a kind below `folder`; made: a line of rows -> its image records, each with its scores."""
+    """The shards of a kind below `folder`; made: a line of rows -> its image records, each with its scores; more: columns of
+    other metrics than the judge."""
     rubric = load_rubric(REPOSITORY / "config/rubrics/default.yaml")
     meta = {"digest": "d", "rule": "r", "recipe": {"model": "folder:0123"}, "versions": {}, "failed": 0}
     edited = name == "edited"
+    by_metric = {metric: list(columns) for metric, columns in itertools.groupby(more, lambda column: column.metric)}
     for shard in plan.names:
         rows = folder / plan.kind / f"{shard}.jsonl"
         rows.parent.mkdir(exist_ok=True)
@@ -88,13 +95,24 @@ def write_kind(
             for image, score in zip(images, scores, strict=True)
         ]
         write_file(folder / name / f"{shard}.parquet", EDITED_COLUMNS if edited else IMAGE_COLUMNS, images, meta)
-        columns = score_columns(rubric.columns("edited" if edited else "images"))
-        write_file(folder / "scores" / name / "judge" / f"{shard}.parquet", columns, scored, meta)
+        asked = {"judge": rubric.columns("edited" if edited else "images")} | by_metric
+        for metric, columns in asked.items():
+            wanted = score_columns(columns)
+            only = [{column: value for column, value in record.items() if column in wanted} for record in scored]
+            write_file(folder / "scores" / name / metric / f"{shard}.parquet", wanted, only, meta)
     digests = dict.fromkeys(plan.names, "d")
     members = {shard: [shard] for shard in plan.names}
     files = ShardFiles.below(folder / plan.kind, folder / name, folder / "scores" / name)
     return Kind(
-        name, plan, 1, files, digests, {"judge": digests}, members, plan.kind, reads="images" if edited else None
+        name,
+        plan,
+        1,
+        files,
+        digests,
+        dict.fromkeys(["judge", *by_metric], digests),
+        members,
+        plan.kind,
+        reads="images" if edited else None,
     )
 
 
@@ -131,11 +149,53 @@ PLACE = ["kind", "shard", "key", "selected"]
 EVERYTHING_SELECT = Select(images={"p_yes": 0.5}, edited={"p_followed": 0.5, "p_preserved": 0.5}, per_row=1)
 
 
-def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
+# Nine scores beside the judge's, texts, a number that nobody can select by, and a column that is not for people.
+LONG_TEXT = "a word that was read " * 60
+_MORE = {
+    "pixels": ["sharpness_of_the_subject", "exposure", "flat_share", "border"],
+    "clip": ["clip_prompt", "clip_source", "aesthetic"],
+    "ocr": ["ocr_match", "ocr_confidence"],
+}
+MORE = [
+    column
+    for metric, names in _MORE.items()
+    for column in [
+        *(ScoreColumn(name, "float", metric, "score", metric, f"What is {name}?", 0, 1, True) for name in names),
+        ScoreColumn(f"{metric}_spread", "float", metric, "score", metric),
+        ScoreColumn(f"{metric}_text", "text", metric, "text", metric),
+        ScoreColumn(f"{metric}_hidden", "text", metric, "text", metric),
+        ScoreColumn(f"{metric}_error", "text", metric, "error", metric),
+    ]
+]
+
+
+# A score that no metric has files of: it is worked out in the table.
+WORKED_OUT = [
+    ScoreColumn("overall", "float", "formula", "score", "overall", "(p_yes + exposure) / 2", 0, 1, True),
+    ScoreColumn("overall_error", "text", "formula", "error", "overall"),
+]
+
+
+def more_scores(number: int) -> dict[str, Any]:
+    """Values of these columns of an image; of every other one, `ocr_text` is long. The clip scores fall where the exposure rises."""
+    names = [name for names in _MORE.values() for name in names]
+    values = {name: (number * 7 + place * number * number) % 13 / 13 for place, name in enumerate(names)}
+    values |= {name: round(1 - values["exposure"] + place / 10**4, 6) for place, name in enumerate(_MORE["clip"])}
+    values |= {f"{metric}_spread": 0.125 for metric in _MORE} | dict.fromkeys(HIDDEN, "not for people")
+    return values | {"pixels_text": f"{number:016x}", "ocr_text": LONG_TEXT if number % 2 == 0 else "STOP"}
+
+
+HIDDEN = [column.name for column in MORE if column.name.endswith("_hidden")]
+
+
+def make_everything(
+    folder: Path, more: Sequence[ScoreColumn] = (), cards: list[str] | None = None
+) -> tuple[Path, list[Kind]]:
     """The page of a gallery, and its kinds: four prompts with two samples each and five edits, of which the run keeps one sample a row.
 
     Of the edits the second starts from the first, the third is below a threshold, the fourth has no score, the fifth was not made. The second sample of the first
-    prompt is accepted, the first sample of the last is rejected. Originals lie in ../dataset, a file for each image that is selected.
+    prompt is accepted, the first sample of the last is rejected. more: columns of other metrics, see `more_scores`; cards: the scores below each
+    picture. Originals lie in ../dataset, a file for each image that is selected.
     """
     prompts = [json.dumps({"id": f"p{n}", "prompt": f"a circle of colour {n}"}) for n in range(4)] + BROKEN
     (folder / "rows.jsonl").write_text("".join(line + "\n" for line in prompts))
@@ -157,6 +217,7 @@ def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
                 "visual_quality": 10 - n,
                 "reason": f"as asked, {n}",
             }
+            scores |= more_scores(2 * n + sample) if more else {}
             yield record(line, f"{n:031x}{sample}", circle(colours[n - sample]), sample=sample), scores
 
     def edited(line: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -168,18 +229,23 @@ def make_everything(folder: Path) -> tuple[Path, list[Kind]]:
         scores |= {"content_preserved": 7, "reason": "the circle has changed"}
         if n == 3:
             scores |= {"p_preserved": None, "p_preserved_reply": "maybe", "p_preserved_error": "neither yes nor no"}
+        scores |= more_scores(n + 8) if more else {}
         after = {"source_kind": "edited", "source_name": "e0/0/0"} if n == 1 else {}
         yield record(line, f"e{n}".zfill(32), circle(colours[n]), circle("red"), **after), scores
 
-    kinds = [write_kind(folder, "images", plans[0], samples), write_kind(folder, "edited", plans[1], edited)]
+    kinds = [
+        write_kind(folder, "images", plans[0], samples, more),
+        write_kind(folder, "edited", plans[1], edited, more),
+    ]
     about = {
         "title": "rows.jsonl, edits.jsonl",
         "set": "everything",
         "models": {"folder:0123": "a-model"},
         "dataset": True,
+        "cards": cards,
     }
     labels = Labels({"1".zfill(32): ("accept", 2, ""), "30".zfill(32): ("reject", 3, "")})
-    page = write_gallery(kinds, folder, EVERYTHING_SELECT, labels, about)
+    page = write_gallery(kinds, folder, EVERYTHING_SELECT, labels, about, more)
     for name, shard, key, selected in pq.read_table(folder / "scores.parquet", columns=PLACE).to_pandas().to_numpy():
         if selected:
             original = folder / "dataset" / name / shard / f"{key}.png"
@@ -195,9 +261,12 @@ def write_gallery(
     labels: Labels,
     about: dict[str, Any],
     duplicates: Duplicates | None = None,
+    more: Sequence[ScoreColumn] = (),
 ) -> Path:
-    """Tables and gallery of these kinds, below `folder`, with the duplicates that are asked for; the page."""
-    catalogue = load_rubric(REPOSITORY / "config/rubrics/default.yaml").catalogue
+    """Tables and gallery of these kinds, below `folder`, with the duplicates that are asked for; the page. more: columns beside the judge's."""
+    judged = load_rubric(REPOSITORY / "config/rubrics/default.yaml").catalogue
+    worked_out = WORKED_OUT if more else []
+    catalogue = Catalogue.of({kind: [*columns, *more, *worked_out] for kind, columns in judged.kinds.items()})
     files = {
         (kind.name, shard): folder / "gallery" / kind.name / "01234567-89abcdef" / f"{shard}-00000000.js"
         for kind in kinds
@@ -205,13 +274,18 @@ def write_gallery(
     }
     for kind in kinds:
         for shard in kind.plan.names:
-            write_shard(kind, shard, Gallery(), files[kind.name, shard], {"digest": "d"})
+            known = [name for name in shown_columns(catalogue, kind.name) if name not in HIDDEN]
+            write_shard(kind, shard, Gallery(), files[kind.name, shard], {"digest": "d"}, known)
     table = folder / "scores.parquet"
     found = None
     if duplicates:
         found = DuplicatesFile(folder / "duplicates.parquet", "u", columns_of(duplicates))
         write_duplicates(kinds, duplicates, 64, {}, [], found.path, {"digest": "u"})
     merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels, duplicates=found)
+    if worked_out:
+        whole = pq.read_table(table)
+        overall = pc.divide(pc.add(whole["p_yes"], whole["exposure"]), 2)
+        pq.write_table(whole.set_column(whole.schema.get_field_index("overall"), "overall", overall), table)
     write_rejected(kinds, folder / "rejected.jsonl", labels)
     about = about | {
         "rejected": rejected_rows(folder / "rejected.jsonl", {"prompts": "rows.jsonl", "edits": "edits.jsonl"})

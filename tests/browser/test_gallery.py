@@ -16,7 +16,10 @@ from darkroom.tables.merge import merge_scores
 from synthetic import (
     ATTACK,
     EVERYTHING_SELECT,
+    HIDDEN,
+    LONG_TEXT,
     MISSING,
+    MORE,
     REPOSITORY,
     make_everything,
     make_gallery,
@@ -191,6 +194,14 @@ def served(page, folder):
 def everything(tmp_path_factory):
     """A gallery that the tests leave as it is: its page, and its kinds."""
     return make_everything(tmp_path_factory.mktemp("everything"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """The same with thirteen scores of images, by five metrics; its page, and its table."""
+    folder = tmp_path_factory.mktemp("many")
+    page, _ = make_everything(folder, MORE, cards=["exposure", "clip_prompt", "p_yes", "p_followed"])
+    return page, pd.read_parquet(folder / "scores.parquet")
 
 
 def show_edits(page, everything):
@@ -414,6 +425,89 @@ def test_nothing_is_hidden(page, everything):
         assert all(apart(box(page, tag), box(page, arrow)) for arrow in ("#previous", "#next"))
     facts = page.locator("#facts").inner_text()
     assert "a-model" in facts and "folder:" not in facts
+
+
+def keys_in_view(page):
+    return page.evaluate("grid.view.map((entry) => gallery.value(entry, 'key'))")
+
+
+@pytest.mark.parametrize("page", WINDOWS, indirect=True, ids=["desktop", "phone"])
+def test_many_scores(page, many):
+    """Cards show few of them, the sliders stand under their metrics, an open image has all; the two that agree least are offered."""
+    path, table = many
+    images = table[table["kind"] == "images"].reset_index(drop=True)
+    opened(page, path)
+    wide = page.evaluate("innerWidth")
+    assert not page.evaluate(
+        f"gallery.set.shards.some((shard) => {HIDDEN}.some((name) => shard.data.columns.has(name)))"
+    )
+    cut = "[...document.querySelectorAll('.number')].filter((part) => part.scrollWidth > part.clientWidth).length"
+    assert cards(page).first.locator(".number span").all_inner_texts() == ["exposure", "clip_prompt", "p_yes"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= wide and page.evaluate(cut) == 0
+    caption, prompt, last = (
+        box(page, f".card >> nth=0 >> {name}") for name in (".caption", ".prompt", ".number >> nth=2")
+    )
+    assert prompt[3] <= last[1] and last[3] <= caption[3]
+
+    def drawer():
+        if wide < 800:
+            page.tap("#filters-button")
+            page.wait_for_timeout(300)
+
+    drawer()
+    page.select_option("#kind", "images")
+    groups = page.locator(".metric:visible")
+    assert groups.locator("summary").all_inner_texts() == ["judge (3)", "pixels (4)", "clip (3)", "ocr (2)", "formula"]
+    assert [page.locator(f".metric >> nth={n}").get_attribute("open") is not None for n in range(5)] == [True] + 4 * [
+        False
+    ]
+    page.locator(".metric summary", has_text="pixels").click()
+    slider = page.get_by_label("border at least")
+    slider.focus()  # as with the Tab key: it is brought above what stays at the foot
+    assert box(page, ".range:has-text('border')")[3] <= box(page, ".foot")[1]
+    slider.fill("0.3")
+    assert keys_in_view(page) == images.loc[images["border"] >= 0.3, "key"].tolist() != []
+    page.click("#reset")
+    page.select_option("#kind", "images")
+    page.select_option("#sort", "overall")
+    assert keys_in_view(page) == images.sort_values("overall", kind="stable")["key"].tolist()
+
+    # The two that agree least, then two that are asked for, by the distance of their ranks.
+    page.select_option("#sort", "disagreement")
+    first, second = (page.locator(f"#{name}").input_value() for name in ("first", "second"))
+    names = [score["name"] for score in page.evaluate("gallery.set.kinds.images.scores")]
+    correlations = images[names].corr("spearman")
+    assert len(names) == 13 and correlations.loc[first, second] == pytest.approx(correlations.min(axis=None))
+    assert f"{correlations.loc[first, second]:.2f}" in page.locator("#between-note").inner_text()
+    page.select_option("#first", "visual_quality")
+    page.select_option("#second", "flat_share")
+    ranks = (images[names].rank() - 1) / (len(images) - 1)
+    apart = ranks["visual_quality"] - ranks["flat_share"]
+    for order, values in (("far", -apart.abs()), ("down", -apart), ("up", apart)):
+        page.select_option("#order", order)
+        wanted = images.loc[values.round(9).sort_values(kind="stable").index, "key"].tolist()
+        assert keys_in_view(page) == wanted
+    page.reload()
+    page.wait_for_function("() => gallery.set.loaded === gallery.set.total && grid.view.length === 8")
+    assert keys_in_view(page) == wanted
+    shown = images.set_index("key").loc[wanted[0]]
+    rank = 100 * ranks.loc[images["key"] == wanted[0], "flat_share"].item()
+    number = cards(page).first.locator(".number").nth(1)
+    assert number.inner_text().split() == ["flat_share", f"{shown['flat_share']:.2f}", f"{rank:.0f}", "%"]
+    assert page.evaluate(cut) == 0
+
+    cards(page).first.click()
+    assert page.locator("#detail-scores h4").all_inner_texts() == ["judge", "pixels", "clip", "ocr", "formula"]
+    told = page.locator("#detail-scores dt").all_inner_texts()
+    assert set(names) | {"reason", "pixels_text", "ocr_text", "clip_spread"} <= set(told)
+    assert not set(HIDDEN) & set(told)
+    while page.locator(".long").count() == 0:
+        page.keyboard.press("ArrowRight")
+    page.locator(".long summary").scroll_into_view_if_needed()
+    assert len(page.locator(".long summary").inner_text()) < 300
+    page.locator(".long summary").click()
+    assert LONG_TEXT.strip() in page.locator(".long").inner_text()
+    assert page.evaluate("document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth")
 
 
 @pytest.mark.parametrize("page", WINDOWS[1:], indirect=True)

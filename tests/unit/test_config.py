@@ -276,6 +276,17 @@ def test_expressions_see_the_users_fields_and_change_the_tables_alone(folder):
     assert "worth" in computed.catalogue.score_names("images") and computed.kinds()[0].formulas[0].text == "p_yes / 2"
 
 
+def test_scores_of_the_gallery_that_no_metric_gives_are_one_line(folder):
+    given = config("gallery: {scores: [p_yes, beauty]}")
+    del given["judge"]["rubric"]
+    with pytest.raises(DarkroomError) as error:
+        Workflow.open(given)
+    assert str(error.value).startswith("config: gallery.scores: no metric gives a score beauty; there are p_yes, ")
+    assert "\n" not in str(error.value)
+    given["gallery"]["scores"].pop()
+    assert Workflow.open(given).gallery_about()["cards"] == ["p_yes"]
+
+
 def test_a_list_of_seeds_says_how_many_images_there_are_and_which_edits_have_a_source(folder):
     rows = [{"id": "a", "prompt": "a"}, {"id": "b", "prompt": "b"}, {"id": "c", "prompt": "c", "samples": 4}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

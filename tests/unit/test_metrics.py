@@ -32,6 +32,7 @@ from darkroom.store.shardfile import write_shard as write_shard_file
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views import plots
+from darkroom.views.gallery import score_columns as gallery_columns
 from darkroom.views.gallery import write_index, write_shard
 from darkroom.views.report import KindReport, Score, read_table
 from metric_contract import MetricContract, image_record
@@ -288,7 +289,8 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
     for kind in kinds:
         for shard in kind.plan.names:
             path = files[kind.name, shard]
-            write_shard(kind, shard, models.Gallery(thumbnail=64, preview=None), path, {"digest": "g"})
+            known = gallery_columns(catalogue, kind.name)
+            write_shard(kind, shard, models.Gallery(thumbnail=64, preview=None), path, {"digest": "g"}, known)
             data = json.loads(path.read_text().split("\n")[1].removeprefix("gallery.shard(").removesuffix(");"))
             assert set(data["metrics"]) == set(kind.metrics) and "brightness" in data["columns"]
             assert "brightness_vector" not in path.read_text()
@@ -298,10 +300,14 @@ def test_the_gallery_shows_every_metric(two, tmp_path):
         (tmp_path / "index.js").read_text().split("\n")[1].removeprefix("gallery.index(").removesuffix(");")
     )
     scores = {score["name"]: score for score in index["kinds"]["images"]["scores"]}
-    assert scores["brightness"] == {"name": "brightness", "low": 0, "high": 1, "whole": False, "least": 0.5}
+    assert all(len(score.pop("quantiles")) > 1 and score.pop("label") for score in scores.values())
+    brightness = {"name": "brightness", "metric": "brightness", "low": 0, "high": 1, "whole": False, "least": 0.5}
+    assert scores["brightness"] == brightness
     assert index["kinds"]["inverted"]["many"] == "inverted"
     assert [score["name"] for score in index["kinds"]["inverted"]["scores"]] == ["brightness"]
-    assert scores["quality"] == {"name": "quality", "low": 1, "high": 10, "whole": True, "least": None}
+    quality = {"name": "quality", "metric": "judge", "low": 1, "high": 10, "whole": True, "least": None}
+    assert scores["quality"] == quality
+    assert index["kinds"]["images"]["cards"] == ["brightness", "p_yes"]  # the one with a threshold first
 
 
 def test_the_report_counts_every_metric(two, tmp_path):

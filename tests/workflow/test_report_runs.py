@@ -70,7 +70,7 @@ def shown(browser, path):
 
 def test_a_browser_shows_every_result_of_the_report(copy, browser):
     pictures = {f"results/plots/{path.name}" for path in copy.results.glob("plots/*.svg")}
-    assert len(pictures) == 10 and all(path.with_suffix(".png").exists() for path in copy.results.glob("plots/*.svg"))
+    assert len(pictures) == 12 and all(path.with_suffix(".png").exists() for path in copy.results.glob("plots/*.svg"))
     copy.snakemake("--report", "report.zip")
     with zipfile.ZipFile(copy.folder / "report.zip") as archive:
         inside = {name.rpartition("/")[2]: archive.read(name) for name in archive.namelist() if "/data/raw/" in name}

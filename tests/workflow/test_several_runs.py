@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY, Run, copied, image_files, opened, small_config
 from darkroom.store.shardfile import iter_records
 from darkroom.tools.forecast import forecast
-from darkroom.views.report import KindReport, read_shared
+from darkroom.views.report import KindReport, Score, read_shared
 
 SMALL, WIDE = {"width": 24, "height": 24}, {"width": 40, "height": 24}
 
@@ -87,8 +87,10 @@ def test_tables_exports_gallery_and_report_have_them(done):
         "images by wide",
     )
     assert {kind["of"] for kind in kinds.values()} == {"images", "edited"}
-    kinds = [KindReport(name, by="brightness") for name in ("images-small", "images-wide")]
-    compared = read_shared(done.results / "scores.parquet", opened(done, planned=False).catalogue, kinds)
+    catalogue = opened(done, planned=False).catalogue
+    scores = {column.name: Score.of(column, *column.limits) for column in catalogue.scores("images")}
+    kinds = [KindReport(name, by="brightness", scores=scores) for name in ("images-small", "images-wide")]
+    compared = read_shared(done.results / "scores.parquet", catalogue, kinds)
     assert [(kind.requests, kind.scores["brightness"].number) for kind in compared] == [(2, 2), (2, 2)]
     assert {path.name for path in (done.results / "plots").glob("*_models.svg")} == {
         "images_models.svg",

@@ -682,6 +682,11 @@ class Gallery(Section):
         description="Longest side of the large pictures; null leaves them out, which makes the gallery of large pictures several"
         " times smaller.",
     )
+    scores: Annotated[list[str], Field(max_length=6), AfterValidator(_each_once)] | None = Field(
+        default=None,
+        description="Scores below each picture, at most six, such as `[p_yes, visual_quality]`; each kind of picture shows those it has."
+        " null: two, those with a threshold before the others. A picture that is opened shows all.",
+    )
 
 
 class Report(Section):

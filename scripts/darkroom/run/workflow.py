@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 SAMPLED = 1000  # rows of a shard whose types are looked at before anything runs
 TABLE_VERSION = 7  # raise it when the code of the tables changes what they hold
-PLOTS_VERSION = 3  # the same for the plots
+PLOTS_VERSION = 4  # the same for the plots
 DUPLICATES_VERSION = 1  # and for what is found to be duplicates
 _NO_DEVICE = DeviceSection(device="cpu")
 REASONS = 3  # why rows were rejected, told in a line
@@ -558,8 +558,11 @@ class Workflow:
     @cached_property
     def figures(self) -> list[Plot]:
         """The plots and pages of the report, in its order; none where the config wants none."""
+        if not self.config.report.enabled:
+            return []
         compared = self.config.duplicates.of if self.duplicates else ()
-        return figures(self.stages, self.results("plots"), compared) if self.config.report.enabled else []
+        scores = {stage.name: len(self.catalogue.scores(stage.name)) for stage in self.stages}
+        return figures(self.stages, scores, self.config.labels is not None, self.results("plots"), compared)
 
     @cached_property
     def plots(self) -> Output | None:
@@ -669,7 +672,7 @@ class Workflow:
         """What the gallery says of this set, and all of its page that no file of the tables decides.
 
         `title` for people; `set` for the browser's storage, the same wherever the set lies; `models`, identity -> name; `dataset`,
-        whether the original files lie beside the gallery.
+        whether the original files lie beside the gallery; `cards`, the scores below each picture, None for the first ones.
         """
         files = [PurePosixPath(self.rows_name(rows)).name for rows in self.row_plans]
         return {
@@ -677,6 +680,7 @@ class Workflow:
             "set": digest([files, self.config.seed], 8),
             "models": self.model_names,
             "dataset": "folder" in self.exports,
+            "cards": self.config.gallery.scores,
         }
 
     @cached_property
@@ -888,6 +892,10 @@ def _check_scores(config: Config, catalogue: Catalogue) -> None:
                 raise DarkroomError(
                     f"config: {where}: no metric gives a score {name}; there are {', '.join(known) or 'none'}"
                 )
+    every = list(dict.fromkeys(name for kind in catalogue.kinds for name in catalogue.score_names(kind)))
+    for name in config.gallery.scores or []:
+        if name not in every:
+            raise DarkroomError(f"config: gallery.scores: no metric gives a score {name}; there are {', '.join(every)}")
     for stage in STAGES:
         limits = {column.name: column.limits for column in catalogue.columns(stage)}
         for name, least in config.select.least_of(stage).items():

@@ -138,7 +138,6 @@ def _image_shard(
             "width": request.width,
             "height": request.height,
             "source_sha256": request.source_sha256,
-            "fields": json.dumps(further_fields(request.user_row), ensure_ascii=False),
         }
         if request.given and place not in failures:
             record["sha256"] = hashlib.sha256(sources.read(request.given).data).hexdigest()

@@ -1,6 +1,6 @@
 """Which plots and pages the report has, and where they lie; `plots` draws them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,14 @@ def several(stages: list[Stage]) -> dict[str, list[Stage]]:
     return {name: those for name, those in found.items() if len(those) > 1}
 
 
-def figures(stages: list[Stage], folder: Path, compared: Collection[str] = ()) -> list[Plot]:
-    """The plots and pages of the report, in its order, below `folder`; compared: the stages whose pictures are searched for duplicates."""
+def figures(
+    stages: list[Stage], scores: Mapping[str, int], labelled: bool, folder: Path, compared: Collection[str] = ()
+) -> list[Plot]:
+    """The plots and pages of the report, in its order, below `folder`.
+
+    scores: stage -> how many scores its pictures have: one alone is compared with nothing. labelled: there are labels. compared: the
+    stages whose pictures are searched for duplicates.
+    """
     found = [
         Plot("yield", "1 Overview", "all", "rows to kept images"),
         Plot("failures", "1 Overview", "all", "failures by reason"),
@@ -53,10 +59,13 @@ def figures(stages: list[Stage], folder: Path, compared: Collection[str] = ()) -
         found += [
             Plot("examples", category, stage.name, "best and worst", stage.name),
             Plot("scores", category, stage.name, "score distributions", stage.name),
-            Plot("agreement", category, stage.name, "agreement of the scores", stage.name),
         ]
         if stage.like in compared:
             found.append(Plot("diversity", category, stage.name, "diversity and duplicates", stage.name))
+        if scores[stage.name] > 1:
+            found.append(Plot("agreement", category, stage.name, "agreement of the scores", stage.name))
+        if scores[stage.name] > (0 if labelled else 1):
+            found.append(Plot("disagreement", category, stage.name, "where scores disagree", stage.name))
     after = len(stages) + 2
     found.append(Plot("labels", f"{after} Judge and people", "all", "scores and labels"))
     found.append(Plot("time", f"{after + 1} Time", "all", "time and images/s of each job"))

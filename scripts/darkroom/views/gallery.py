@@ -17,8 +17,11 @@ import base64
 import hashlib
 import io
 import json
+import math
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +34,13 @@ from darkroom.identity import digest
 if TYPE_CHECKING:
     from darkroom.metrics.base import Catalogue
     from darkroom.tables.kind import Kind
+    from darkroom.views.ranks import Sample
 
 GALLERY_VERSION = 5  # raise it when the code changes what it makes of the same shard
 SITE = home() / "resources/gallery"
 THUMBNAIL_PACK, PREVIEW_PACK = 512 * 1024, 2 * 1024 * 1024  # characters, so that one look costs one short read
 KEPT_THUMBNAIL, KEPT_PREVIEW = 8 * 1024, 64 * 1024  # bytes; smaller files that are small enough are shown as they are
+ON_CARDS = 2  # scores below a picture, where the config names none
 REJECTED_LISTED, REJECTED_REASONS, REJECTED_TEXT = 1000, 12, 300  # rows, reasons, characters of a row
 _HEAD = "// darkroom "
 _TYPES = {b"\x89PN": "png", b"\xff\xd8\xff": "jpeg", b"RIF": "webp"}  # by the first three bytes
@@ -74,14 +79,17 @@ def as_script(value: Any) -> str:
     return text
 
 
-def write_shard(kind: "Kind", shard: str, options: Gallery, path: Path, head: dict[str, Any]) -> dict[str, int]:
+def write_shard(
+    kind: "Kind", shard: str, options: Gallery, path: Path, head: dict[str, Any], scores: Iterable[str]
+) -> dict[str, int]:
     """Write a shard's file `path`, and its packs in the folder {kind}/{shard}. Returns counts.
 
-    options: `gallery` of the config; head: the digest and
-    whatever else the first line is to say. Memory: one row group of pictures and one pack.
+    options: `gallery` of the config; head: the digest and whatever else the first line is to say; scores: the columns of scores that are
+    for people, see `score_columns`. Memory: one row group of pictures and one pack.
     """
-    from darkroom.store.shardfile import read_meta
+    from darkroom.store.shardfile import EDITED_COLUMNS, read_meta
 
+    known = {*EDITED_COLUMNS, "model", *scores} - _LEFT_OUT
     columns: dict[str, list[Any]] = {}
     pictures: dict[str, int] = {}  # SHA-256 -> number, so that many edits of one picture hold it once
     count = 0
@@ -91,7 +99,7 @@ def write_shard(kind: "Kind", shard: str, options: Gallery, path: Path, head: di
             shown = record["error"] is None or name == "source"
             record[name] = pictures.setdefault(sha256, len(pictures)) if sha256 and shown else None
         for name, value in record.items():
-            if name not in _LEFT_OUT:
+            if name in known:
                 columns.setdefault(name, [None] * count).append(value)
         count += 1
     images = kind.image_file(shard)
@@ -117,6 +125,11 @@ def write_shard(kind: "Kind", shard: str, options: Gallery, path: Path, head: di
     whole = head | {"records": count, "content": content, "packs": packs}
     _write(path, f"{_HEAD}{as_script(whole)}\ngallery.shard({as_script(data)});\n")
     return {"images": count, "pictures": len(pictures), "packs": len(packs)}
+
+
+def score_columns(catalogue: "Catalogue", kind: str) -> list[str]:
+    """The columns of scores of a kind that are for people, which vectors are not."""
+    return [column.name for column in catalogue.columns(kind) if column.role != "embedding"]
 
 
 def _short(values: list[Any]) -> Any:
@@ -274,28 +287,37 @@ def write_index(
     scores: the merged scores.parquet, which says what is selected and labelled; files: (kind, shard) -> its file.
     about: `set`, which names the set in the browser's storage, and `title`; where there is something to say, `models`, the
     identity of each model -> its name, `dataset`, whether the data set with the original files lies beside the gallery, and
-    `rejected`, see `rejected_rows`. Raises DarkroomError for a shard file of other images.
+    `rejected`, see `rejected_rows`; `cards`, the scores below each picture, None or left out for the first ones. Raises DarkroomError for a shard file of other images.
     """
-    shards: list[tuple[str, str, int, str, str, str]] = []
-    labels: dict[str, str] = {}
-    selected = _selected(scores, labels)
+    shards: list[tuple[str, str, int, str, str, str, dict[str, str]]] = []
+    # Scores that no metric has files of are worked out in the table: a change of them leaves the shards' files as they are.
+    worked_out = {
+        kind.name: [column.name for column in catalogue.scores(kind.name) if column.metric not in kind.score_digests]
+        for kind in kinds
+    }
+    told = _told(scores, catalogue, worked_out)
     alike = _groups(scores)
     for kind in kinds:
         for shard in kind.plan.names:
             path = files[kind.name, shard]
             found = read_head(path)
-            flags = selected.get((kind.name, shard), [])
+            flags = told.selected.get((kind.name, shard), [])
             if len(flags) != found["records"]:
                 raise DarkroomError(f"{path}: {found['records']} images where {scores} has {len(flags)}; delete it")
             packed = base64.b64encode(_bits(flags)).decode()
             name = path.relative_to(folder / kind.name).as_posix()
-            shards.append((kind.name, shard, len(flags), digest(found, 8), packed, name))
-    index = about | {
-        "kinds": {kind.name: _about(catalogue, kind.name, select) for kind in kinds},
+            numbers = {
+                score: base64.b64encode(of.tobytes()).decode()
+                for score, of in told.values.get((kind.name, shard), {}).items()
+            }
+            shards.append((kind.name, shard, len(flags), digest(found, 8), packed, name, numbers))
+    cards = about.get("cards")
+    index = {name: value for name, value in about.items() if name != "cards"} | {
+        "kinds": {kind.name: _about(catalogue, kind.name, select, cards, told.samples[kind.name]) for kind in kinds},
         "perRow": select.per_row,
         "byLabel": select.labels,
         "shards": shards,
-        "labels": labels,
+        "labels": told.labels,
         **({} if alike is None else {"alike": alike}),
     }
     text = f"{_HEAD}{as_script(head)}\ngallery.index({as_script(index)});\n"
@@ -305,7 +327,7 @@ def write_index(
         # A browser that has seen the page before must not take the old files for the new ones.
         _write(folder / name, data.decode().replace("?VERSION", f"?{version}") if name.endswith(".html") else data)
     _write(folder / "index.js", text)
-    return {"shards": len(shards), "images": sum(entry[2] for entry in shards), "labels": len(labels)}
+    return {"shards": len(shards), "images": sum(entry[2] for entry in shards), "labels": len(told.labels)}
 
 
 def rejected_rows(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
@@ -331,17 +353,38 @@ def _bits(flags: list[bool]) -> bytes:
     return bytes(sum(flag << n for n, flag in enumerate(flags[at : at + 8])) for at in range(0, len(flags), 8))
 
 
-def _selected(scores: Path, labels: dict[str, str]) -> dict[tuple[str, str], list[bool]]:
-    """(kind, shard) -> `selected` of each image, in order; adds the labels that there are to `labels`."""
-    from darkroom.tables.read import Table
+@dataclass
+class _Told:
+    """What the merged table tells. samples: kind -> how its scores rank its images. By (kind, shard), of each image in order: selected;
+    values, of the scores that are asked for, nan where there is none."""
 
-    found: dict[tuple[str, str], list[bool]] = {}
-    for batch in Table(scores).batches(["kind", "shard", "key", "selected", "label"]):
-        for kind, shard, key, flag, label in zip(*batch.to_pydict().values(), strict=True):
-            found.setdefault((kind, shard), []).append(flag)
+    samples: "dict[str, Sample]"
+    labels: dict[str, str] = field(default_factory=dict)
+    selected: dict[tuple[str, str], list[bool]] = field(default_factory=dict)
+    values: dict[tuple[str, str], dict[str, "array[float]"]] = field(default_factory=dict)
+
+
+def _told(scores: Path, catalogue: "Catalogue", worked_out: dict[str, list[str]]) -> _Told:
+    """Read the table; worked_out: kind -> the scores whose values are asked for."""
+    from darkroom.tables.read import Table
+    from darkroom.views.ranks import Sample, add_batch
+
+    told = _Told({kind: Sample(catalogue.score_names(kind)) for kind in worked_out})
+    every = {name for sample in told.samples.values() for name in sample.names}
+    columns = ["kind", "shard", "key", "selected", "label"]
+    for batch in Table(scores).batches([*columns, "error", *sorted(every)]):
+        for kind, shard, key, flag, label in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+            told.selected.setdefault((kind, shard), []).append(flag)
             if label:
-                labels[key] = label
-    return found
+                told.labels[key] = label
+        add_batch(told.samples, batch)
+        numbers = {name: batch[name].to_pylist() for names in worked_out.values() for name in names}
+        for place, of in enumerate(zip(batch["kind"].to_pylist(), batch["shard"].to_pylist(), strict=True)):
+            for name in worked_out.get(of[0], ()):
+                number = numbers[name][place]
+                found = told.values.setdefault(of, {}).setdefault(name, array("d"))
+                found.append(math.nan if number is None else number)
+    return told
 
 
 def _groups(scores: Path) -> dict[str, str] | None:
@@ -357,17 +400,25 @@ def _groups(scores: Path) -> dict[str, str] | None:
     return found
 
 
-def _about(catalogue: "Catalogue", kind: str, select: Select) -> dict[str, Any]:
-    """What the page knows of a kind: what it is called, its scores with range and threshold, the questions they come from, and in words
-    what selects beside thresholds."""
+def _about(
+    catalogue: "Catalogue", kind: str, select: Select, cards: list[str] | None, sample: "Sample"
+) -> dict[str, Any]:
+    """What the page knows of a kind: what it is called, its scores with range, threshold and ranks, the questions they come from, and in
+    words what selects beside thresholds.
+
+    cards: the scores below each picture, of all kinds; None: the first ones.
+    """
     thresholds, cuts = select.least_of(kind), select.of(kind).cuts
     scores = [
         {
             "name": column.name,
+            "metric": column.metric,
+            "label": column.label,
             "low": column.low,
             "high": column.high,
             "whole": column.type == "int",
             "least": thresholds.get(column.name),
+            "quantiles": sample.quantiles(column.name),
         }
         for column in catalogue.scores(kind)
     ]
@@ -377,14 +428,30 @@ def _about(catalogue: "Catalogue", kind: str, select: Select) -> dict[str, Any]:
     ]
     base, _, model = kind.partition("-")
     one, many = (f"{called}{model and f' by {model}'}" for called in _CALLED.get(base, (base, base)))
+    names = catalogue.score_names(kind)
+    deciding = [*thresholds, *(name for name in names if name not in thresholds)]
+    correlations = sample.correlations()
     return {
         "one": one,
         "many": many,
         **({"of": base} if model else {}),  # those of one base are shown side by side
         "scores": scores,
+        "cards": deciding[:ON_CARDS] if cards is None else [name for name in cards if name in names],
+        # Of every two scores, the first with the second, the first with the third, ...: their rank correlation.
+        "agreement": [
+            None if math.isnan(value) else round(float(value), 3)
+            for place in range(len(names))
+            for value in correlations[place, place + 1 :]
+        ],
         "thresholds": list(thresholds.items()),  # in their order: `per_row` keeps the best by the first
         **({"cuts": [f"{key} {said}" for key, said in cuts.items()]} if cuts else {}),
         "texts": catalogue.names(kind, "text"),
+        # What a person is told of a picture besides its scores, metric by metric.
+        "told": [
+            {"name": column.name, "metric": column.metric}
+            for column in catalogue.columns(kind)
+            if column.role == "text" or (column.role == "score" and not column.selectable)
+        ],
         "questions": asked,
     }
 

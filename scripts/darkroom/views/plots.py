@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.lines
 import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from darkroom.metrics.base import TRUSTED_MASS, Asked
 from darkroom.store.images import open_picture
 from darkroom.store.shardfile import RecordReader, iter_records
-from darkroom.views.report import Example, KindReport, Score, StageTimes
+from darkroom.views.report import LABEL, Example, KindReport, Score, StageTimes
 
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#2b6ca3", "#d9822b", "#2f8f6b", "#b5403c", "#c3cad1", "#26323d"
 _COLOURS = {"images": BLUE, "edited": ORANGE}
@@ -106,10 +107,7 @@ def score_distributions(kind: KindReport) -> Figure:
     scores = list(kind.scores.values())
     if not scores:
         return _nothing(f"No metric scores {name_of(kind.name)}.")
-    across = min(3, len(scores))
-    down = math.ceil(len(scores) / across)
-    figure = Figure(figsize=(3.4 * across + 0.4, 2.7 * down + 0.4), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False).ravel()
+    figure, grid = _grid(len(scores))
     for axes, score in zip(grid, scores, strict=False):
         edges, everything = _coarse(score, score.group("all"))
         _, kept = _coarse(score, score.group("selected"))
@@ -122,11 +120,10 @@ def score_distributions(kind: KindReport) -> Figure:
             doubt = f"{score.name}: not to be trusted\nlabel mass {score.share:.1%} on average"
             axes.set_title(doubt, color=RED, fontweight="bold")
         missing = f", {score.missing:,} without" if score.missing else ""
-        axes.set_xlabel(f"{score.number:,} images, mean {score.mean:.2f}{missing}" if score.number else "no scores")
+        told = f"{score.number:,} images, mean {_mean(score)}{missing}" if score.number else "no scores"
+        axes.set_xlabel(textwrap.fill(told, 42 if len(scores) <= 9 else 32))
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
         axes.set_xlim(edges[0], edges[-1])
-    for axes in grid[len(scores) :]:
-        axes.set_visible(False)
     patches = [matplotlib.patches.Patch(color=c) for c in (colour_of(kind.name), GREY)]
     figure.legend(patches, ["kept", "not kept"], loc="outside upper right", ncols=2, frameon=False)
     return figure
@@ -139,44 +136,77 @@ def models_compared(kinds: list[KindReport]) -> Figure:
         return _nothing("No row goes to all models: nothing to compare.")
     if not names:
         return _nothing(f"No metric scores {name_of(kinds[0].name)}, nor those of the other models.")
-    figure = Figure(figsize=(8, 2.6 * len(names)), layout="constrained")
-    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False).ravel(), names, strict=True):
-        for number, kind in enumerate(kinds):
-            score = kind.scores[name]
+    models = [kind.name.partition("-")[2] for kind in kinds]
+    colours = [(BLUE, ORANGE, *_OTHERS)[number % (2 + len(_OTHERS))] for number in range(len(kinds))]
+    figure, grid = _grid(len(names), wide=4.4)
+    for axes, name in zip(grid, names, strict=False):
+        scores = [kind.scores[name] for kind in kinds]
+        for score, colour in zip(scores, colours, strict=True):
             edges, counts = _coarse(score, score.group("all"))
-            told = f"mean {score.mean:.2f}" if score.number else "no scores"
-            label = f"{kind.name.partition('-')[2]}: {told}, {kind.selected:,} of {kind.made:,} kept"
-            colour = (BLUE, ORANGE, *_OTHERS)[number % (2 + len(_OTHERS))]
-            axes.stairs(counts / max(score.number, 1), edges, color=colour, linewidth=1.8, label=label)
+            axes.stairs(counts / max(score.number, 1), edges, color=colour, linewidth=1.8)
+        means = ", ".join(
+            f"{model} {_mean(score) if score.number else 'none'}" for model, score in zip(models, scores, strict=True)
+        )
         axes.set_title(name)
+        axes.set_xlabel(textwrap.fill(f"mean: {means}", 50))
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-        axes.set_xlim(edges[0], edges[-1])
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        axes.set_xlim(min(score.edges[0] for score in scores), max(score.edges[-1] for score in scores))
+    lines = [matplotlib.lines.Line2D([], [], color=colour, linewidth=1.8) for colour in colours]
+    told = [f"{model}: {kind.selected:,} of {kind.made:,} kept" for model, kind in zip(models, kinds, strict=True)]
+    figure.legend(
+        lines, told, loc="outside upper left", ncols=min(len(kinds), 1 if len(names) == 1 else 3), frameon=False
+    )
     return figure
 
 
 def score_agreement(kind: KindReport) -> Figure:
-    """The rank correlation of every two scores."""
-    names = list(kind.scores)
-    if len(names) < 2:
-        return _nothing(f"Fewer than two scores of {name_of(kind.name)}: nothing to compare.")
-    values = np.array([[1.0 if a == b else kind.correlation(a, b) for b in names] for a in names])
-    size = 1.1 * len(names)
-    figure = Figure(figsize=(size + 3.2, size + 1.2), layout="constrained")
-    axes = figure.subplots()
+    """The rank correlation of every two scores, over how many images, and the pairs that agree most and least.
+
+    Correlations stand below the diagonal, numbers of images above it; on it, those that have the score.
+    """
+    names, values, pictures = list(kind.scores), kind.sample.correlations(), kind.sample.pictures
+    number = len(names)
+    few = number <= _FEW
+    side, size = (0.62, 9) if few else (0.5, 7.5)
+    labels = 0.085 * max(map(len, names)) + 0.3  # inches that the longest name takes
+    bars, between = _extreme_pairs(names, values)
+    width, height = side * number + labels + 0.2, side * number + labels + 0.5
+    listed = (4.6 + 2 * labels, 0.26 * len(bars) + 1.1)
+    right = None
+    if len(bars) < 2:
+        figure = Figure(figsize=(width + 1, height), layout="constrained")
+        axes = figure.subplots()
+    elif few:
+        figure = Figure(figsize=(width + listed[0], max(height, listed[1])), layout="constrained")
+        axes, right = figure.subplots(1, 2, width_ratios=(width, listed[0]))
+    else:
+        figure = Figure(figsize=(width, height + listed[1]), layout="constrained")
+        axes, right = figure.subplots(2, 1, height_ratios=(height, listed[1]))
     axes.set_facecolor("#eef0f2")
-    shown = axes.imshow(np.ma.masked_invalid(values), cmap="RdBu", vmin=-1, vmax=1)
-    for y in range(len(names)):
-        for x in range(len(names)):
+    below = np.tri(number, k=-1, dtype=bool)
+    axes.imshow(np.ma.masked_where(~below | np.isnan(values), values), cmap="RdBu", vmin=-1, vmax=1)
+    for y in range(number):
+        for x in range(number):
             value = values[y, x]
-            told = "-" if np.isnan(value) else f"{value:.2f}"
-            axes.text(x, y, told, ha="center", va="center", color="white" if abs(value) > 0.6 else INK)
-    axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+            if below[y, x]:
+                told = "-" if np.isnan(value) else f"{value:.2f}"
+                colour = "white" if abs(value) > 0.6 else INK
+            else:
+                told, colour = _short(int(pictures[y, x])), "#5b6670"
+            axes.text(x, y, told, ha="center", va="center", color=colour, fontsize=size)
+    metrics = [score.metric for score in kind.scores.values()]
+    for place in range(1, number):  # between those of one metric and of the next
+        if metrics[place] != metrics[place - 1]:
+            axes.axhline(place - 0.5, color="white", linewidth=3)
+            axes.axvline(place - 0.5, color="white", linewidth=3)
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    axes.set_xticks(range(number), names, **slanted)
+    axes.set_yticks(range(number), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"Rank correlation of the scores, {name_of(kind.name)}")
-    figure.colorbar(shown, ax=axes, shrink=0.8).outline.set_visible(False)
+    axes.set_title(f"Rank correlation, {name_of(kind.name)}")
+    if right is not None:
+        _pair_bars(right, bars, between)
     return figure
 
 
@@ -222,15 +252,57 @@ def diversity(name: str, told: dict[str, Any]) -> Figure:
     return figure
 
 
+_FEW = 10  # scores up to which the list of pairs has its place beside the matrix
+_LISTED = 6  # pairs that agree most, and as many that agree least
+
+
+def _extreme_pairs(names: list[str], values: np.ndarray) -> tuple[list[tuple[str, float]], int]:
+    """The pairs that agree most and those that agree least with their correlation, the most first; how many lie between."""
+    pairs = [
+        (f"{names[x]} | {names[y]}", float(values[y, x]))
+        for y in range(len(names))
+        for x in range(y)
+        if not np.isnan(values[y, x])
+    ]
+    pairs.sort(key=lambda pair: -pair[1])
+    left_out = max(0, len(pairs) - 2 * _LISTED)
+    return (pairs[:_LISTED] + pairs[-_LISTED:] if left_out else pairs), left_out
+
+
+def _pair_bars(axes: Any, pairs: list[tuple[str, float]], between: int) -> None:
+    places = [place + (0.8 if between and place >= _LISTED else 0) for place in range(len(pairs))]
+    axes.barh(
+        places, [value for _, value in pairs], color=[BLUE if value > 0 else RED for _, value in pairs], height=0.66
+    )
+    for place, (_, value) in zip(places, pairs, strict=True):
+        axes.text(max(value, 0), place, f" {value:.2f}", va="center", fontsize=9)
+    if between:
+        axes.text(0, _LISTED - 0.1, f"{between:,} pairs between", va="center", color="#5b6670", fontsize=9)
+    axes.set_yticks(places, [name for name, _ in pairs], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(min(0, *(value for _, value in pairs)) if pairs else 0, 1.12)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Pairs that agree most, and least" if between else "Pairs, by how far they agree")
+
+
+def _short(number: int) -> str:
+    """A number in at most five letters."""
+    for unit, letter in ((10**6, "M"), (10**3, "k")):
+        if number >= 10 * unit:
+            return f"{number // unit}{letter}"
+    return str(number)
+
+
 def label_agreement(kinds: list[KindReport]) -> Figure:
     """Judge and people: the first score of accepted and rejected images, and how well each score tells them apart."""
     kinds = [kind for kind in kinds if kind.labelled and kind.by]
     if not kinds:
         return _nothing("No image has a label (accept, reject) yet: nothing to compare the judge with.")
-    figure = Figure(figsize=(10, 3.2 * len(kinds) + 0.2), layout="constrained")
-    for left, right, kind in (
-        (*row, k) for row, k in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True)
-    ):
+    heights = [max(3.2, 0.26 * len(kind.scores) + 1) for kind in kinds]
+    figure = Figure(figsize=(10, sum(heights) + 0.2), layout="constrained")
+    rows = figure.subplots(len(kinds), 2, squeeze=False, height_ratios=heights)
+    for left, right, kind in ((*row, k) for row, k in zip(rows, kinds, strict=True)):
         score = kind.scores[kind.by]
         for label, colour in (("accept", GREEN), ("reject", RED)):
             edges, counts = _coarse(score, score.group(label))
@@ -310,9 +382,31 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
 
     file_of: shard -> its file of images.
     """
-    parts = [(title, found) for title, found in (("best", kind.best), ("worst", kind.worst)) if found]
+    parts = [(f"best by {kind.by}", kind.best), (f"worst by {kind.by}", kind.worst)]
+    return _sheet(parts, file_of, f"No {name_of(kind.name)} with a score to show.")
+
+
+def disagreement_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
+    """The images that the scores that agree least rank most apart, and those that the first score and labels do; file_of: as above."""
+    parts: list[tuple[str, list[Example]]] = []
+    for pair in kind.disagreements:
+        titles = [
+            f"higher by {one} than by {other}" for one, other in ((pair.first, pair.second), (pair.second, pair.first))
+        ]
+        if pair.second == LABEL:
+            titles = [
+                f"rejected by people, the highest by {pair.first} first",
+                f"accepted by people, the lowest by {pair.first} first",
+            ]
+        parts += zip(titles, (pair.above, pair.below), strict=True)
+    return _sheet(parts, file_of, f"Nowhere do scores of {name_of(kind.name)} disagree.")
+
+
+def _sheet(parts: list[tuple[str, list[Example]]], file_of: Callable[[str], Path], nothing: str) -> Figure:
+    """Images under titles, each with what is told of it and its prompt; nothing: what is said where there are none."""
+    parts = [(title, found) for title, found in parts if found]
     if not parts:
-        return _nothing(f"No {name_of(kind.name)} with a score to show.")
+        return _nothing(nothing)
     pictures, pairs = _pictures(file_of, [entry for _, found in parts for entry in found])
     across = 4
     downs = [math.ceil(len(found) / across) for _, found in parts]
@@ -322,7 +416,7 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
     total = figure.get_size_inches()[1]
     top = total
     for (title, found), down in zip(parts, downs, strict=True):
-        figure.text(0.005, (top - 0.3) / total, f"{title} by {kind.by}", fontsize=13, weight="bold")
+        figure.text(0.005, (top - 0.3) / total, title, fontsize=13, weight="bold")
         top -= 0.45
         for place, entry in enumerate(found):
             left, below = wide * (place % across), top - high * (place // across + 1)
@@ -342,7 +436,8 @@ def example_sheet(kind: KindReport, file_of: Callable[[str], Path]) -> Figure:
             if entry.before is not None:
                 told += f"\nafter the edit {textwrap.shorten(_printable(entry.before), 24)}"
             corner = (left + wide / 2) / (wide * across), (below + 0.55) / total
-            figure.text(*corner, f"{entry.score:.3g}   {told}", fontsize=8, ha="center", va="top", linespacing=1.25)
+            gap = "   " if len(entry.told) < 8 else "\n"
+            figure.text(*corner, f"{entry.told}{gap}{told}", fontsize=8, ha="center", va="top", linespacing=1.25)
         top -= high * down
     return figure
 
@@ -383,12 +478,27 @@ def _side_by_side(images: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def _mean(score: Score) -> str:
+    return f"{score.mean:.2f}" if abs(score.mean) < 100 else f"{score.mean:,.0f}"
+
+
 def _coarse(score: Score, counts: np.ndarray, most: int = 25) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts of a histogram that an eye can read: of the score's bins, or every four of them as one."""
     if score.whole:
         return score.edges, counts
     step = len(counts) // most
     return score.edges[::step], counts.reshape(-1, step).sum(1)
+
+
+def _grid(number: int, wide: float = 3.4) -> tuple[Figure, list[Any]]:
+    """A figure with so many axes in lines, more in a line where there are many; wide: inches of each in a line of three."""
+    across = min(number, 3 if number <= 9 else 4 if number <= 16 else 5)
+    down = math.ceil(number / across)
+    figure = Figure(figsize=(wide * min(across, 4) + 0.4, 2.7 * down + 0.4), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).ravel())
+    for one in axes[number:]:
+        one.set_visible(False)
+    return figure, axes
 
 
 def _nothing(text: str) -> Figure:

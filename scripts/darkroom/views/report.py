@@ -1,7 +1,7 @@
-"""The numbers behind the report: one pass over the final table, and the records of the jobs.
+"""The numbers behind the report: two passes over the final table, and the records of the jobs.
 
-Scores are counted into bins as they are read, so memory does not grow with the table; ranks and areas are those of the
-binned scores (a hundred bins for probabilities, one for each whole number of a rating).
+The first pass finds how the scores rank the pictures, the second counts them into bins, so memory does not grow with the table; areas
+are those of the binned scores (a hundred bins for probabilities, one for each whole number of a rating).
 """
 
 import json
@@ -21,9 +21,13 @@ from darkroom.jobs.history import read_records
 from darkroom.metrics.base import Catalogue, ScoreColumn
 from darkroom.rows.labels import LABELS
 from darkroom.tables.read import Table
+from darkroom.views.ranks import Sample, add_batch, least_agreeing
 
 EXAMPLES = 8  # best pictures of a sheet, and as many worst
+DISAGREEING, APART, EACH = 2, 0.1, 4  # pairs of scores, least difference of rank, pictures of each side of a pair
+LABEL = "label"  # what people said, as one of a pair; accept is the highest rank, reject the lowest
 BINS = 100
+NARROW = 0.25  # share of a score's range: where the values are within less, the bins are
 _REASONS_KEPT = 10_000
 # What is read of each image, apart from scores.
 _READ = (
@@ -54,15 +58,24 @@ class Score:
     missing: int = 0
     total: float = 0.0
     mass: tuple[float, int] = (0.0, 0)
+    metric: str = ""
 
     GROUPS = ("all", "selected", *LABELS)
 
     @classmethod
-    def of(cls, column: ScoreColumn) -> "Score":
+    def of(cls, column: ScoreColumn, lowest: float, highest: float) -> "Score":
+        """lowest, highest: of the values that there are, and of a threshold."""
         low, high = column.limits
         whole = column.type == "int" and high - low < BINS
+        if not whole and 0 < highest - lowest < NARROW * (high - low):
+            low, high = lowest, highest
         edges = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, high, BINS + 1)
-        return cls(column.name, edges, whole, np.zeros((len(cls.GROUPS), len(edges) - 1), int))
+        counts = np.zeros((len(cls.GROUPS), len(edges) - 1), int)
+        return cls(column.name, edges, whole, counts, metric=column.metric)
+
+    def empty(self) -> "Score":
+        """The same bins with nothing in them."""
+        return Score(self.name, self.edges, self.whole, np.zeros_like(self.counts), metric=self.metric)
 
     def group(self, name: str) -> np.ndarray:
         """The counts of a group by bin."""
@@ -93,22 +106,40 @@ class Score:
 
 @dataclass(frozen=True)
 class Example:
-    """An image for the sheet of examples. before: the edit that it was made from, as the tables name it, None where from none."""
+    """An image for a sheet of examples.
+
+    score: by which it was chosen. before: the edit that it was made from, as the tables name it, None where from none. told: what
+    stands beside its prompt.
+    """
 
     score: float
     row: str
     shard: str
     key: str
     prompt: str
-    before: str | None = None
+    before: str | None
+    told: str
+
+
+@dataclass
+class Disagreement:
+    """Two scores, or a score and the label, and the images that they put farthest apart.
+
+    above: those that the first puts far above the second, the farthest first; below: the other way round.
+    """
+
+    first: str
+    second: str
+    above: list[Example] = field(default_factory=list)
+    below: list[Example] = field(default_factory=list)
 
 
 @dataclass
 class KindReport:
     """What the final table says of one kind of image.
 
-    joint: (score, score) -> counts [bins, bins]. best and worst: by the score `by`, the extreme ones first. agreement:
-    counts [label accept, reject][thresholds reached no, yes].
+    sample: how its scores rank the images. disagreements: of the scores that agree least, and of the score `by` with labels. best and
+    worst: by the score `by`, the extreme ones first. agreement: counts [label accept, reject][thresholds reached no, yes].
     """
 
     name: str
@@ -119,7 +150,8 @@ class KindReport:
     scored: int = 0
     selected: int = 0
     scores: dict[str, Score] = field(default_factory=dict)
-    joint: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    sample: Sample = field(default_factory=lambda: Sample([]))
+    disagreements: list[Disagreement] = field(default_factory=list)
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
     by: str | None = None
@@ -142,22 +174,6 @@ class KindReport:
         chance = labels[0] * selected[1] + labels[1] * selected[0]
         return float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")
 
-    def correlation(self, one: str, other: str) -> float:
-        """Spearman's rank correlation of two scores; nan where one of them is always the same."""
-        counts = self.joint[one, other] if (one, other) in self.joint else self.joint[other, one].T
-        total = counts.sum()
-        if not total:
-            return float("nan")
-        centred = []
-        for axis in (1, 0):
-            here = counts.sum(axis)
-            ranks = np.cumsum(here) - here / 2
-            centred.append(ranks - (ranks * here).sum() / total)
-        spread = [(rank**2 * counts.sum(axis)).sum() for rank, axis in zip(centred, (1, 0), strict=True)]
-        if not min(spread) > 0:
-            return float("nan")
-        return float(centred[0] @ counts @ centred[1] / np.sqrt(spread[0] * spread[1]))
-
 
 def read_table(
     table: Path, rejected: Path, catalogue: Catalogue, select: Select, rows: dict[str, tuple[str, int]]
@@ -166,18 +182,14 @@ def read_table(
 
     rows: kind -> ("prompts" or "edits", number of its rows that could be used).
     """
-    kinds = {}
-    for name, (_, number) in rows.items():
-        scores = {column.name: Score.of(column) for column in catalogue.scores(name)}
-        thresholds = select.least_of(name)
-        by = next(iter(thresholds), next(iter(scores), None))
-        kinds[name] = KindReport(name, rows=number, scores=scores, by=by, thresholds=thresholds)
+    images = Table(table)
+    samples = _ranked(images, {name: catalogue.score_names(name) for name in rows})
+    kinds = {name: _empty(name, number, samples[name], catalogue, select) for name, (_, number) in rows.items()}
     with open(rejected, encoding="utf-8") as stream:
         for line in map(json.loads, stream):
             for kind in (kinds[name] for name, (file_, _) in rows.items() if file_ == line["file"]):
                 kind.rejected += 1
                 kind.failures[f"row rejected: {general(line['reason'])}"] += 1
-    images = Table(table)
     for batch in images.batches(_columns(kinds.values(), catalogue, images)):
         whole = batch.to_pydict()
         of = np.array(whole["kind"], object)
@@ -207,7 +219,7 @@ def read_shared(table: Path, catalogue: Catalogue, kinds: Sequence[KindReport]) 
     shared = counted.field("values").filter(pc.equal(counted.field("counts"), len(kinds)))
     found = []
     for kind in kinds:
-        scores = {column.name: Score.of(column) for column in catalogue.scores(kind.name)}
+        scores = {name: score.empty() for name, score in kind.scores.items()}
         found.append(KindReport(kind.name, kind.rows, scores=scores, by=kind.by, thresholds=kind.thresholds))
         for batch in images.batches(_columns(found[-1:], catalogue, images)):
             both = pc.and_(pc.equal(batch["kind"], kind.name), pc.is_in(places(batch), value_set=shared))
@@ -222,6 +234,29 @@ def _columns(kinds: Iterable[KindReport], catalogue: Catalogue, images: Table) -
     for kind in kinds:
         wanted |= {*kind.scores, *catalogue.names(kind.name, "error"), *catalogue.names(kind.name, "mass")}
     return sorted(wanted & images.names.keys())
+
+
+def _ranked(images: Table, scores: dict[str, list[str]]) -> dict[str, Sample]:
+    """kind -> how the scores of its images that were made rank them; scores: of each kind."""
+    samples = {kind: Sample(names) for kind, names in scores.items()}
+    every = {name for names in scores.values() for name in names}
+    for batch in images.batches(["kind", "key", "error", *sorted(every)]):
+        add_batch(samples, batch)
+    return samples
+
+
+def _empty(name: str, rows: int, sample: Sample, catalogue: Catalogue, select: Select) -> KindReport:
+    """The report of a kind before its images are counted."""
+    thresholds = select.least_of(name)
+    scores = {}
+    for column, lowest, highest in zip(catalogue.scores(name), sample.lowest, sample.highest, strict=True):
+        least = [thresholds[column.name]] if column.name in thresholds else []
+        scores[column.name] = Score.of(column, min([lowest, *least]), max([highest, *least]))
+    by = next(iter(thresholds), next(iter(scores), None))
+    pairs = least_agreeing(sample.names, sample.correlations(), DISAGREEING)
+    pairs += [(by, LABEL)] if by is not None else []
+    apart = [Disagreement(*pair) for pair in pairs]
+    return KindReport(name, rows=rows, scores=scores, by=by, thresholds=thresholds, sample=sample, disagreements=apart)
 
 
 def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
@@ -240,7 +275,6 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
     for place, name in enumerate(LABELS):
         for chosen in (0, 1):
             kind.agreement[place, chosen] += int((groups[name] & (reached == bool(chosen))).sum())
-    binned: dict[str, np.ndarray] = {}
     masses = catalogue.masses(kind.name)
     whole = made.copy()
     for name, score in kind.scores.items():
@@ -248,7 +282,6 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
         there = made & ~np.isnan(values)
         whole &= there
         bins = np.clip(np.searchsorted(score.edges, values, side="right") - 1, 0, len(score.edges) - 2)
-        binned[name] = np.where(there, bins, -1)
         for row, group in enumerate(score.GROUPS):
             score.counts[row] += np.bincount(bins[there & groups[group]], minlength=len(score.edges) - 1)
         score.missing += int((made & ~there).sum())
@@ -257,38 +290,61 @@ def _add(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) 
             known = [share for place in np.flatnonzero(there) if (share := columns[mass][place]) is not None]
             score.mass = score.mass[0] + sum(known), score.mass[1] + len(known)
         if name == kind.by:
-            _extremes(kind, values, np.flatnonzero(there), columns)
+            told = [f"{value:.3g}" for value in values]
+            kind.best = _extreme(kind, kind.best, values, told, columns, EXAMPLES)
+            kind.worst = _extreme(kind, kind.worst, values, told, columns, EXAMPLES, lowest=True)
     kind.scored += int(whole.sum()) if kind.scores else 0
-    for one, first in binned.items():
-        for other, second in binned.items():
-            if one < other:
-                both = (first >= 0) & (second >= 0)
-                shape = [len(kind.scores[name].edges) - 1 for name in (one, other)]
-                counts = np.bincount(first[both] * shape[1] + second[both], minlength=shape[0] * shape[1])
-                kind.joint[one, other] = kind.joint.get((one, other), 0) + counts.reshape(shape)
+    for pair in kind.disagreements:
+        _apart(kind, pair, columns)
     _count_failures(kind, columns, catalogue)
 
 
-def _extremes(kind: KindReport, values: np.ndarray, places: np.ndarray, columns: dict[str, list[Any]]) -> None:
-    """Keep the best and the worst, one of a row; of equal scores the ones that come first in the table."""
-    for falling in (False, True):
-        sign = -1 if falling else 1
-        found = {entry.row: entry for entry in (kind.best if falling else kind.worst)}
-        for place in places[np.argsort(sign * values[places], kind="stable")]:
-            row, shard, key, prompt = (columns[name][place] for name in ("row", "shard", "key", "prompt"))
+def _apart(kind: KindReport, pair: Disagreement, columns: dict[str, list[Any]]) -> None:
+    """Keep the images that a pair puts farthest apart."""
+    ranks, told = [], []
+    for name in (pair.first, pair.second):
+        if name == LABEL:
+            labels = columns.get(LABEL) or [None] * len(columns["key"])
+            ranks.append(np.array([{"accept": 1.0, "reject": 0.0}.get(label, np.nan) for label in labels]))
+            told.append([f"{label}ed" for label in labels])
+        else:
+            values = np.array([np.nan if value is None else value for value in columns[name]], float)
+            ranks.append(kind.sample.ranks(name, values))
+            told.append([f"{value:.3g} ({100 * rank:.0f} %)" for value, rank in zip(values, ranks[-1], strict=True)])
+    apart = ranks[0] - ranks[1]
+    both = [f"{one} | {other}" for one, other in zip(*told, strict=True)]
+    pair.above = _extreme(kind, pair.above, np.where(apart >= APART, apart, np.nan), both, columns, EACH)
+    pair.below = _extreme(kind, pair.below, np.where(apart <= -APART, apart, np.nan), both, columns, EACH, lowest=True)
+
+
+def _extreme(
+    kind: KindReport,
+    kept: list[Example],
+    values: np.ndarray,
+    told: list[str],
+    columns: dict[str, list[Any]],
+    most: int,
+    lowest: bool = False,
+) -> list[Example]:
+    """The images of the highest (or lowest) values, of those that were kept and of the made ones of these, one of a row, at most so many.
+
+    values: nan leaves one out; told: what is said of each. Of equal ones those that come first in the table.
+    """
+    sign = -1 if lowest else 1
+    found = {entry.row: entry for entry in kept}
+    made = np.array([error is None for error in columns["error"]])
+    places = np.flatnonzero(made & ~np.isnan(values))
+    for place in places[np.argsort(-sign * values[places], kind="stable")]:
+        row, shard, key, prompt = (columns[name][place] for name in ("row", "shard", "key", "prompt"))
+        value = float(values[place])
+        last = min((sign * entry.score for entry in found.values()), default=0)
+        if len(found) >= most and row not in found and sign * value <= last:
+            break
+        if row not in found or sign * value > sign * found[row].score:
             after_own = "source_kind" in columns and columns["source_kind"][place] == kind.name
             before = columns["source_name"][place] if after_own else None
-            new = Example(float(values[place]), row, shard, key, prompt, before)
-            if (
-                len(found) >= EXAMPLES
-                and new.row not in found
-                and sign * new.score >= max(sign * e.score for e in found.values())
-            ):
-                break
-            if new.row not in found or sign * new.score < sign * found[new.row].score:
-                found[new.row] = new
-        chosen = sorted(found.values(), key=lambda entry: sign * entry.score)[:EXAMPLES]
-        kind.best, kind.worst = (chosen, kind.worst) if falling else (kind.best, chosen)
+            found[row] = Example(value, row, shard, key, prompt, before, told[place])
+    return sorted(found.values(), key=lambda entry: -sign * entry.score)[:most]
 
 
 def _count_failures(kind: KindReport, columns: dict[str, list[Any]], catalogue: Catalogue) -> None:
