@@ -442,7 +442,7 @@ def test_diversity_is_told_of_the_set_of_samples_and_by_field(kinds, tmp_path):
 def test_what_is_told_is_drawn_and_twice_the_same(kinds, tmp_path, settings):
     _, those = kinds
     varied = found(tmp_path, those, **settings)[0].diversity()
-    names = [plot.name for plot in figures([IMAGES], tmp_path, Duplicates(**settings).of)]
+    names = [plot.name for plot in figures([IMAGES], {"images": 2}, False, tmp_path, Duplicates(**settings).of)]
     assert ("diversity" in names) == ("images" in varied) == ("sources" not in settings.get("of", ()))
     for kind, told in varied.items():
         for name in ("once.svg", "again.svg"):

@@ -14,6 +14,7 @@ from darkroom.tables.select import ITEM, NUMBER, Selector
 from darkroom.tables.sql import Checker, computed
 from darkroom.tables.yields import read_yields
 from darkroom.views import gallery
+from darkroom.views.ranks import Sample
 from darkroom.views.steps import write_steps
 from test_tables import RUBRIC, build
 
@@ -271,5 +272,9 @@ def test_cuts_are_told_in_words_where_there_are_any():
     select = Select.model_validate({"images": {"p": 0.4, **cuts}, "edited": {"q": 1}})
     told = {"where": "p > 0.5", "quota": "the best 5 of each category", "kept in all": "9", "the best by": "p, -sample"}
     assert select.of("images").cuts == told and select.of("edited").cuts == {}
-    assert gallery._about(RUBRIC.catalogue, "images", select)["cuts"] == [f"{key} {said}" for key, said in told.items()]
-    assert "cuts" not in gallery._about(RUBRIC.catalogue, "edited", select)
+    about = {
+        kind: gallery._about(RUBRIC.catalogue, kind, select, None, Sample(RUBRIC.catalogue.score_names(kind)))
+        for kind in ("images", "edited")
+    }
+    assert about["images"]["cuts"] == [f"{key} {said}" for key, said in told.items()]
+    assert "cuts" not in about["edited"]
