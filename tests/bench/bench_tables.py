@@ -67,10 +67,10 @@ def shard(folder: Path, name: str, start: int, count: int, rubric: Any, duplicat
         "json": [value and f'{{"rating": {round(value * 10)}}}' for value in p],
         "rating": [value and round(value * 10) for value in p],
     }
-    scores |= {"duplicate_group": [dice.randrange(duplicates) for _ in numbers]}
+    scores |= {"twin_group": [dice.randrange(duplicates) for _ in numbers]}
     for kind, columns, records in (
         ("images", IMAGE_COLUMNS, images),
-        ("scores/judge", score_columns(rubric.columns("images")) | {"duplicate_group": "int"}, scores),
+        ("scores/judge", score_columns(rubric.columns("images")) | {"twin_group": "int"}, scores),
     ):
         path = folder / kind / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def kind_of(folder: Path, images: int, size: int) -> tuple[Any, Any]:
         Question("p", "yes_no", "{prompt}?"),
         Question("json", "json", "{prompt}", {"rating": {"minimum": 0, "maximum": 10}}),
     ]
-    rubric = Rubric({"images": asked, "edited": []}, "digest")
+    rubric = Rubric({"images": asked, "edited": []})
     names = {f"s{start:08}": (start, min(size, images - start)) for start in range(0, images, size)}
     for name, (start, count) in names.items():
         if not (folder / "scores/judge" / f"{name}.parquet").exists():
@@ -103,7 +103,7 @@ def kind_of(folder: Path, images: int, size: int) -> tuple[Any, Any]:
     files = ShardFiles.below(folder / "prompts", folder / "images", folder / "scores")
     digests = dict.fromkeys(names, "d")
     kind = Kind("images", plan, 1, files, digests, {"judge": digests}, {name: [name] for name in names})
-    found = ScoreColumn("duplicate_group", "int", "duplicates", "score", "duplicates", "", 0, images)
+    found = ScoreColumn("twin_group", "int", "duplicates", "score", "duplicates", "", 0, images)
     why = ScoreColumn("duplicate_error", "text", "duplicates", "error", "duplicates")
     return kind, Catalogue.of({"images": [*rubric.catalogue.columns("images"), found, why]})
 
@@ -154,7 +154,7 @@ def main() -> int:
     held = True
     with tempfile.TemporaryDirectory() as temporary:
         top = asked.folder or Path(temporary)
-        whole = {"where": "p >= 0.3 and category <> 'c3'", "distinct": "duplicate_group", "order_by": ["rating", "p"]}
+        whole = {"where": "p >= 0.3 and category <> 'c3'", "distinct": "twin_group", "order_by": ["rating", "p"]}
         whole |= {"quota": {"by": "category", "each": asked.images // 100}}
         for name, images, selection, most in (
             ("whole", asked.images, whole, MOST_WHOLE * asked.images / 1e6),

@@ -240,6 +240,7 @@ def test_the_demonstration_through_the_profile(tmp_path, batch, reference, reque
         ("generate_images_few", "gpu"): 3,
         ("edit_images", "gpu"): 4,
         ("score_images", "gpu"): 3,
+        ("score_clip", "cpu"): 3,
         ("merge_scores", "cpu"): 1,
         ("write_dataset", "cpu"): 1,
         ("gallery_shard", "cpu"): 10,

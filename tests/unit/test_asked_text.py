@@ -79,6 +79,6 @@ def test_a_field_that_is_read_is_part_of_the_key():
 def test_where_nothing_reads_text_the_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)  # as Python does where it is not installed
     with pytest.raises(
-        DarkroomError, match=r"metrics.ocr: .*rapidocr_onnxruntime.*pip install --no-deps -r envs/ocr.txt"
+        DarkroomError, match=r"metrics.ocr: .*rapidocr_onnxruntime.*pip install --no-deps -r envs/onnx.txt"
     ):
         OCRMetric(OCR()).open("images")

@@ -21,7 +21,7 @@ ENVS = (
     "tables.yaml",
     "cuda.txt",
     "slurm.txt",
-    "ocr.txt",
+    "onnx.txt",
     "quick.lock",
     "gpu.lock",
 )
@@ -151,12 +151,12 @@ def test_one_environment_has_all_stages_and_what_runs_them():
     assert "pip install --no-cache-dir -r /opt/cuda.txt" in (REPOSITORY / "envs/darkroom.def").read_text()
 
 
-def test_what_reads_text_is_installed_without_its_dependencies_everywhere():
-    """They name another OpenCV than that of vLLM; what is needed of them has to be listed."""
+def test_what_needs_other_versions_of_what_is_there_is_installed_without_dependencies_everywhere():
+    """They name another OpenCV than that of vLLM, and an old Pillow; what is needed of them has to be listed."""
     script = (REPOSITORY / "envs/judge.post-deploy.sh").read_text()
-    assert dict(PIN.findall(script)) == pins("ocr.txt") and "pip install --no-deps" in script
-    assert "pip install --no-cache-dir --no-deps -r /opt/ocr.txt" in (REPOSITORY / "envs/darkroom.def").read_text()
-    assert "pip install --no-deps -r envs/ocr.txt" in (REPOSITORY / "docs/install.md").read_text()
+    assert dict(PIN.findall(script)) == pins("onnx.txt") and "pip install --no-deps" in script
+    assert "pip install --no-cache-dir --no-deps -r /opt/onnx.txt" in (REPOSITORY / "envs/darkroom.def").read_text()
+    assert "pip install --no-deps -r envs/onnx.txt" in (REPOSITORY / "docs/install.md").read_text()
     assert "opencv-python" not in pins("cpu.lock") and "opencv-python-headless" in pins("cpu.lock")
 
 
@@ -166,7 +166,7 @@ def test_the_torch_of_one_stage_is_that_of_the_other():
 
 @pytest.mark.parametrize(("script", "env"), sorted(rules()))
 def test_what_a_rules_script_imports_is_in_its_environment(script, env):
-    distributions, there = installed(), pins(env) | (pins("ocr.txt") if env == "judge.yaml" else {})
+    distributions, there = installed(), pins(env) | (pins("onnx.txt") if env == "judge.yaml" else {})
 
     def without(modules):
         # A module that is not installed where the test runs is taken for the package of that name.

