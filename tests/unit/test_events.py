@@ -53,6 +53,21 @@ def test_jobs_that_end_because_of_ctrl_c_did_not_fail(told, capfd):
     assert "failed" not in events_file(events.results).read_text()
 
 
+def test_why_a_job_was_refused_is_said_once_however_often_it_is_tried(told):
+    logger, screen, file, events = told
+    for memory in (1000, 1500, 2250):
+        refused = (
+            f"SLURM sbatch failed. The error message was 'invalid partition'.\\n    sbatch call:\\n --mem {memory}"
+        )
+        logger.error("Error in rule", extra=ERROR | {"rule_msg": refused.replace("\\n", "\n")})
+    logger.error("Error in another", extra=ERROR | {"jobid": 8, "rule_msg": "SLURM sbatch failed."})
+    for _ in range(2):
+        logger.error("Error in a job that ran", extra=ERROR | {"rule_msg": None})
+    assert screen.getvalue().splitlines() == ["Error in rule", "Error in another", *["Error in a job that ran"] * 2]
+    assert file.read_text().count("Error in rule") == 3
+    assert events_file(events.results).read_text().count("failed. The error") == 3
+
+
 def test_a_verbose_run_shows_everything(tmp_path):
     (tmp_path / ".darkroom").mkdir()
     logger, screen = logging.Logger("run", logging.DEBUG), io.StringIO()

@@ -69,7 +69,7 @@ class EventWriter(logging.Handler):
 
 
 class _Calm(logging.Filter):
-    """What a screen shows of a run: what fails, warns or is asked for, but no job that goes well, and no line twice.
+    """What a screen shows of a run: what fails, warns or is asked for, but no job that goes well, and nothing twice.
 
     Ten thousand jobs are fifty thousand lines. Once the run is cancelled, jobs that end because of it are no news either.
     """
@@ -84,15 +84,23 @@ class _Calm(logging.Filter):
         if record.funcName == _RESTORES:
             return False
         if record.levelno >= logging.ERROR or event in ("job_error", "group_error"):
-            return not self.events.cancelled
+            return not self.events.cancelled and not self._repeats(record)
         if record.levelno >= logging.WARNING or event is not None:
             return event not in _OF_JOBS
-        message = record.getMessage()
+        return not self._was_said(record.getMessage())
+
+    def _repeats(self, record: logging.LogRecord) -> bool:
+        """Whether an executor says of a job once more what it said of an earlier try, such as why Slurm refused it."""
+        facts = vars(record)
+        reason = str(facts.get("rule_msg") or "").partition("\n")[0]  # below it, what each try asked for
+        return bool(reason) and self._was_said(f"{facts.get('jobid')}: {reason}")
+
+    def _was_said(self, message: str) -> bool:
         if message in self.said:
-            return False
+            return True
         if len(self.said) < _SAID:
             self.said.add(message)
-        return True
+        return False
 
 
 def watch_over(logger: logging.Logger, events: EventWriter) -> None:
