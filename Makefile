@@ -1,4 +1,4 @@
-# make quick: lint, types and the unit tests that need no models, in a light environment of its own (.venv-quick); a minute or so.
+# make quick: lint, types and the light unit tests, which need no models, in a light environment of its own (.venv-quick); a minute or so.
 # make demo: everything that is needed into .venv, then the demonstration set by the embedded models.
 # make test: everything that is tested, also on a Slurm cluster of its own where it may have one (root on Debian).
 # make test-all: the same at full size, for an hour or two.
@@ -32,7 +32,7 @@ test-all: $(READY)
 quick: lint types unit
 
 unit: $(QUICK_READY)
-	$(QUICK)/python -m pytest -n $(CORES) --dist loadfile -q tests/unit
+	$(QUICK)/python -m pytest -n $(CORES) --dist loadfile -q -m light tests/unit
 
 types: $(QUICK_READY)
 	$(QUICK)/mypy

@@ -51,6 +51,13 @@ def write_inputs(run, prompts=PROMPTS, edits=EDITS):
     Image.new("RGB", (64, 64), (245, 215, 30)).save(run.folder / "square.png")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Units are light, unless they say that they are long."""
+    for item in items:
+        if item.path.parent.name == "unit" and item.get_closest_marker("long") is None:
+            item.add_marker("light")
+
+
 def small_config(**changes: Any) -> dict[str, Any]:
     """A config for the embedded models with few steps; sections in `changes` are merged into it."""
     config: dict[str, Any] = {

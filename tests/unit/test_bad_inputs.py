@@ -403,6 +403,7 @@ def test_a_good_image_between_bad_ones_is_stored_as_it_was(pictures):
     assert len(pictures) == len(FILES) + 1
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_what_a_picture_may_hold(tmp_path):
     # In a process of its own, whose peak is that of these files: 60 000 x 60 000 pixels would take 10 GB.
     (tmp_path / "bomb.png").write_bytes(bomb(60_000, 60_000))

@@ -51,6 +51,7 @@ def flux(tmp_path_factory):
     return workflow, forecast(workflow)
 
 
+@pytest.mark.long
 def test_before_the_first_job_of_fifty_thousand_rows_all_is_said_by_built_in_speeds(flux):
     workflow, told = flux
     found = costs(workflow, told)
@@ -84,6 +85,7 @@ def test_before_the_first_job_of_fifty_thousand_rows_all_is_said_by_built_in_spe
     assert "black-forest-labs/FLUX.1-dev 34.0 GB" in said
 
 
+@pytest.mark.long
 def test_the_time_is_said_for_any_number_of_gpus(flux):
     workflow, told = flux
     found = costs(workflow, told)

@@ -45,7 +45,7 @@ def groups_of(hashes, most):
     return found.groups(), found
 
 
-@pytest.mark.parametrize(("bits", "number"), [(64, 100_000), (256, 5_000)])
+@pytest.mark.parametrize(("bits", "number"), [pytest.param(64, 100_000, marks=pytest.mark.long), (256, 5_000)])
 def test_planted_near_duplicates_are_found_among_many_hashes(bits, number):
     """With recall and precision of 0.99 and more, in at most 60 CPU seconds."""
     random, most = np.random.default_rng(bits), bits * 3 // 32

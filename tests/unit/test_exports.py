@@ -558,6 +558,7 @@ def peak(folder, rows, what):
     return int(done.stdout)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_images(tmp_path):
     """10 times the images: 45 MB of pictures more, each of which goes through every export."""
     small, large = (peak(tmp_path / str(rows), rows, "write") for rows in (50, 500))

@@ -154,6 +154,7 @@ def kept(source, result, **record):
     return PreservedMetric(Preserved()).score([subject])[0]
 
 
+@pytest.mark.long
 def test_what_was_preserved_follows_the_degree_of_damage():
     degrees = range(6)
     for kind in ("noise", "fade", "blur"):

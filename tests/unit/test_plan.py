@@ -93,6 +93,7 @@ def test_one_changed_row_makes_at_most_two_shards_stale(tmp_path_factory, kind, 
     assert len(identities(new) - identities(old)) <= 2
 
 
+@pytest.mark.long
 @settings(stable, max_examples=80)
 @given(seed=st.integers(0, 2**32), size=st.integers(8, 40))
 def test_swapped_neighbours_make_at_most_three_shards_stale_and_hardly_ever_three(tmp_path_factory, seed, size):
@@ -276,6 +277,7 @@ def lines_held(plan):
     return held
 
 
+@pytest.mark.long
 @settings(stable, max_examples=25)
 @given(
     seed=st.integers(0, 2**32),

@@ -186,7 +186,7 @@ def test_reasons_that_differ_in_names_and_numbers_count_together():
         assert general(one.replace("a: b", "ab")) == general(other)
 
 
-@pytest.mark.parametrize("number", [0, 1, 60])
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 60))])
 def test_every_plot_is_drawn_and_twice_the_same(tmp_path, number):
     """Whatever there is to draw: nothing, one image, or many with labels."""
     records = [

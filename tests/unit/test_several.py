@@ -139,7 +139,7 @@ def test_a_change_of_one_model_leaves_the_other_and_what_starts_from_it(opened):
     before = paths(flow)
     after = paths(opened(edits=None, generate={"few": FEW, "many": MANY | {"steps": 20}}))
     changed = {name for name in before if before[name] != after[name]}
-    assert {step for step, _ in changed} == {"images-many", "scores/judge/images-many"}
+    assert {step for step, _ in changed} == {"images-many", "scores/judge/images-many", "scores/clip/images-many"}
     more = paths(opened(edits=None, generate={"few": FEW, "many": MANY, "more": ONE | {"steps": 6}}))
     assert before.items() <= more.items()
     one = paths(opened(edits=None, generate=ONE))

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from shapeworld import scorer, world
 from shapeworld.world import Scene, Thing
 
+pytestmark = pytest.mark.long
+
 
 def scenes(n, seed=0):
     rng = random.Random(seed)
