@@ -245,7 +245,7 @@ def make_everything(
         "cards": cards,
     }
     labels = Labels({"1".zfill(32): ("accept", 2, ""), "30".zfill(32): ("reject", 3, "")})
-    page = write_gallery(kinds, folder, EVERYTHING_SELECT, labels, about, more)
+    page = write_gallery(kinds, folder, EVERYTHING_SELECT, labels, about, more=more)
     for name, shard, key, selected in pq.read_table(folder / "scores.parquet", columns=PLACE).to_pandas().to_numpy():
         if selected:
             original = folder / "dataset" / name / shard / f"{key}.png"
