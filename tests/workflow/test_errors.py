@@ -144,7 +144,7 @@ def test_values_on_the_command_line_go_into_the_sections_of_the_config_file(run)
     done = run.snakemake("all", "-n", "--snakefile", str(run.folder / "Snakefile"), "--config", *values)
     assert "gallery_index" not in done.stdout and "export_dataset" in done.stdout
     filled = json.loads((run.folder / "filled.json").read_text())
-    assert filled["gallery"] == {"enabled": False, "thumbnail": 64, "preview": 1024}
+    assert filled["gallery"] == {"enabled": False, "thumbnail": 64, "preview": 1024, "scores": None}
     changed = {"steps": 40, "guidance": 2.5, "compile": False, "height": None}
     same = {key: run.config["generate"][key] for key in run.config["generate"].keys() - changed.keys()}
     assert {key: filled["generate"][key] for key in changed | same} == changed | same
