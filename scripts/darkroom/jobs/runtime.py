@@ -5,6 +5,7 @@ import ctypes
 import errno
 import importlib.metadata
 import logging
+import math
 import os
 import signal
 import sys
@@ -206,11 +207,12 @@ def device_kind(wanted: str) -> str:
 
 
 class Progress:
-    """Logs how far a job is: done, total, rate and time left, at the end and at most every `every` seconds before."""
+    """Logs how far a job is: done, total, rate and time left; when something is done for the first time, then at most every `every`
+    seconds, and at the end."""
 
     def __init__(self, total: int, unit: str, every: float = 10.0):
         self.total, self.unit, self.every = total, unit, every
-        self.done, self.started, self.said = 0, time.monotonic(), time.monotonic()
+        self.done, self.started, self.said = 0, time.monotonic(), -math.inf
 
     @property
     def seconds(self) -> float:
