@@ -19,7 +19,7 @@ from darkroom.plan.shards import Plan, make_plan
 from darkroom.rows.labels import Labels
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS
 from darkroom.store.shardfile import write_shard as write_file
-from darkroom.tables.duplicates import DuplicatesFile, columns_of, write_duplicates
+from darkroom.tables.duplicates import DuplicatesFile, write_duplicates
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores, write_rejected
 from darkroom.views.gallery import rejected_rows, write_index, write_shard
@@ -279,7 +279,7 @@ def write_gallery(
     table = folder / "scores.parquet"
     found = None
     if duplicates:
-        found = DuplicatesFile(folder / "duplicates.parquet", "u", columns_of(duplicates))
+        found = DuplicatesFile(folder / "duplicates.parquet", "u", duplicates.columns)
         write_duplicates(kinds, duplicates, 64, {}, [], found.path, {"digest": "u"})
     merge_scores(kinds, catalogue, select, table, folder / "scores.csv", {"digest": "t"}, labels, duplicates=found)
     if worked_out:

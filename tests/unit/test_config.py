@@ -245,6 +245,15 @@ def test_an_expression_that_does_not_fit_is_one_line_before_anything_runs(folder
     assert str(error.value).startswith(f"config: {message}") and "\n" not in str(error.value)
 
 
+def test_expressions_see_what_is_said_of_duplicates_where_that_is_asked_for(folder):
+    given = config("select: {images: {distinct: duplicate_group, where: duplicate_distance is null}}")
+    del given["judge"]["rubric"]
+    with pytest.raises(DarkroomError, match=r"^config: select\.images\.where: no column duplicate_distance; "):
+        Workflow.open(given)
+    given["duplicates"] = {"by": "exact"}
+    assert Workflow.open(given).duplicates is not None
+
+
 def test_expressions_see_the_users_fields_and_change_the_tables_alone(folder):
     Path("rows.jsonl").write_text('{"prompt": "a", "category": "x", "Label": 1}\n')
     runs = []

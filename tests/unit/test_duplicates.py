@@ -24,7 +24,7 @@ from darkroom.run.against import earlier_digests, earlier_sets
 from darkroom.run.workflow import Workflow
 from darkroom.store.shardfile import EDITED_COLUMNS, IMAGE_COLUMNS, write_shard
 from darkroom.tables import alike
-from darkroom.tables.duplicates import DuplicatesFile, EarlierSet, columns_of, normal, write_duplicates
+from darkroom.tables.duplicates import DuplicatesFile, EarlierSet, normal, write_duplicates
 from darkroom.tables.kind import Kind, ShardFiles
 from darkroom.tables.merge import merge_scores
 from darkroom.views import plots
@@ -240,7 +240,7 @@ def found(folder, kinds, earlier=(), embeddings=None, **settings):
     settings = Duplicates(against=[str(one.path) for one in earlier], **settings)
     path = folder / "duplicates.parquet"
     counts = write_duplicates(kinds, settings, 64, embeddings or {}, list(earlier), path, {"digest": "found"})
-    file = DuplicatesFile(path, "found", columns_of(settings))
+    file = DuplicatesFile(path, "found", settings.columns)
     return file, {line["key"]: line for line in file.lines()}, counts
 
 
@@ -329,9 +329,14 @@ def test_the_tables_have_the_columns_and_none_where_nothing_is_asked_for(kinds, 
     assert [{name: line[name] for name in file.columns} for line in table.to_pylist()] == [
         {name: line[name] for name in file.columns} for line in lines.values()
     ]
+    best = Select.model_validate({"images": {"distinct": "duplicate_group"}})
+    merge_scores(those, CATALOGUE, best, *files, {"digest": "t"}, duplicates=file)
+    kept = [line["duplicate_group"] for line in pq.read_table(files[0]).to_pylist() if line["selected"]]
+    groups = {line["duplicate_group"] for line in table.to_pylist() if line["kind"] == "images" and not line["error"]}
+    assert len(groups) > 1 and sorted(filter(None, kept)) == sorted(filter(None, groups))  # one of each
     plain = merged(None)
     assert plain.column_names == [name for name in table.column_names if name not in file.columns]
-    assert set(columns_of(Duplicates(by="exact", of=["images", "sources", "prompts"], against=["x"]))) <= TAKEN
+    assert set(Duplicates(by="exact", of=["images", "sources", "prompts"], against=["x"]).columns) <= TAKEN
     for wrong, said in ((replace(file, digest="other"), "stale"), (None, "not of the images that are there")):
         if wrong is None:
             found(tmp_path, those[1:], by="phash")

@@ -1,13 +1,23 @@
 """The section of the config that says which pictures, sources and prompts count as the same."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from darkroom.config.values import AS_GIVEN, PathText, Refused, Section
 
 Way = Literal["exact", "phash", "embeddings"]
+WAYS: tuple[Way, ...] = get_args(Way)  # in the order in which they count
 SOURCES, PROMPTS = "sources", "prompts"  # what can be compared beside the pictures of stages
+
+# The columns that the tables get.
+PICTURE_COLUMNS = {
+    "duplicate_group": "text",
+    "duplicate_of": "text",
+    "duplicate_by": "text",
+    "duplicate_distance": "float",
+}
+AGAINST, SOURCE_GROUP, PROMPT_GROUP = "duplicate_against", "source_group", "prompt_group"
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -53,7 +63,18 @@ class Duplicates(Section):
     def ways(self) -> tuple[str, ...]:
         """What is compared by, in the order in which they count; () where nothing is looked for."""
         named = [self.by] if isinstance(self.by, str) else self.by
-        return tuple(way for way in ("exact", "phash", "embeddings") if way in named)
+        return tuple(way for way in WAYS if way in named)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that the tables get, and their types; none where nothing is looked for."""
+        if not self.ways:
+            return {}
+        pictures = set(self.of) - {SOURCES, PROMPTS}
+        columns = dict(PICTURE_COLUMNS) if pictures else {}
+        columns |= {AGAINST: "text"} if self.against and pictures else {}
+        columns |= {SOURCE_GROUP: "text"} if SOURCES in self.of else {}
+        return columns | ({PROMPT_GROUP: "text"} if PROMPTS in self.of else {})
 
     def bits_apart(self, bits: int) -> int:
         """Bits in which the hashes of duplicates differ at most, of so many."""

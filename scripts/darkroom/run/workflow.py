@@ -506,9 +506,9 @@ class Workflow:
         """The file of them, for who reads it."""
         if self.duplicates is None:
             return None
-        from darkroom.tables.duplicates import DuplicatesFile, columns_of
+        from darkroom.tables.duplicates import DuplicatesFile
 
-        return DuplicatesFile(Path(*self.duplicates.files), self.duplicates.digest, columns_of(self.config.duplicates))
+        return DuplicatesFile(Path(*self.duplicates.files), self.duplicates.digest, self.config.duplicates.columns)
 
     @cached_property
     def tables(self) -> Output:
@@ -932,6 +932,7 @@ def _check_expressions(
     ours: dict[str, str] = {**TABLE_COLUMNS, "model": "text", "label": "text"}
     for stage in dict.fromkeys(stage.name for stage in stages):
         ours |= catalogue.types(stage)
+    ours |= config.duplicates.columns
     types: dict[str, Any] = {name: type_ for name, type_ in ours.items() if name.casefold() not in own}
     types |= {config.export.prefix + name: type_ for name, type_ in ours.items() if name.casefold() in own}
     checker = Checker(types | dict.fromkeys(own.values()))

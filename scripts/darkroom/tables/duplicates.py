@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from darkroom.config.duplicates import PROMPTS, SOURCES, Duplicates
+from darkroom.config.duplicates import AGAINST, PROMPT_GROUP, PROMPTS, SOURCE_GROUP, SOURCES, WAYS, Duplicates
 from darkroom.errors import DarkroomError, RowError
 from darkroom.files import replacing
 from darkroom.jobs.runtime import say
@@ -34,26 +34,9 @@ from darkroom.tables.read import Table
 
 # What tells the lines of the tables apart, and what is said of each.
 PLACE = {"kind": "text", "row": "text", "item": "int", "sample": "int", "key": "text"}
-PICTURE_COLUMNS = {
-    "duplicate_group": "text",
-    "duplicate_of": "text",
-    "duplicate_by": "text",
-    "duplicate_distance": "float",
-}
-AGAINST, SOURCE_GROUP, PROMPT_GROUP = "duplicate_against", "source_group", "prompt_group"
-WAYS = ("exact", "phash", "embeddings")
 VALUES = 12  # of a field of the user's rows, at the most, for diversity to be told by it
 FIELDS = 6  # fields it is told by
 _GROUP_ROWS = 16_384
-
-
-def columns_of(settings: Duplicates) -> dict[str, str]:
-    """The columns that the tables get, and their types."""
-    pictures = set(settings.of) - {SOURCES, PROMPTS}
-    columns = dict(PICTURE_COLUMNS) if pictures else {}
-    columns |= {AGAINST: "text"} if settings.against and pictures else {}
-    columns |= {SOURCE_GROUP: "text"} if SOURCES in settings.of else {}
-    return columns | ({PROMPT_GROUP: "text"} if PROMPTS in settings.of else {})
 
 
 @dataclass(frozen=True)
@@ -284,7 +267,7 @@ def write_duplicates(
         of_stage.setdefault(like(kind.name), []).append(kind)
     hashed = bits if "phash" in settings.ways else None
     sets = [(one.name, *one.read(hashed)) for one in earlier]
-    columns = PLACE | columns_of(settings)
+    columns = PLACE | settings.columns
     schema = arrow_schema(columns)
     counts: dict[str, Any] = {}
     varied: dict[str, Any] = {}
@@ -298,7 +281,7 @@ def write_duplicates(
             lines = _Lines(hashed)
             for kind in those:
                 lines.read(kind, embeddings.get(stage), bool({SOURCES, PROMPTS} & set(settings.of)))
-            said: dict[str, list[Any]] = {name: [None] * len(lines) for name in columns_of(settings)}
+            said: dict[str, list[Any]] = {name: [None] * len(lines) for name in settings.columns}
             if stage in settings.of:
                 varied |= _pictures(lines, settings, sets, said)
                 for kind in those:
